@@ -2,14 +2,14 @@
 # make demo           the whole loop on real data; the servers keep running (DEMO_EXIT=1 stops them at the end)
 # make test           the tests, about six minutes on two cores
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
-# make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/agent runs some of them
+# make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
 # make test-all       make test, make test-long and make test-install
 # make stack-test     checks the statements of docs/stack.md with the services of docker/compose.yaml, without containers
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart
 # make lint           ruff, formatting, strict types (also for macOS), the import rule, the figures of the structure
-# The long files run first (tests/agent … e2e), because otherwise one core would run them at the end.
+# The long files run first (tests/serve/agent … e2e), because otherwise one core would run them at the end.
 # Each target sets up its environment in a fresh clone, with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 it uses
 # a separate environment for that version, .venv-3.13.
 

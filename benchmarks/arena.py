@@ -22,8 +22,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.batching import SIDE, export_cnn
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime, limit_memory, open_session
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, limit_memory, open_session
 
 ROWS = (64, 256, 1000, 10_000)
 WAYS = ("kept", "returned after each run", "ours", "ours, memory is short")

@@ -21,9 +21,9 @@ import onnxruntime
 import torch
 from torch import nn
 
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.session import available_cores, open_session
+from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.session import available_cores, open_session
 
 CLIENTS = 64
 ROUNDS = 7

@@ -31,7 +31,7 @@ import xgboost
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 _THREADS = int(os.environ.get("THREADS", "1"))
 _TREES, _COLUMNS, _LEARNED, _BATCH = 100, 20, 20_000, 10_000

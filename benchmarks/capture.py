@@ -48,11 +48,11 @@ class Cost:
 
 def cost(kind: str, choice: str, requests: int) -> Cost:
     """Write and ship this number of requests of one row."""
-    from mlflow_deploy_plugin.agent.ship import Shipper
-    from mlflow_deploy_plugin.server.observability.metrics import Metrics
-    from mlflow_deploy_plugin.spool.captured_model import exclude_columns
-    from mlflow_deploy_plugin.spool.codec import RequestRecord
-    from mlflow_deploy_plugin.spool.writer import CaptureWriter
+    from mlflow_deploy_plugin.serve.agent.ship import Shipper
+    from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+    from mlflow_deploy_plugin.serve.spool.captured_model import exclude_columns
+    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
     source = shipping.captured(kind)
     whole = next(source)[0]
@@ -91,8 +91,8 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
 
 def labels() -> tuple[float, float]:
     """Return the microseconds of writing one label, best and median."""
-    from mlflow_deploy_plugin.spool.codec import Feedback
-    from mlflow_deploy_plugin.spool.writer import CaptureWriter
+    from mlflow_deploy_plugin.serve.spool.codec import Feedback
+    from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
         writer = CaptureWriter(Path(folder))

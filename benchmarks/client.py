@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import requests
 
-from mlflow_deploy_plugin.client.client import AsyncClient, Client
+from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client
 from tests.support.models import mixed_model
 from tests.support.serving import servers_below
 

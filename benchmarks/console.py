@@ -56,7 +56,7 @@ def history_line(endpoint: str, left: int) -> bytes:
 def agent_reading(endpoints: int, folder: Path) -> Callable[[], object]:
     """Return the agent's work of every ten seconds, for a server with this number of endpoints."""
     from mlflow_deploy_plugin.core.statedir.history import _read_counts
-    from mlflow_deploy_plugin.server.observability.metrics import Metrics
+    from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 
     metrics = Metrics(folder)
     for number in range(endpoints):

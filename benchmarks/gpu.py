@@ -27,9 +27,9 @@ from torch import nn
 sys.path.append(str(Path(__file__).parent.parent))
 
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions, ServerSpec
-from mlflow_deploy_plugin.runtime.binding import BoundSession
-from mlflow_deploy_plugin.runtime.session import Placement, open_session
-from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.serve.device import require_device
+from mlflow_deploy_plugin.serve.runtime.binding import BoundSession
+from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
 from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
 

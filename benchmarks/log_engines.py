@@ -34,10 +34,10 @@ import pyarrow.dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mlflow_deploy_plugin.inference_log.labels import LABEL_NUMBER
-from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_tables
-from mlflow_deploy_plugin.inference_log.storage import encode_parquet
-from mlflow_deploy_plugin.inference_log.tables import unify_schemas
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_tables
+from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
+from mlflow_deploy_plugin.serve.inference_log.tables import unify_schemas
 
 _DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", tz="UTC")

@@ -53,8 +53,8 @@ def answer(folder: Path, device: Any, threads: int) -> None:
     """Measure each case that arrives at standard input as a line [model, rows], until the input ends."""
     import onnxruntime
 
-    from mlflow_deploy_plugin.runtime.model import OnnxModel
-    from mlflow_deploy_plugin.runtime.session import Placement
+    from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+    from mlflow_deploy_plugin.serve.runtime.session import Placement
 
     print(json.dumps(onnxruntime.__version__), flush=True)
     models = {name: OnnxModel.load(folder / name, Placement(device), threads) for name in MODELS}

@@ -149,8 +149,8 @@ def main() -> int:
 @contextmanager
 def running_registry(folder: Path) -> Iterator[Registry]:
     """Run MLflow with two versions of each model behind a proxy, and fetch all versions into a model cache."""
-    from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
     from mlflow_deploy_plugin.core.registry.resolution import resolve
+    from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 
     (folder / "mlflow").mkdir()
     variables = {"MLFLOW_SERVER_ALLOWED_HOSTS": "*"}

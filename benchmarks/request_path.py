@@ -107,7 +107,7 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.statedir.files import KEYS, SPEC, WANTED, write_atomically, write_state
     from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys, Wanted
-    from mlflow_deploy_plugin.server.assembly import open_server
+    from mlflow_deploy_plugin.serve.assembly import open_server
 
     servers = {}
     if label in ("logged", "traced"):
@@ -223,11 +223,11 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
 
 def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict[str, Callable[[], Any]]:
     """Return the parts of the processing of this body as functions without arguments."""
-    from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.server.http.plan import PlanTable
-    from mlflow_deploy_plugin.server.inference import protocol_table
-    from mlflow_deploy_plugin.server.messages import RawRequest
-    from mlflow_deploy_plugin.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.serve.http.app import ServerApp
+    from mlflow_deploy_plugin.serve.http.plan import PlanTable
+    from mlflow_deploy_plugin.serve.inference import protocol_table
+    from mlflow_deploy_plugin.serve.messages import RawRequest
+    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 
     by_path = {
         "/invocations": protocol_table.INVOCATIONS,
@@ -311,8 +311,8 @@ class NoSocket:
 
 async def answer_by_name(label: str) -> None:
     """Print the names of the requests. Then print the microseconds of each request whose name is read."""
-    from mlflow_deploy_plugin.server.http.workers import worker_app
-    from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
+    from mlflow_deploy_plugin.serve.http.workers import worker_app
+    from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 
     worker_app.INLINE_SECONDS = math.inf  # a busy machine must not move requests off the loop
     root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))

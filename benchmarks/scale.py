@@ -293,7 +293,7 @@ def registry(seconds: float) -> None:
 
 
 def redis(seconds: float) -> None:
-    from mlflow_deploy_plugin.server.inference.limits import RedisRates, open_rate_limiter
+    from mlflow_deploy_plugin.serve.inference.limits import RedisRates, open_rate_limiter
 
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, redis_server(Path(folder)) as url:
         limiter = open_rate_limiter("1000000/second", RedisRates(url))
@@ -308,9 +308,9 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
     """Write rows of 14 columns like an agent: a file per ten minutes of two workers."""
     import pyarrow as pa
 
-    from mlflow_deploy_plugin.inference_log.reader import open_log
-    from mlflow_deploy_plugin.inference_log.storage import encode_parquet
-    from mlflow_deploy_plugin.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+    from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
     rng = np.random.default_rng(0)
     per_file, start = 25_000, datetime(2026, 1, 1, tzinfo=UTC)

@@ -25,8 +25,8 @@ sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import request_path
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.server.messages import RawRequest
+    from mlflow_deploy_plugin.serve.http.app import ServerApp
+    from mlflow_deploy_plugin.serve.messages import RawRequest
 
 ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
@@ -35,8 +35,8 @@ def open_apps(root: Path) -> dict[str, "ServerApp"]:
     """Return the servers by the model in their shadow."""
     from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
     from mlflow_deploy_plugin.core.statedir.models import Wanted
-    from mlflow_deploy_plugin.server.assembly import open_server
-    from mlflow_deploy_plugin.server.http.app import ServerApp
+    from mlflow_deploy_plugin.serve.assembly import open_server
+    from mlflow_deploy_plugin.serve.http.app import ServerApp
 
     folder = str(request_path.MODELS / "numbers")
     copy = root / "copy"
@@ -55,7 +55,7 @@ def open_apps(root: Path) -> dict[str, "ServerApp"]:
 
 
 def request() -> "RawRequest":
-    from mlflow_deploy_plugin.server.messages import RawRequest
+    from mlflow_deploy_plugin.serve.messages import RawRequest
 
     draw = random.Random(0)
     names = [f"feature_{place}" for place in range(request_path.WIDTH)]

@@ -37,8 +37,8 @@ SETTLING_SECONDS = 3.0
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Return the captured model, feeds and outputs of requests of one row: `VARIETY` outputs, and new floats in each
     request."""
-    from mlflow_deploy_plugin.runtime.model import OnnxModel
-    from mlflow_deploy_plugin.spool.captured_model import CapturedModel
+    from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+    from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 
     loaded = OnnxModel.load(request_path.MODELS / kind)
     bound = CapturedModel("m", "1", loaded.schema, loaded.artifact.prediction)
@@ -65,8 +65,8 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
 
 def write_spool(spool: Path, kind: str, requests: int) -> float:
     """Fill the spool, and return the CPU seconds of writing."""
-    from mlflow_deploy_plugin.spool.codec import RequestRecord
-    from mlflow_deploy_plugin.spool.writer import CaptureWriter
+    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
     writer = CaptureWriter(spool)
     now = time.time_ns() // 1000
@@ -85,7 +85,7 @@ def write_spool(spool: Path, kind: str, requests: int) -> float:
 
 def cost(kind: str, requests: int, rounds: int) -> None:
     """Print the CPU seconds per million requests of writing and of shipping (the best round), and the sizes."""
-    from mlflow_deploy_plugin.agent.ship import Shipper
+    from mlflow_deploy_plugin.serve.agent.ship import Shipper
 
     spent = []
     for _ in range(rounds):
@@ -133,7 +133,7 @@ def busy(kind: str, seconds: float) -> None:
         try:
             _wait_until_ready(server, Path(folder, "server.log"))
             tree = psutil.Process(server.pid).children(recursive=True)
-            agent = next(process for process in tree if "mlflow_deploy_plugin.agent" in process.cmdline())
+            agent = next(process for process in tree if "mlflow_deploy_plugin.serve.agent" in process.cmdline())
             asking = ["taskset", "-c", "1", "wrk", "-t1", "-c8", "-s", str(script), f"http://127.0.0.1:{port}{path}"]
             subprocess.run([*asking, f"-d{SETTLING_SECONDS:.0f}"], check=True, capture_output=True)
             before = _spent(agent)

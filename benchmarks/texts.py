@@ -71,8 +71,8 @@ def save_nets(folder: Path) -> None:
 
 def load(kind: str, folder: Path, device: str) -> Callable[[list[str]], Any]:
     if kind.startswith("wrapped"):
-        from mlflow_deploy_plugin.runtime.model import OnnxModel
-        from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement
+        from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+        from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement
 
         on_gpu = Placement(listed=[{"CUDAExecutionProvider": {}}, {"CPUExecutionProvider": {}}])
         model = OnnxModel.load(folder / kind, on_gpu if device == "cuda" else ON_CPU)

@@ -61,7 +61,7 @@ NOT_SERVED = (
     *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),
 )
 OURS = "mlflow_deploy_plugin"
-SERVING = {"agent", "cli", "inference_log", "processes", "registry", "runtime", "server", "spec", "statedir", "tabular"}
+SERVING = {"core", "serve", "cli"}
 READS_ITSELF = {"anyio"}
 """Packages that find the modules of their first use in their own sources."""
 

@@ -33,7 +33,7 @@ search the log for the request id of the response.
 JOURNEYS = {
     "Wrap": ("flavor", "evaluation", "optimization", "exporter", "desktop"),
     "Promote": ("gate", "evidence", "replay", "controller/rollouts", "ui"),
-    "Serve": ("server", "protocols", "runtime", "spool", "agent", "pyfunc", "client", "inference_log", "embed.py"),
+    "Serve": ("serve",),
     "Ship": ("deployments", "manifests", "images", "batch", "sizing"),
     "Watch": ("monitoring", "controller"),
     "All commands": ("",),

@@ -17,14 +17,14 @@ from mlflow_deploy_plugin.core.version import __version__
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
     from mlflow_deploy_plugin.batch.spark import predict_frame
-    from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy
-    from mlflow_deploy_plugin.embed import asgi_app, wsgi_app
     from mlflow_deploy_plugin.evaluation.curves import robustness
     from mlflow_deploy_plugin.evaluation.explanation import explain
     from mlflow_deploy_plugin.exporter.exporting import export
     from mlflow_deploy_plugin.flavor.registered import wrap_registered as wrap_model
     from mlflow_deploy_plugin.flavor.save import load_model, log_model, save_model
     from mlflow_deploy_plugin.optimization.optimizer import optimize
+    from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
+    from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
 
 __all__ = [
     "AsyncClient",
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncClient": ("client.client", "AsyncClient"),
+    "AsyncClient": ("serve.client.client", "AsyncClient"),
     "BatchPlan": ("batch.run", "BatchPlan"),
-    "Client": ("client.client", "Client"),
-    "Prediction": ("client.client", "Prediction"),
-    "RetryPolicy": ("client.client", "RetryPolicy"),
+    "Client": ("serve.client.client", "Client"),
+    "Prediction": ("serve.client.client", "Prediction"),
+    "RetryPolicy": ("serve.client.client", "RetryPolicy"),
     "_load_pyfunc": ("flavor.save", "_load_pyfunc"),
-    "asgi_app": ("embed", "asgi_app"),
+    "asgi_app": ("serve.embed", "asgi_app"),
     "explain": ("evaluation.explanation", "explain"),
     "export": ("exporter.exporting", "export"),
     "load_model": ("flavor.save", "load_model"),
@@ -65,7 +65,7 @@ _HOMES = {
     "run_batch": ("batch.run", "run_batch"),
     "save_model": ("flavor.save", "save_model"),
     "wrap_model": ("flavor.registered", "wrap_registered"),
-    "wsgi_app": ("embed", "wsgi_app"),
+    "wsgi_app": ("serve.embed", "wsgi_app"),
 }
 """Public name → (module, name in that module). MLflow calls `_load_pyfunc` to load a saved model."""
 

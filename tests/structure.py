@@ -64,7 +64,7 @@ class Module:
 
     @property
     def name(self) -> str:
-        """Its path below the package, as `server/http/app.py`."""
+        """Its path below the package, as `serve/http/app.py`."""
         return self.path.relative_to(PACKAGE).as_posix()
 
     @property

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
-from mlflow_deploy_plugin.server.http.routes import ROUTES
+from mlflow_deploy_plugin.serve.http.routes import ROUTES
 from tests.support.guides import README, ROOT, blocks, section
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from mlflow_deploy_plugin.exporter.package import REQUIREMENTS
-from mlflow_deploy_plugin.runtime.session import OLDEST_ONNXRUNTIME
+from mlflow_deploy_plugin.serve.runtime.session import OLDEST_ONNXRUNTIME
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,7 +87,7 @@ def test_the_tested_versions_are_exact_and_keep_to_what_is_known_to_work() -> No
     assert re.fullmatch(r"[\d.]+", pinned["uvicorn-worker"])
 
 
-@pytest.mark.parametrize("module", ["mlflow_deploy_plugin", "mlflow_deploy_plugin.server.http.app"])
+@pytest.mark.parametrize("module", ["mlflow_deploy_plugin", "mlflow_deploy_plugin.serve.http.app"])
 def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> None:
     heavy = "{'mlflow', 'pandas', 'sklearn', 'torch', 'sqlalchemy', 'pyarrow'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

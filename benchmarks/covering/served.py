@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.serving.servers import free_port
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from tests.support.serving import servers_below
 from tests.support.waiting import wait_until
 

@@ -22,7 +22,6 @@ from benchmarks.drifting.worlds import DAY_US, HOUR_US, Array, Rows, reference_o
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_groups
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
@@ -39,6 +38,7 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
     reference_levels,
     window_levels,
 )
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 CHANGED = 3
 """The column whose level changes."""

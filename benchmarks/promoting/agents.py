@@ -167,11 +167,12 @@ def follow_all(
 def follow(
     state_dir: Path, agent: int, model: str, queue: "SimpleQueue[Any]", poll_seconds: float, has_feed: bool
 ) -> None:
-    """Run an agent like `agent/__main__.py`, without the spool. Report a version after its wanted.json is written."""
-    from mlflow_deploy_plugin.agent.feed import FeedFollower
-    from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
-    from mlflow_deploy_plugin.agent.follow import Follower
-    from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
+    """Run an agent like `serve/agent/__main__.py`, without the spool. Report a version after its wanted.json is
+    written."""
+    from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
+    from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
+    from mlflow_deploy_plugin.serve.agent.follow import Follower
+    from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
 
     stop = threading.Event()
     resolver = VersionResolver(

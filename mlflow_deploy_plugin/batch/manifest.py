@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, Onnxs
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.statedir.files import locked
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, compression_of, format_of, unfinished_stem
-from mlflow_deploy_plugin.inference_log.storage import LogLocation, locate_log, write_file
+from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, locate_log, write_file
 
 MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"

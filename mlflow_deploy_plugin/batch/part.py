@@ -33,8 +33,8 @@ from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, atomic_file, compression_of, table_writer
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock, RowStream, group_tables
-from mlflow_deploy_plugin.inference_log.storage import LogLocation, locate_log, upload_file
-from mlflow_deploy_plugin.protocols import arrow
+from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, locate_log, upload_file
+from mlflow_deploy_plugin.serve.protocols import arrow
 
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.tabular.files import FileFormat
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -213,7 +213,7 @@ def _prepare(threads: int) -> None:
     """Limit the threads of libraries of pyfuncs (torch, boosters), and hide the tracebacks of refused rows."""
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    logging.getLogger("mlflow_deploy_plugin.pyfunc.scorer").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow_deploy_plugin.serve.pyfunc.scorer").setLevel(logging.CRITICAL)
 
 
 class _Tally:

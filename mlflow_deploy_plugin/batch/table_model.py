@@ -30,15 +30,15 @@ from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.tabular.files import first_line
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
-from mlflow_deploy_plugin.protocols import arrow
-from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.model import RUN_ROWS, OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.runtime.session import Placement, available_cores
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.serve.protocols import arrow
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
@@ -109,7 +109,7 @@ class PyfuncTable:
     """A version without an ONNX form. It has the methods of `OnnxTable`, but only one thread may call it at a time."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
+        from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
         with redirect_stdout(sys.stderr):  # The model's output must not mix with predictions.
             self._scorer = load_scorer(artifact.folder)

@@ -84,7 +84,7 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
             start_metrics_server(deployments.store, metrics_port)
         if webhook_port is not None:
             from mlflow_deploy_plugin.controller.webhooks import start_webhook_receiver
-            from mlflow_deploy_plugin.server.supervisor import open_listener
+            from mlflow_deploy_plugin.serve.supervisor import open_listener
 
             host = deployments.settings.host
             start_webhook_receiver(deployments, open_listener(host, webhook_port, "--webhook-port"))
@@ -325,7 +325,7 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
     from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
     from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
     from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-    from mlflow_deploy_plugin.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
     with opened_deployments(quiet=True) as deployments:
         if name is None or listed:

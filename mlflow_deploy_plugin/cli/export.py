@@ -255,7 +255,7 @@ def size(
     """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.evaluation.model import downloaded_version
-    from mlflow_deploy_plugin.server.device import require_device
+    from mlflow_deploy_plugin.serve.device import require_device
     from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
 
     limit, changes = parse_latency(p99, "--p99"), key_values(config)

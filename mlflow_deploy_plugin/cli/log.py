@@ -28,9 +28,9 @@ from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer, values_of
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log.query import QueryResult
-    from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-    from mlflow_deploy_plugin.inference_log.stats import LogStats
+    from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
+    from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+    from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
 _WIDEST_CELL, _WIDEST_REASON = 40, 200
@@ -130,9 +130,9 @@ def query(
         raise click.UsageError(f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
-    from mlflow_deploy_plugin.inference_log.query import Query, limit_memory, run_query
-    from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint
-    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+    from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
+    from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     labels = labels and not failed
     if is_table:
@@ -179,8 +179,8 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     the log, the command uses the counters of the agents: answered, captured, dropped and shipped rows since the first
     start of each server. If a deleted endpoint had the same name, its rows are counted only with --since.
     """
-    from mlflow_deploy_plugin.inference_log.stats import log_stats
-    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+    from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     with usage_errors():
         span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
@@ -207,7 +207,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     The age of a row depends on its event time, the age of a label on the day of its receipt. The row profiles that
     monitors store are deleted by day.
     """
-    from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
+    from mlflow_deploy_plugin.serve.inference_log.maintenance import expire as delete
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
@@ -226,7 +226,7 @@ def compact(name: str) -> None:
     The files of each past hour are merged into one file. The rows do not change, and readers and agents may run at the
     same time. `onnxserve controller` does the same once per hour.
     """
-    from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
+    from mlflow_deploy_plugin.serve.inference_log.maintenance import compact as make_one
 
     opened = _open()
     _require_logged(opened, name)
@@ -248,9 +248,9 @@ def errors(name: str, last: str, output: str) -> None:
       onnxserve errors flights --last 24h
       onnxserve errors flights --last 7d -o json
     """
-    from mlflow_deploy_plugin.inference_log.query import Query, run_query
-    from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint
-    from mlflow_deploy_plugin.inference_log.windows import TimeRange, time_before
+    from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
+    from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
+    from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, time_before
 
     with usage_errors():
         view = View(name, TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")), labels=False)
@@ -301,9 +301,9 @@ def _cause_lines(last: str, answered: int, failed: int, causes: list[dict[str, A
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
     """Raise NotFound if the log contains no rows, no labels (which outlive rows) and no failures of the endpoint."""
-    from mlflow_deploy_plugin.inference_log.labels import LABELS
-    from mlflow_deploy_plugin.inference_log.reader import require_endpoint
-    from mlflow_deploy_plugin.inference_log.storage import list_endpoints
+    from mlflow_deploy_plugin.serve.inference_log.labels import LABELS
+    from mlflow_deploy_plugin.serve.inference_log.reader import require_endpoint
+    from mlflow_deploy_plugin.serve.inference_log.storage import list_endpoints
 
     if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
         require_endpoint(opened, name)
@@ -311,7 +311,7 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
 def _open(since: datetime | None = None) -> "InferenceLog":
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.inference_log.reader import open_log
+    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 
     return open_log(load_settings().inference_log, since)
 

@@ -84,9 +84,9 @@ def list_(name: str | None, output: str) -> None:
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
         from mlflow_deploy_plugin.controller.monitors.schedule import overviews
-        from mlflow_deploy_plugin.inference_log.stats import read_watermarks
-        from mlflow_deploy_plugin.inference_log.storage import locate_log
-        from mlflow_deploy_plugin.inference_log.windows import Window
+        from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
+        from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+        from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
@@ -220,7 +220,7 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     The monitor MONITOR judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the command to
     continue with the first window that is not judged. Exit status 1 if a window could not be judged.
     """
-    from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
+    from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 
     with usage_errors():
         period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
@@ -474,7 +474,7 @@ def _judge_window(
     """Judge a window now and show the result. The result is not stored if the command overrides fields of the spec."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
-        from mlflow_deploy_plugin.inference_log.windows import parse_window
+        from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
         with usage_errors():
             parsed = parse_window(window) if window is not None else None

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.tabular.files import (
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import BatchProgress
     from mlflow_deploy_plugin.deployments.batch_prediction import RowBatch, RowFile
-    from mlflow_deploy_plugin.inference_log.label_files import BadRow
+    from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
@@ -82,8 +82,8 @@ def feedback(
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
     from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels, label_sink
-    from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
-    from mlflow_deploy_plugin.inference_log.reader import open_log
+    from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns, read_label_file
+    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)

@@ -70,9 +70,9 @@ def replay(context: click.Context, /, subject: str, against: str | None, output:
 
 def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int, nodes: int, pdb: bool) -> None:
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.replay.traffic import open_traffic
+    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 
     log = open_log(load_settings().inference_log)
     endpoint, table = find_request(log, prediction_id, endpoint)
@@ -131,9 +131,9 @@ def _backtest(name: str, against: str, output: str, since: str | None, until: st
     """Back-test a candidate on the captured rows of an endpoint."""
     from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.evaluation.model import downloaded_version, load_version
-    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
     from mlflow_deploy_plugin.replay.backtest import backtest
     from mlflow_deploy_plugin.replay.traffic import open_traffic
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 
     with usage_errors():
         times = parse_time_range(since, until, datetime.now(UTC))

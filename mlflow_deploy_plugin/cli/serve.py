@@ -15,9 +15,9 @@ from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, rea
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
-from mlflow_deploy_plugin.server.cloud import read_cloud
-from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.server.supervisor import supervise
+from mlflow_deploy_plugin.serve.cloud import read_cloud
+from mlflow_deploy_plugin.serve.device import require_device
+from mlflow_deploy_plugin.serve.supervisor import supervise
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor.registered import WrappedVersion
-    from mlflow_deploy_plugin.runtime.artifact import Input, Output
+    from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
 
 
 @click.command()

@@ -1,7 +1,7 @@
 """All `ONNXSERVE_*` settings of a process, typed and documented.
 
-A setting specifies where this machine stores files and how long this process waits; the spec (`core/spec/`) specifies what
-is served and how. Settings are environment variables: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
+A setting specifies where this machine stores files and how long this process waits; the spec (`core/spec/`) specifies
+what is served and how. Settings are environment variables: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
 
 The class is a plain pydantic model, because pydantic-settings would add 0.1 s to the start of each server process.
 """

@@ -18,7 +18,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-from mlflow_deploy_plugin.client.rows import BODY_FORMS
 from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
@@ -26,10 +25,11 @@ from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, first_line, json_lines, open_parquet
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
-from mlflow_deploy_plugin.inference_log.label_files import LabelColumns
-from mlflow_deploy_plugin.protocols import arrow
-from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.protocols.content import CSV, JSON, load_json
+from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
+from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
+from mlflow_deploy_plugin.serve.protocols import arrow
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import CSV, JSON, load_json
 
 if TYPE_CHECKING:
     from pyarrow import Table

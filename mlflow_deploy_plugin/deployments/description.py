@@ -18,8 +18,8 @@ from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weig
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.unapproved import answers_of
-from mlflow_deploy_plugin.runtime.artifact import PYFUNC_PARITY
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import PYFUNC_PARITY
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
 _OF_DEPLOYMENT = (
     *("name", "endpoint", "state", "url", "model_uri", "model", "version"),

@@ -16,12 +16,12 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
-from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelEntry
-from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table, write_labels
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, match_labels, view_schema, view_tables
-from mlflow_deploy_plugin.inference_log.windows import TimeRange
-from mlflow_deploy_plugin.protocols import feedback as feedback_protocol
-from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelEntry
+from mlflow_deploy_plugin.serve.inference_log.labels import Label, LabelMatches, labels_table, write_labels
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, match_labels, view_schema, view_tables
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.protocols import feedback as feedback_protocol
+from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
 
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.client.rows import BODY_FORMS, encode_json, is_pandas_frame
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -22,6 +21,7 @@ from mlflow_deploy_plugin.deployments.description import describe
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
+from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS, encode_json, is_pandas_frame
 
 if TYPE_CHECKING:
     import pandas as pd

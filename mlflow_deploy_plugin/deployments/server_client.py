@@ -13,12 +13,12 @@ import orjson
 import requests
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.client.client import response_error
 from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests, Unauthenticated
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, SERVER, read_state
 from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.serve.client.client import response_error
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5

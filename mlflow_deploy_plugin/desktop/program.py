@@ -10,8 +10,8 @@ from urllib.request import urlopen
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
 from mlflow_deploy_plugin.desktop.window import ProgramWindow
-from mlflow_deploy_plugin.embed import local_server
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.embed import local_server
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 
 def main(folder: Path, arguments: list[str]) -> None:

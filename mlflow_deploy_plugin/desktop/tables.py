@@ -15,11 +15,11 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
-from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.protocols.content import CSV
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import as_text
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import CSV
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 Columns = dict[str, list[object]]
 """The values of the rows by column; all columns have the same length."""

@@ -17,11 +17,11 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import without_row_number
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.desktop.tables import Columns, csv_text, predict_csv, predict_file, save_columns
-from mlflow_deploy_plugin.embed import local_server
-from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime.log_columns import as_text
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.embed import local_server
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 Bars = Sequence[tuple[str, float]]
 _WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "long": "whole number"}

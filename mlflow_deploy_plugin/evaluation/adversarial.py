@@ -29,8 +29,8 @@ from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function from N rows and a random generator to the loss of each row, [N], and the gradients by array."""

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.metrics import Baseline, argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, predictions_of
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _ROUNDING = 2**-18
 """The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""

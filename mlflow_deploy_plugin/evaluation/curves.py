@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 from mlflow_deploy_plugin.evaluation.disturbances import DISTURB, unfit_reason, with_missing
 from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")

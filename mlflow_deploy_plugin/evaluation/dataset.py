@@ -19,13 +19,13 @@ from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE
 from mlflow_deploy_plugin.core.tabular.streams import MAX_BYTES, read_table
-from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.runtime.log_columns import cast_columns
-from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column. Texts are objects, and a missing value is NaN or None."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.metrics import spread
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 UNSEEN = "(never seen)"
 _SHARE_OUT_OF_RANGE = 0.1

@@ -1,8 +1,8 @@
 """Explain the rows of a file: the contribution of each column to each prediction, and the importance of columns.
 
-Contributions are computed as for `/explain` (`pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX form). The
-importance of a column is its mean absolute contribution and, with labels, the loss of the metric when the column is
-permuted (Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
+Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX
+form). The importance of a column is its mean absolute contribution and, with labels, the loss of the metric when the
+column is permuted (Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
 """
 
 import contextlib
@@ -41,14 +41,14 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 )
 from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
-from mlflow_deploy_plugin.runtime.explained import explained_features
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.explained import explained_features
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.pyfunc.explainer import RowContributions
-    from mlflow_deploy_plugin.runtime.explained import ExplainedFeature
+    from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
+    from mlflow_deploy_plugin.serve.runtime.explained import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
 _PERMUTATIONS = 10  # `/explain` uses the same number of pairs of permutations.
@@ -281,9 +281,10 @@ def contributions(
     config: Any = SimpleNamespace(DISABLE_JIT=0)
     with contextlib.suppress(ModuleNotFoundError):  # numba may be missing, because shap 0.54 does not need it.
         from numba import config
-    before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # Otherwise numba compiles shap for 20 s (`pyfunc/__main__.py`).
+    # Otherwise numba compiles shap for 20 s (`serve/pyfunc/__main__.py`).
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
     try:
-        from mlflow_deploy_plugin.pyfunc.explainer import explain_rows, most_background_rows, read_background
+        from mlflow_deploy_plugin.serve.pyfunc.explainer import explain_rows, most_background_rows, read_background
     finally:
         config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)

@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 WeightedMetric = Callable[[Array], float]
 """A function from the row weights, [N], to the metric."""

@@ -10,10 +10,10 @@ from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 
 Value = str | float | None
 Trend = Literal["better", "worse", ""]

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError, Not
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 
 _SECONDS, _NAME = 1800, "predict"
 _PACKAGE = Path(__file__).parents[1]

@@ -37,10 +37,10 @@ from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, known_row
 from mlflow_deploy_plugin.exporter.desktop import write_desktop
 from mlflow_deploy_plugin.exporter.package import RUNNER, write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
-from mlflow_deploy_plugin.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

@@ -26,8 +26,8 @@ from packaging.version import InvalidVersion, Version
 from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError, InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.settings import absolute_path
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 
 RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"

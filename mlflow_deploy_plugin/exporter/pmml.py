@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL as PMML_MODEL
 from mlflow_deploy_plugin.flavor.pmml import require_java
 from mlflow_deploy_plugin.flavor.registered import load_folder, onnx_form
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _CONVERSION_SECONDS = 600
 

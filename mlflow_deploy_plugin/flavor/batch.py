@@ -17,10 +17,10 @@ from mlflow.types import Schema as SignatureSchema
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Output
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Output
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 

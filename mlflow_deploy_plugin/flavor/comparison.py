@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.flavor.batch import Batch, column_values
-from mlflow_deploy_plugin.runtime.artifact import Role
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.artifact import Role
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4

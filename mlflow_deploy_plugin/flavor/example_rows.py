@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES, FileFormat, fir
 from mlflow_deploy_plugin.flavor.batch import NAMELESS_TEXT, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4

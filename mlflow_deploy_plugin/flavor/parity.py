@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.runtime.artifact import Output, ParityState
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.artifact import Output, ParityState
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 Answers = dict[str, Array]
 

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import Batch, column_type, missing_value, unseen_category
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, Category
 from mlflow_deploy_plugin.flavor.parity import RowGroup
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MIN_PARITY_ROWS = 1_000
 

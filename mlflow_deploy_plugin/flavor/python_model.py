@@ -39,8 +39,8 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, column_type, col
 from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel, call_original
 from mlflow_deploy_plugin.flavor.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
-from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 

@@ -52,8 +52,8 @@ from mlflow_deploy_plugin.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel, save_model
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.pyfunc.process import error_summary, load_failure, version_differences
-from mlflow_deploy_plugin.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.serve.pyfunc.process import error_summary, load_failure, version_differences
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")

@@ -41,8 +41,8 @@ from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.session import Placement, available_cores
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
 """The frameworks whose MLflow pyfunc returns a table for an input table."""

@@ -31,10 +31,10 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 
 LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"

@@ -27,9 +27,9 @@ from mlflow_deploy_plugin.flavor.convert.converters import FrameworkConverter, c
 from mlflow_deploy_plugin.flavor.parity import Answers, ParityReport, RowGroup, ask_original, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
-from mlflow_deploy_plugin.runtime.feeds import Array, no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 

@@ -42,8 +42,8 @@ from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.replay.traffic import open_traffic
-from mlflow_deploy_plugin.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 

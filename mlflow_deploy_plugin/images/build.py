@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.images.context import BuildContext, model_context, server_context
 from mlflow_deploy_plugin.images.engine import build, image_fields
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
 BASE_IMAGE = "python:3.11-slim-bookworm"  # docker/Dockerfile must have the same default.
 

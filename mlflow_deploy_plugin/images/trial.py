@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mlflow_deploy_plugin.client.rows import decode_tensors, encode_tensors
 from mlflow_deploy_plugin.core.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.evaluation.agreement import check_outputs
 from mlflow_deploy_plugin.evaluation.dataset import known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
-from mlflow_deploy_plugin.runtime.feeds import array_bytes
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.client.rows import decode_tensors, encode_tensors
+from mlflow_deploy_plugin.serve.runtime.feeds import array_bytes
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
@@ -25,7 +25,7 @@ _MANY_BYTES = 8 * 2**20  # A server accepts bodies of 16 MiB, so only the first 
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3
-from mlflow_deploy_plugin.server.cloud import is_healthy
+from mlflow_deploy_plugin.serve.cloud import is_healthy
 seconds, length, body = json.load(sys.stdin)
 server = urllib3.HTTPConnectionPool("127.0.0.1", int(os.environ.get("ONNXSERVE_PORT", 8080)), timeout=seconds)
 end = time.monotonic() + seconds

@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.flavor.save import save_model
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _BATCH = 64
 _RATE = 1e-3

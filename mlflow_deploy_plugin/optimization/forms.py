@@ -26,8 +26,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mlflow_deploy_plugin.core.errors import ConversionError
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
 
 Int8 = Literal["dynamic", "static"]
 

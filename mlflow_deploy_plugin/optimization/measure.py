@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
-from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 SIZES = (1, 8, 1000)
 """The numbers of rows per request for which latency is measured."""

@@ -34,8 +34,8 @@ from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, load_dataset, l
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, downloaded_version
 from mlflow_deploy_plugin.optimization import forms, saved_form
 from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_feeds
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 MIN_ROWS = 100
 """The minimum number of rows to measure a loss of 1 %."""

@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.dataset import load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.optimization.measure import load_onnx
-from mlflow_deploy_plugin.runtime.feeds import Feeds, repeat_row, row_count
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, repeat_row, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

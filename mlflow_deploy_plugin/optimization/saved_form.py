@@ -17,9 +17,9 @@ from mlflow_deploy_plugin.evaluation.dataset import reference_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.saved_model import PARITY_FILE
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
-from mlflow_deploy_plugin.runtime.log_columns import to_log_columns as log_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns as log_columns
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 
 def save_model(

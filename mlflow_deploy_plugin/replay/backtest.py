@@ -17,21 +17,21 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.evaluation import metrics
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, own_columns, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
-from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
-from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint, view_tables
-from mlflow_deploy_plugin.inference_log.tables import (
+from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
+from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint, view_tables
+from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
     Sample,
     captured_outputs,
     count_versions,
     describe_answers,
 )
-from mlflow_deploy_plugin.inference_log.windows import TimeRange
-from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.feeds import row_count
-from mlflow_deploy_plugin.runtime.log_columns import output_column
-from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import row_count
+from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
+from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 
 _CHUNK, _SHOWN = 2_000, 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}
@@ -54,7 +54,7 @@ class BacktestReport:
     Attributes:
         captured_rows, rows: the number of rows in the time range, and of the replayed rows.
         versions: the number of accepted rows by served version.
-        disagreement: the share of accepted rows with different answers, by `runtime/shadow_compare.py`.
+        disagreement: the share of accepted rows with different answers, by `serve/runtime/shadow_compare.py`.
         mean_difference, max_difference: of the largest finite difference of each row's numbers; NaN without numbers.
         refused: one row per reason for which the candidate refuses rows, the most frequent reason first.
         candidate_row_us: microseconds per row in batches, without a server.

@@ -21,21 +21,21 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
 from mlflow_deploy_plugin.evaluation.model import downloaded_version
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.tables import concat_tables
-from mlflow_deploy_plugin.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.explained import check_explainable
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
-from mlflow_deploy_plugin.runtime.log_columns import output_column
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options
-from mlflow_deploy_plugin.spool.codec import as_one_row
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.explained import check_explainable
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.spool.codec import as_one_row
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.pyfunc.explainer import RowContributions
+    from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def replay_prediction(
 
 def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug: bool) -> tuple[NamedArrays, Feeds]:
     """Return the captured columns and the outputs of a model without an ONNX form."""
-    from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
+    from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
     if artifact.undescribed:
         raise InvalidConfig(

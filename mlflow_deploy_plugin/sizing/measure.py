@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from mlflow_deploy_plugin.client.rows import encode_json
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
@@ -29,10 +28,11 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
 from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.evaluation.dataset import known_rows, take_rows
-from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.serve.client.rows import encode_json
+from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.sizing.load import Times, open_loop, post, random_times
 from mlflow_deploy_plugin.sizing.plan import Load, PodMeasurement, count_pods
 

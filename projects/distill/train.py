@@ -38,9 +38,9 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 from mlflow_deploy_plugin.evaluation.metrics import default_metric, weighted_metric
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
-from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_schema, view_tables
-from mlflow_deploy_plugin.runtime.feeds import row_count
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_schema, view_tables
+from mlflow_deploy_plugin.serve.runtime.feeds import row_count
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
 from projects.training import log_options, option, register, run_command
 

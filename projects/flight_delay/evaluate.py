@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from projects.command import one_line_errors
 from projects.flight_delay.data import FEATURES, LABEL, load_flights, months
 from projects.flight_delay.fitting import score

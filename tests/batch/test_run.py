@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.batch import manifest
 from mlflow_deploy_plugin.batch.run import BatchPlan, BatchProgress, run_batch
 from mlflow_deploy_plugin.core.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.files import unfinished_stem
-from mlflow_deploy_plugin.inference_log.storage import LogLocation
+from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.refusals import mentions

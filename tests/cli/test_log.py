@@ -1,4 +1,4 @@
-"""Tests of `onnxserve log`. See tests/inference_log for the results."""
+"""Tests of `onnxserve log`. See tests/serve/inference_log for the results."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.log import size_text, table_lines
-from mlflow_deploy_plugin.inference_log.labels import Label
-from mlflow_deploy_plugin.inference_log.query import QueryResult
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions

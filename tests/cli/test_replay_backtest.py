@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter, write_answers

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.statedir.files import LOOK
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.server.supervisor import open_listener
+from mlflow_deploy_plugin.serve.supervisor import open_listener
 from tests.support.deployments import SIGNATURE, empty_home, weighted_sum
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer

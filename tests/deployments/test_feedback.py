@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
-from mlflow_deploy_plugin.spool.captured_model import ColumnMask
+from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions

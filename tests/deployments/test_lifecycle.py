@@ -249,7 +249,7 @@ def test_of_those_who_create_one_name_at_once_one_wins(
         ("once", {"server.port": "high"}, "server.port: a whole number is expected", "parameter"),
         ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
         ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
-        pytest.param(  # tests/pyfunc/test_main.py tests the message.
+        pytest.param(  # tests/serve/pyfunc/test_main.py tests the message.
             *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"), marks=pytest.mark.long
         ),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.desktop import MODEL
 from mlflow_deploy_plugin.desktop.program import main
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.refusals import mentions
 
 
@@ -29,7 +29,7 @@ def test_the_check_starts_the_server_and_writes_the_outputs_of_the_model(mixed: 
 
 def test_other_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as raised:
-        main(tmp_path, ["-m", "mlflow_deploy_plugin.pyfunc"])
+        main(tmp_path, ["-m", "mlflow_deploy_plugin.serve.pyfunc"])
     assert mentions(str(raised.value), "usage")
 
 

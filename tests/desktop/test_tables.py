@@ -10,7 +10,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.desktop import tables
 from mlflow_deploy_plugin.desktop.tables import predict_csv, predict_file, save_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.models import columns, write_model
 from tests.support.refusals import refused
 

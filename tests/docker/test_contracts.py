@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.images.build import build_image, planned_image
 from tests.docker.conftest import HARDENED, Container, run_docker, send
 from tests.support.refusals import mentions
 
-pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/server/test_cloud.py tests the same without containers
+pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/serve/test_cloud.py tests the same without containers
 
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 DOUBLED = [[2.0, 4.0], [6.0, 8.0]]

@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "mlflow_deploy_plugin"
 ROOTS = [
     "mlflow_deploy_plugin.cli.serve",
-    "mlflow_deploy_plugin.server.supervisor",
-    "mlflow_deploy_plugin.server.gunicorn_conf",
-    "mlflow_deploy_plugin.server.grpc.server",
-    "mlflow_deploy_plugin.server.http.app",
-    "mlflow_deploy_plugin.server.http.workers.connection",
-    "mlflow_deploy_plugin.server.http.workers.worker_app",
-    "mlflow_deploy_plugin.server.http.workers.fast_worker",
-    "mlflow_deploy_plugin.agent.__main__",
+    "mlflow_deploy_plugin.serve.supervisor",
+    "mlflow_deploy_plugin.serve.gunicorn_conf",
+    "mlflow_deploy_plugin.serve.grpc.server",
+    "mlflow_deploy_plugin.serve.http.app",
+    "mlflow_deploy_plugin.serve.http.workers.connection",
+    "mlflow_deploy_plugin.serve.http.workers.worker_app",
+    "mlflow_deploy_plugin.serve.http.workers.fast_worker",
+    "mlflow_deploy_plugin.serve.agent.__main__",
 ]
 MODULE_OF = {
     "grpcio": "grpc",

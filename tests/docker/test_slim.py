@@ -18,7 +18,7 @@ def packages(tmp_path: Path) -> Path:
     """Return packages after `keep_what_serves`; the modules in `imported` were imported by the image's build."""
     folder = tmp_path / "lib" / "site-packages"
     for name in ("other/used", "other/unused", "mlflow/__init__", "mlflow/sklearn/__init__", "anyio/__init__",
-                 "mlflow_deploy_plugin/server/app", "mlflow_deploy_plugin/flavor/wrap"):  # fmt: skip
+                 "mlflow_deploy_plugin/serve/app", "mlflow_deploy_plugin/wrap/save"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.py").write_text("def fail():\n    raise ValueError\n")
     for path in folder.rglob("*.py"):
@@ -46,9 +46,9 @@ def test_libraries_that_were_not_imported_go_from_mlflow(packages: Path) -> None
 
 def test_our_sources_stay_and_the_byte_code_of_what_serves(packages: Path) -> None:
     assert {name for name in files(packages) if name.startswith("mlflow_deploy_plugin/")} == {
-        "mlflow_deploy_plugin/flavor/wrap.py",
-        "mlflow_deploy_plugin/server/app.py",
-        "mlflow_deploy_plugin/server/__pycache__/app.pyc",
+        "mlflow_deploy_plugin/wrap/save.py",
+        "mlflow_deploy_plugin/serve/app.py",
+        "mlflow_deploy_plugin/serve/__pycache__/app.pyc",
     }
 
 

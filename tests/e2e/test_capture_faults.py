@@ -23,10 +23,10 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.stats import Watermark, read_watermarks
-from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.spool.frames import segments
+from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, read_watermarks
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.models import write_model
 from tests.support.refusals import mentions
 from tests.support.services.s3 import Bucket, s3_server
@@ -136,7 +136,7 @@ def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
 def agent_of(served: Served) -> psutil.Process:
     def found() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
-            return [one for one in served.members() if "mlflow_deploy_plugin.agent" in one.cmdline()]
+            return [one for one in served.members() if "mlflow_deploy_plugin.serve.agent" in one.cmdline()]
         return []
 
     return psutil.Process(wait_until(found, PATIENCE, "an agent")[0].pid)

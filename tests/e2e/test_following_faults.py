@@ -353,7 +353,7 @@ def test_a_master_that_is_killed_in_the_middle_of_a_swap_is_started_anew_and_the
 def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Model) -> None:
     served = serve("-m", model.uri).wait_ready()
     before = agent(served).pid
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(served.state_dir)]
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(served.state_dir)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1
     assert "another agent" in second.stderr

@@ -35,8 +35,9 @@ LEFT_OUT = {
     "dev": "what `make install` installs",
 }
 ROOMS = {
-    "cpu": "from mlflow_deploy_plugin.runtime.session import import_onnxruntime; import_onnxruntime().InferenceSession",
-    "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.inference_log.query, "
+    "cpu": "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
+    "import_onnxruntime().InferenceSession",
+    "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
     "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.monitor",
     "controller": "import mlflow_deploy_plugin.controller.leadership, mlflow_deploy_plugin.cli.controller",
     "ui": "import mlflow_deploy_plugin.ui.app",
@@ -47,19 +48,19 @@ ROOMS = {
     "transformers": "import sentence_transformers, transformers",
     "pmml": "import sklearn2pmml, mlflow_deploy_plugin.flavor.pmml_model",
     "desktop": "import PyInstaller, mlflow_deploy_plugin.desktop.window",
-    "jwt": "import threading, pathlib, mlflow_deploy_plugin.agent.keys as keys; "
+    "jwt": "import threading, pathlib, mlflow_deploy_plugin.serve.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
-    "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
+    "s3": "import boto3, mlflow_deploy_plugin.serve.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
-    "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
-    "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import import_redis; "
+    "grpc": "import mlflow_deploy_plugin.serve.grpc.server, mlflow_deploy_plugin.serve.grpc.service",
+    "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
     "docker": "import mlflow_deploy_plugin.deployments.backends.docker, mlflow_deploy_plugin.images.engine",
     "kubernetes": "import mlflow_deploy_plugin.deployments.backends.kubernetes",
-    "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
+    "explain": "import mlflow_deploy_plugin.serve.pyfunc.explainer",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.batch.spark",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
-    "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
+    "from mlflow_deploy_plugin.serve.observability.tracing import open_tracer; assert open_tracer()",
 }
 NEEDS_AN_EXTRA = {
     *(
@@ -252,8 +253,8 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
     _install(folder, f"{checkout}[cpu,controller,sklearn,statsmodels,ui]", "--resolution", "lowest-direct")
     _install(folder, "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
     run_smallest_example(folder, tmp_path)
-    of_gunicorn = ("server/test_gunicorn_conf.py", "server/http/workers/test_fast_worker_gunicorn.py")
-    rooms = [f"tests/{room}" for room in ("gate", "monitoring/alerts", "runtime", *of_gunicorn)]
+    of_gunicorn = ("serve/test_gunicorn_conf.py", "serve/http/workers/test_fast_worker_gunicorn.py")
+    rooms = [f"tests/{room}" for room in ("gate", "monitoring/alerts", "serve/runtime", *of_gunicorn)]
     _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *rooms], cwd=checkout)
 
 

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.adversarial import fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.gate.run import run_gate
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from tests.support.refusals import mentions
 
 torch = pytest.importorskip("torch")

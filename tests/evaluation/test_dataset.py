@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     read_rows,
     reference_rows,
 )
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Tensor, read_artifact
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Tensor, read_artifact
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.models import columns, mixed_model, write_model
 from tests.support.tracking import DEFAULT_EXPERIMENT

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.evaluation.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 ROWS = 300
 

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.exporter.exporting import FORMATS
 from mlflow_deploy_plugin.exporter.package import RUNNER
 from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.models import write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at

@@ -16,7 +16,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.exporter.tflite import converter_python
 from mlflow_deploy_plugin.flavor.save import save_model
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.models import write_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"

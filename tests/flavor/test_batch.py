@@ -14,9 +14,9 @@ from sklearn.pipeline import Pipeline
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, as_pandas, column_values, columns_of
-from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input
-from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input
+from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support.refusals import mentions
 
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.flavor import onnx_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from tests.support.serving import Served
 
 ROWS, WIDTH = 300, 7

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.flavor.parity import (
     refusals_of,
 )
 from mlflow_deploy_plugin.flavor.saved_model import write_mlmodel
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.refusals import mentions
 
 Saved = tuple[OnnxModel, Any]

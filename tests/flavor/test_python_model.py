@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
-from mlflow_deploy_plugin.pyfunc.scorer import Scorer
+from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer
 from tests.support.servers import gunicorn, one_endpoint
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to

@@ -25,7 +25,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.exporter.runner import Model as ExportedModel
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
 from tests.support.refusals import mentions
 

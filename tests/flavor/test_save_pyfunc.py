@@ -20,7 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.save import _load_pyfunc
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.waiting import answers, wait_until
 
 

@@ -16,7 +16,7 @@ from sklearn.preprocessing import OneHotEncoder
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.saved_model import environment_lock, own_requirement, provenance_section
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 
 
 def test_parity_stands_in_the_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import DeviceUnavailable
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.serve.device import require_device
 
 
 @pytest.fixture(scope="session", autouse=True)

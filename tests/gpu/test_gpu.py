@@ -12,9 +12,9 @@ import requests
 
 from mlflow_deploy_plugin.core.errors import DeviceUnavailable
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions, ServerSpec
-from mlflow_deploy_plugin.runtime.binding import BoundSession, pinned_empty
-from mlflow_deploy_plugin.runtime.session import Placement, open_session, operators_of
-from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.serve.device import require_device
+from mlflow_deploy_plugin.serve.runtime.binding import BoundSession, pinned_empty
+from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session, operators_of
 from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
 from tests.support.serving import Served

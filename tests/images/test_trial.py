@@ -10,7 +10,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import BuildFailed, InvalidConfig, ParityError
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.images.trial import GPU_TOLERANCE, TOLERANCE, try_image
-from mlflow_deploy_plugin.protocols.v2 import RequestedOutput, V2Request, encode
+from mlflow_deploy_plugin.serve.protocols.v2 import RequestedOutput, V2Request, encode
 from tests.support.models import tensor_model, write_model
 from tests.support.refusals import refused
 

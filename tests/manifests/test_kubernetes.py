@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.kubernetes import kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place
-from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from tests.support.refusals import refused
 
 PLACE = Place("ml")

@@ -11,9 +11,9 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind, MonitorSpec
-from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from tests.support.refusals import mentions
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)

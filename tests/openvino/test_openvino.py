@@ -15,8 +15,10 @@ import pytest
 from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InferenceError, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.session import (
+from mlflow_deploy_plugin.serve.device import require_device
+from mlflow_deploy_plugin.serve.models.loading import load_warm
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import (
     ON_CPU,
     OPENVINO,
     Placement,
@@ -24,8 +26,6 @@ from mlflow_deploy_plugin.runtime.session import (
     operators_of,
     session_options,
 )
-from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.server.models.loading import load_warm
 from tests.support.models import dense_layer, parse_graph, save_graph, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.serving import Served

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.optimization import forms
 from mlflow_deploy_plugin.optimization.saved_form import save_model
-from mlflow_deploy_plugin.runtime.artifact import check_digests, read_artifact
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.artifact import check_digests, read_artifact
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.networks import network, network_rows, write_network
 
 PARITY = {"state": "warned", "rows": 400, "problem": "it is models:/net/1 as prune 0.5"}

@@ -11,20 +11,20 @@ import orjson
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.pyfunc.scorer import load_scorer
 from mlflow_deploy_plugin.replay.prediction import Replay, find_request, replay_prediction
 from mlflow_deploy_plugin.replay.traffic import Traffic
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.spool.captured_model import CapturedModel, exclude_columns
-from mlflow_deploy_plugin.spool.codec import RequestRecord
-from mlflow_deploy_plugin.spool.writer import CaptureWriter
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.tracking import tracking_at
 
 Outputs = dict[str, Array]

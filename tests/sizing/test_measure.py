@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.sizing import measure
 from mlflow_deploy_plugin.sizing.measure import highest_rate, measure_pod, request_bodies
 from mlflow_deploy_plugin.sizing.plan import PodMeasurement

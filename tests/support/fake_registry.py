@@ -8,13 +8,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from mlflow_deploy_plugin.agent.follow import Follower
-from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.registry.tags import gate_status_of
 from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, read_state, worker_file, write_state
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, LoadedVariant, Wanted, WorkerState
+from mlflow_deploy_plugin.serve.agent.follow import Follower
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
 from tests.support.waiting import wait_until
 
 STAGE = "models:/tiny/Production"

@@ -9,10 +9,10 @@ from urllib.parse import unquote_to_bytes
 
 from werkzeug.test import run_wsgi_app
 
-from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.messages import RawRequest
+from mlflow_deploy_plugin.serve.http.app import ServerApp
+from mlflow_deploy_plugin.serve.http.responses import RawResponse
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
 
 JSON = {"content-type": "application/json"}
 ROW = b'{"inputs": [[1, 2, 3]]}'

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
-from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 ENDPOINT, MODEL = "flights", "flight-delay"
 _segments = itertools.count(1)

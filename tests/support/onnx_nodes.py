@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

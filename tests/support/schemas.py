@@ -1,8 +1,8 @@
 """Schemas of columns and tensors."""
 
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 
 
 def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:

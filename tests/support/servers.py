@@ -16,10 +16,10 @@ from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, read_workers, write_state
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from mlflow_deploy_plugin.core.statedir.models import Wanted
-from mlflow_deploy_plugin.server.assembly import open_server
-from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.supervisor import open_listener
+from mlflow_deploy_plugin.serve.assembly import open_server
+from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.supervisor import open_listener
 from tests.support.models import columns, write_model
 from tests.support.waiting import wait_until
 

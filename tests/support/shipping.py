@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.spool.captured_model import CapturedModel
-from mlflow_deploy_plugin.spool.codec import RequestRecord
-from mlflow_deploy_plugin.spool.writer import CaptureWriter
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spool.captured_model import CapturedModel
-from mlflow_deploy_plugin.spool.codec import RequestRecord, decode_layout
-from mlflow_deploy_plugin.spool.frames import FRAME, REFERRING, REQUEST_KIND, payload_at
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord, decode_layout
+from mlflow_deploy_plugin.serve.spool.frames import FRAME, REFERRING, REQUEST_KIND, payload_at
 
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT = struct.Struct("<I")

@@ -31,11 +31,11 @@ from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, REGRES
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.windows import Window, window_at
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
 
 IDLE_SECONDS = 300.0
 _MAX_CALLS = 50

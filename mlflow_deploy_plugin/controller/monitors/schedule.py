@@ -18,10 +18,10 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
-from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log.stats import Watermark  # At run time, this would import Arrow.
+    from mlflow_deploy_plugin.serve.inference_log.stats import Watermark  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
 """The maximum number of missed windows that a controller judges. A user may request more windows (`backfill`)."""

@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[

@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 _log = logging.getLogger(__name__)
 

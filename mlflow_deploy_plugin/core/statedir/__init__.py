@@ -15,11 +15,11 @@
     look                deployment → agent          a request to poll the registry now
     server.json         supervisor → everyone       process id, host, port
     server.log          supervisor, workers, agent  their common log
-    spool/              workers → agent             captured requests (`spool/`)
+    spool/              workers → agent             captured requests (`serve/spool/`)
     metrics             gunicorn                    a link to the folder of the workers' counters
     counted.json        gunicorn → agent            the rows that the last workers have counted
     history/            agent → workers             counts of the last hour and day (`history.py`)
-    progress.json       agent                       the rows that the agent has shipped (`agent/progress.py`)
+    progress.json       agent                       the rows that the agent has shipped (`serve/agent/progress.py`)
     mask.key            workers                     the key for hashes of masked columns (`spool/captured_model.py`)
 
 Each JSON file has one writer, which replaces the file by an atomic rename, so a reader sees either the old or the new

@@ -2,7 +2,7 @@
 
 `NAME` is the server. Its state folder is mounted from the host at the same path, so that other processes can read it
 and a change of the spec does not need a new container. `NAME-listener` has the published port, and passes its listening
-socket to the servers (`server/listener.py`). A container with another image starts next to the serving container,
+socket to the servers (`serve/listener.py`). A container with another image starts next to the serving container,
 accepts from the same socket when it is ready, and takes over the name while the old container completes its requests.
 With `container.network: host` there is no listener, and replacing a server causes a short outage.
 
@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.deployments.backends.local import check_port
 from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend, ServedState
 from mlflow_deploy_plugin.deployments.backends.targets import Observation, Progress
 from mlflow_deploy_plugin.manifests.served import Document
-from mlflow_deploy_plugin.spool.captured_model import MASK_KEY
+from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
 
 _KEPT = (files.FOLLOWED, files.CONTROL, MASK_KEY)
 """The files of a state folder that are copied for the next server."""

@@ -15,9 +15,9 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, Onn
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
-from mlflow_deploy_plugin.runtime.artifact import Input, Output, TokenizerSpec
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, TokenizerSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 
 TrainedModel: TypeAlias = Any
 """A trained model of any framework. The frameworks have no common base class, and most have no types."""
@@ -156,7 +156,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
     """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as a selection of steps.
 
     ONNX Runtime 1.31 would crash. The added Reshape to [0, 0, -1] raises an error for an empty tensor, and does not
-    change other tensors. Empty tensors in a request are refused before the graph runs (`runtime/model.py`).
+    change other tensors. Empty tensors in a request are refused before the graph runs (`serve/runtime/model.py`).
     """
     weights = {entry.name for entry in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.flavor.comparison import moved_by_roundings
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
 _UNNAMED = "input"

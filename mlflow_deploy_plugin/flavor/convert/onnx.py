@@ -15,9 +15,9 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import OPSETS, Subgraph
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
 _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 TensorFunction = Callable[..., Sequence[tf.Tensor]]
 _OPSET = 18

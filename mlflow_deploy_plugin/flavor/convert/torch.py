@@ -35,8 +35,8 @@ from mlflow_deploy_plugin.flavor.comparison import ROUNDINGS
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 
 _EXAMPLE_ROWS = 3
 """The minimum number of traced rows: with one row, the batch size of an LSTM or Transformer is fixed at 1."""

@@ -1,7 +1,7 @@
 """Convert text models of transformers and sentence-transformers: the tokenizer as a file, and the net as a graph.
 
 The graph includes pooling, normalization and the function that turns logits into scores. The tokenizer is the file of
-a fast tokenizer, which `runtime/tokenizer.py` runs without torch. Its arrays are compared with the original's.
+a fast tokenizer, which `serve/runtime/tokenizer.py` runs without torch. Its arrays are compared with the original's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +27,10 @@ from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert import torch as torch_converter
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, Settings, TrainedModel
-from mlflow_deploy_plugin.runtime.artifact import Input, Role, TokenizerSpec
-from mlflow_deploy_plugin.runtime.feeds import Array, object_array
-from mlflow_deploy_plugin.runtime.tokenizer import TextTokenizer
-from mlflow_deploy_plugin.runtime.values import short_repr
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Role, TokenizerSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, object_array
+from mlflow_deploy_plugin.serve.runtime.tokenizer import TextTokenizer
+from mlflow_deploy_plugin.serve.runtime.values import short_repr
 
 _FILE = "tokenizer.json"
 _ARRAYS = ("input_ids", "attention_mask", "token_type_ids")

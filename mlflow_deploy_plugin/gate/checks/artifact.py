@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.evaluation.agreement import compare_with_base
 from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, NamedArrays, cast_to_signature
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 
 PARITY = "parity"
 SIGNATURE = "signature"
@@ -29,7 +29,7 @@ _TAKES = {
     "boolean": (),
     "string": (),
 }
-"""Maps each column type to the other types whose values it accepts, according to `runtime/values.py`."""
+"""Maps each column type to the other types whose values it accepts, according to `serve/runtime/values.py`."""
 _KINDS = {"str": "text", "object": "text", "bool": "true or false"}
 _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"}
 

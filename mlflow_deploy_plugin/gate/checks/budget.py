@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, load_version
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 
 NAME = "budget"
 ROUNDS = 7
@@ -156,7 +156,7 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
     """Load a version in this process, predict a batch, and return the growth of the memory in bytes."""
     import psutil  # Only the measuring process needs psutil.
 
-    from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+    from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 
     global _loaded
     total = len(next(iter(rows.values())))

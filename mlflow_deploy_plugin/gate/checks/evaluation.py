@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
 from mlflow_deploy_plugin.evaluation import metrics
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, CheckState
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 NAME = "evaluation"
 

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.evaluation.disturbances import with_missing, with_nois
 from mlflow_deploy_plugin.evaluation.metrics import RELATIVE_METRICS, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 
 NAME = "robustness"
 _MOVE = 0.25

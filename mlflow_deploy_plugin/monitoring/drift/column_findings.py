@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, 
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MIN_COMPARED_ROWS, MISSING, ColumnGroup
 from mlflow_deploy_plugin.monitoring.result import EXACT, Check, Finding, State, same_phase
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """The name of the check for each of the four figures in `threshold/null.py`, in the order of the figures."""

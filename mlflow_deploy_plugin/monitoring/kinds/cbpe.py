@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.spec.monitors import REPEATED_WINDOWS
 from mlflow_deploy_plugin.evaluation.metrics import HITS_DIVISORS, log_losses, mean_over_labels, weight_below_scores
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 COMPLETE = 0.95
 """The share of labelled rows above which the reason for missing labels hardly affects the metrics."""

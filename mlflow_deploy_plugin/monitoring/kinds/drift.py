@@ -17,9 +17,6 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.inference_log.tables import concat_tables, with_both_names
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.references.rows import choose_rows
@@ -64,6 +61,9 @@ from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, is_s
 from mlflow_deploy_plugin.monitoring.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
+from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000

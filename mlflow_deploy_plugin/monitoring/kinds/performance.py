@@ -13,9 +13,6 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import REGRESSION, REPEATED_WINDOWS
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
-from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
-from mlflow_deploy_plugin.inference_log.tables import concat_tables
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     COMPLETE,
@@ -30,8 +27,11 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassP
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions, row_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, WindowRows
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8

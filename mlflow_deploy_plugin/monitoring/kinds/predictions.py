@@ -15,16 +15,16 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound, Refused
-from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, WindowRows
-from mlflow_deploy_plugin.inference_log.tables import with_both_names
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded
 from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPredictions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output, read_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, WindowRows
+from mlflow_deploy_plugin.serve.inference_log.tables import with_both_names
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output, read_artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
 
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
 _FEW_ROWS, _FEW_SHARE = 5, 0.05

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
-from mlflow_deploy_plugin.inference_log.tables import count_versions, most_first
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bonferroni_confidence,
@@ -29,7 +28,8 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 from mlflow_deploy_plugin.monitoring.kinds.predictions import as_numbers, unreadable_notes
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, largest_values, segment_name
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.tables import count_versions, most_first
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")

@@ -1,5 +1,5 @@
 """Shadows: the share of rows on which a shadow variant, whose predictions are not returned to clients, disagrees with
-the answers. Shadow rows have the ids of the answered rows and are compared by `runtime/shadow_compare.py`."""
+the answers. Shadow rows have the ids of the answered rows and are compared by `serve/runtime/shadow_compare.py`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +12,6 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import InferenceError, Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.inference_log.tables import (
-    captured_outputs,
-    combine_hashes,
-    concat_tables,
-    count_versions,
-    describe_answers,
-    hash_texts,
-)
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
@@ -34,9 +25,18 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.serve.inference_log.tables import (
+    captured_outputs,
+    combine_hashes,
+    concat_tables,
+    count_versions,
+    describe_answers,
+    hash_texts,
+)
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0

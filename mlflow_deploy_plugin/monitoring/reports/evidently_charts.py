@@ -18,7 +18,7 @@ import pandas as pd
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MAX_ROWS = 5_000
 _CATEGORIES = 50

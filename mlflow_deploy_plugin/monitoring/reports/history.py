@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.inference_log.windows import microseconds
 from mlflow_deploy_plugin.monitoring.result import (
     ALARMS,
     EXACT,
@@ -31,6 +30,7 @@ from mlflow_deploy_plugin.monitoring.result import (
     same_phase,
 )
 from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, alarm_key
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 
 _WINDOWS_BEFORE = 8
 _LONGEST_NAME = 200  # MLflow's limit is 250.

@@ -8,7 +8,7 @@ alarms. A window joins `JOINS_AFTER` windows later, because a shift that is not 
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 JOINS_AFTER = 21
 LARGEST_CORRELATION = 0.97

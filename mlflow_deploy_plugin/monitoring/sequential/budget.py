@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftRefere
 from mlflow_deploy_plugin.monitoring.sequential.baseline import RunningBaseline, remove_cycle
 from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_for, track
 from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 FEWEST_WINDOWS, FEW_WINDOWS = 20, 40
 LASTING_SHARE = 0.75

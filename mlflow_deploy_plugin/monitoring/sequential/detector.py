@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.sequential.baseline import JOINS_AFTER, RunningBaseline, remove_cycle
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _SIZES = np.array([0.35, 0.7, 1.2])
 _THETA = np.concatenate([_SIZES, -_SIZES])[:, None]

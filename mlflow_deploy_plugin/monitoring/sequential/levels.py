@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import column_counts, row_counts
 from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MISSING = "missing"
 FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}

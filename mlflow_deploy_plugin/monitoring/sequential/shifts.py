@@ -8,7 +8,6 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.inference_log.windows import microseconds
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
@@ -25,6 +24,7 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
     reference_levels,
     window_levels,
 )
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 
 _MOST_CHARTS = 5
 _SHOWN_WINDOWS = 60

@@ -12,9 +12,9 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels, join_labels
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, EndpointLabels, join_labels
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings
 
 LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0

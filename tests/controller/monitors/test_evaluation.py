@@ -22,9 +22,9 @@ from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from tests.support.ecs import read_line
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.raising import raise_it

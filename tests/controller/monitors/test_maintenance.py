@@ -17,9 +17,9 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.tables import AlertRow
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

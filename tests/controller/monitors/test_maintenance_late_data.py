@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowR
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions
 
@@ -108,7 +108,7 @@ def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypa
     assert turned.look_again() == 1
 
     assert turned.window.log_digest != digest
-    monkeypatch.setattr("mlflow_deploy_plugin.inference_log.reader.join_labels", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.inference_log.reader.join_labels", None)
     assert turned.look_again() == 1
 
 

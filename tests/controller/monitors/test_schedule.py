@@ -16,10 +16,10 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.inference_log.stats import Watermark, read_watermarks
-from mlflow_deploy_plugin.inference_log.storage import locate_log
-from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, read_watermarks
+from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.serve.inference_log.windows import window_at
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions
 

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.tables import LeaseRow
-from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions

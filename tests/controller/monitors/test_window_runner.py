@@ -15,8 +15,8 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 

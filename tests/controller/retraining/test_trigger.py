@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFo
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld

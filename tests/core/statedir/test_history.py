@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.statedir import history
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter, read_history
 from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, parse_server_history
-from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 
 OF_VERSION = ("e", "v", "m", "7")
 

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.statedir.metric_files import (
     save_capture_counters,
     saved_capture_counters,
 )
-from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 
 Page = dict[str, tuple[str, str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]]
 WORDS = st.text(st.sampled_from('le": ,\\n\n{}ü"='), max_size=6)

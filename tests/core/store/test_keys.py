@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import ApiKeyRow, AuditRow
-from mlflow_deploy_plugin.server.messages import without_keys
+from mlflow_deploy_plugin.serve.messages import without_keys
 from tests.support.clocks import Clock
 
 

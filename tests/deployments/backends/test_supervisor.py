@@ -88,10 +88,7 @@ def test_the_registry_of_the_first_start_is_kept(
     ("log", "said"),
     [
         ("2026-11-20 08:00:00,1 [agent] INFO fine\nError: no such model\nonnxserve: goodbye\n", "no such model"),
-        (
-            "2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.server.models.repository: cannot load\n",
-            "cannot load",
-        ),
+        ("2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.serve.models.repository: cannot load\n", "cannot load"),
         ("[2026-11-20 08:00:00 +0000] [7] [CRITICAL] WORKER TIMEOUT\nlast\n", "WORKER TIMEOUT"),
         (
             "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module\n",

@@ -18,8 +18,8 @@ from sklearn.multioutput import MultiOutputClassifier
 from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.session import Placement
-from mlflow_deploy_plugin.server.models.loading import load_warm
+from mlflow_deploy_plugin.serve.models.loading import load_warm
+from mlflow_deploy_plugin.serve.runtime.session import Placement
 from tests.support.models import parse_graph
 from tests.support.refusals import refused
 

@@ -28,8 +28,8 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, In
 from mlflow_deploy_plugin.flavor.convert.transformers import forms, read_batch
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.batcher import unbatchable_reason
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.refusals import refused
 from tests.support.texts import hostile_texts, original_tokenizer
 

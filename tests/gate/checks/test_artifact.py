@@ -7,8 +7,8 @@ import pytest
 
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Output, Tensor, read_artifact
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Output, Tensor, read_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 

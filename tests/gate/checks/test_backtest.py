@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, Permissio
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.verdict import CheckResult
-from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.support.classifiers import COLUMNS, labelled
 from tests.support.inference_log import LogWriter, write_answers
 from tests.support.refusals import mentions, refused

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000

@@ -18,9 +18,9 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
-from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
-from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from tests.support.inference_log import ENDPOINT, MODEL, event_table
 
 _segments = itertools.count(1)

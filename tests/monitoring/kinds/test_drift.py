@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import profile_from_parquet
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, LevelSeries
+from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.inference_log import ENDPOINT, event_table
 from tests.support.refusals import mentions

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Samp
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 ROWS = 1_000

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.refusals import mentions
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.refusals import mentions
 

@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.history import (
     PastWindow,
     TrendLine,
@@ -22,6 +21,7 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State, describe_span
 from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, Onset
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, result_of
 

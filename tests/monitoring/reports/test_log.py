@@ -20,10 +20,10 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result
 from mlflow_deploy_plugin.monitoring.result import Finding, State
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.refusals import refused
 from tests.support.results import FIRST, result_of
 from tests.support.tracking import tracking_at

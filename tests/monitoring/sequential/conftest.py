@@ -11,7 +11,6 @@ import pytest
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
@@ -19,6 +18,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, PastLevels
 from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 REFERENCE_DAYS, ROWS = 60, 80
 FIRST = datetime(2013, 1, 1, tzinfo=UTC)

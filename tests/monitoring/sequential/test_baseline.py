@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.sequential.baseline import RunningBaseline, remove_cycle
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _SERIES, _WINDOWS = 2_000, 91
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.sequential import budget
 from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries, ReferenceLevels
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from tests.monitoring.sequential.conftest import DAY_US, reference_of
 from tests.support.refusals import mentions
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.sequential.detector import Tracking, Windows, limit_for, track
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 REFERENCE, COLUMNS = 90, 6
 YEARLY = 1 / 365

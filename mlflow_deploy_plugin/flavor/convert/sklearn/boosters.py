@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator
 from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, library_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import LEAF, Boosting, Node, Tree
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 Document: TypeAlias = Mapping[str, Any]
 """A model, a tree or a node in the JSON of its library."""

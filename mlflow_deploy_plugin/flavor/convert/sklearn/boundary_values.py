@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, be
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _ROWS = (
     *("_fit_X", "X_fit_", "X_", "X_train_", "support_vectors_"),

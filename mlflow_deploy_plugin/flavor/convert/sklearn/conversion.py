@@ -44,9 +44,9 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets, Transforming
-from mlflow_deploy_plugin.runtime.artifact import Input
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.serve.runtime.artifact import Input
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 
 F = TypeVar("F")
 _HEAD = slice(0, 3)

@@ -28,8 +28,8 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, columns_of, missing_value
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, Selection
-from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 Estimator: TypeAlias = Any
 """A fitted estimator of any class. scikit-learn has no types, and other libraries have no common base class."""

@@ -33,9 +33,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shap
 from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
-from mlflow_deploy_plugin.runtime.artifact import Output, Role
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.serve.runtime.artifact import Output, Role
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 """The opsets: skl2onnx's defaults do not support IsolationForest, and newer opsets need a newer runtime."""

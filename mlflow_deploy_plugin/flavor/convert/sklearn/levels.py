@@ -18,7 +18,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MANY_ROWS = 128
 """The minimum number of rows for descent by levels. With 128 rows and 32 trees, both methods take the same time."""

@@ -1,7 +1,7 @@
 """Mark rows that a step of the original refuses, such as a negative number in a logarithm before a regression.
 
 scikit-learn refuses NaN and infinity. If a graph may compute NaN or infinity from finite numbers, it has the output
-`REFUSED_ROWS`, and `runtime/model.py` refuses the marked rows.
+`REFUSED_ROWS`, and `serve/runtime/model.py` refuses the marked rows.
 """
 
 import warnings
@@ -15,8 +15,8 @@ from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, Power
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed
-from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 
 _PARTIAL = {
     *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")

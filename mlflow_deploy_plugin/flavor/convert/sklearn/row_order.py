@@ -19,7 +19,7 @@ from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _FEWEST_SPLITS = 2048

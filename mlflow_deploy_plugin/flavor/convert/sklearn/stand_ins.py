@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.feature_selection import SelectorMixin
 from sklearn.multioutput import MultiOutputRegressor
 
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 class _Fitted(BaseEstimator):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from sklearn.tree._tree import Tree as SklearnTree
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 def rounded_down(thresholds: Array) -> Array:

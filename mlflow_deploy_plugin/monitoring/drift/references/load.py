@@ -22,11 +22,6 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.types import EPOCH, bin_period, length_of, rolling_span
-from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog, View
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by, microseconds_of
-from mlflow_deploy_plugin.inference_log.storage import SKETCHES
-from mlflow_deploy_plugin.inference_log.tables import Sample, summarise_lists
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US, TimeRange, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.rows import (
     ReferenceRows,
     choose_rows,
@@ -51,6 +46,11 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import freeze_rela
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches, encode_columns
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
+from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, InferenceLog, View
+from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.storage import SKETCHES
+from mlflow_deploy_plugin.serve.inference_log.tables import Sample, summarise_lists
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange, Window, microseconds, parse_window
 
 CACHE = "references"
 _MAX_CELLS = 1_500_000

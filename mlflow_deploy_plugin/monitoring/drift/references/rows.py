@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import WANTED, FileCache, read_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.core.tabular.streams import csv_tables, read_parquet, require_few_values, typed_tables
-from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MAX_ROWS = 1_000_000
 _SEED = 0

@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
@@ -23,7 +21,9 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     sketch_by,
     sketch_groups,
 )
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100

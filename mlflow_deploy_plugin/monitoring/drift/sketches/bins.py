@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.util import hash_array
 
-from mlflow_deploy_plugin.inference_log.tables import distinct, splitmix64
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, Kind
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.tables import distinct, splitmix64
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _GRID = 256
 _BEYOND = 64

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.tables import summarise_lists
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.inference_log.tables import summarise_lists
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 Kind = Literal["number", "category"]
 Family = Literal["number", "category", "null", "other"]

@@ -31,13 +31,13 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile, LogLocation, write_file
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US, Window
 from mlflow_deploy_plugin.monitoring.drift.sketches import sketch
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.segments import is_segment
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile, LogLocation, write_file
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 RELATIONS = "relations between columns"
 """The subject of findings about the projections."""

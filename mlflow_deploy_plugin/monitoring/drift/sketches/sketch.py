@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     type_family,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, relation_tables
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 SketchKind = Literal["number", "category", "other"]
 

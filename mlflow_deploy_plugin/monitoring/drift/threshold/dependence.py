@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _SHORTEST = 8
 _MOST_PERSISTENT = 0.99

@@ -22,7 +22,7 @@ from scipy.special import betaincinv
 from scipy.stats import betabinom, binom
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])

@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     needed_windows,
     show_rate,
 )
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400

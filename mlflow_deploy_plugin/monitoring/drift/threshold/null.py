@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullDistribution,
     NullKind,
 )
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4

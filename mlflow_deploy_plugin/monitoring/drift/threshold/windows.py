@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullKind,
     count_alarms,
 )
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")

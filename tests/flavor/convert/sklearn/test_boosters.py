@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError, ParityError, Schem
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 ROWS, HALF = 400, 300
 DRAW = np.random.default_rng(0)

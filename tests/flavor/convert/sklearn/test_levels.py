@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 ROWS = 400
 DRAW = np.random.default_rng(0)

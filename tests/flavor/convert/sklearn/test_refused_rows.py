@@ -28,8 +28,8 @@ from sklearn.svm import SVC
 from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 
 RANDOM = np.random.default_rng(0)
 TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})

@@ -15,7 +15,7 @@ from sklearn.ensemble import (
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(500, 4))

@@ -10,10 +10,10 @@ import pytest
 
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows, reference_of_days, serve, write_model
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 

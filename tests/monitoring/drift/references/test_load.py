@@ -13,10 +13,10 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import rolling_span
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US, Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_segment_references, rolling_windows
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.monitoring.drift.verdict import too_few_rows
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, parse_window
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows, reference_of_days
 from tests.monitoring.drift.sketches.test_sketch import assert_same
 from tests.support.inference_log import MODEL, LogWriter

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE, rolling_span
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.windows import correct_for_rest, cut_pieces, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import merge
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import needed_windows
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, parse_window
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days
 from tests.support.inference_log import event_table
 

@@ -17,8 +17,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.spark import spark_session
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
@@ -29,6 +27,8 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     window_versions,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from tests.support.services.s3 import s3_server

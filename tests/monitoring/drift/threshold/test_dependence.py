@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence, persistence
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 def series(coefficient: float, count: int, seed: int) -> Array:

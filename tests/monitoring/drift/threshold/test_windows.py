@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import ColumnGroup, GroupColumn, row_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Overlapping
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
 
 
 def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth() -> None:

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, mark
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, TracedArray, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, GroupedCategories
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _NO_COLUMN = -1.0
 """The code of a dropped or unknown category, which has no column."""

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squa
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Selection, Transforming
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 def selected(model: Estimator, rows: Rows) -> TracedArray:

@@ -16,7 +16,7 @@ from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax, votes_of_pairs
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, smallest, take
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 Metric = str | Callable[[Array, Array], float]
 """A distance or kernel: its name in scikit-learn, or a user's function."""

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squa
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Answer, Formula, Rows, logistic, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, interpolated, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:

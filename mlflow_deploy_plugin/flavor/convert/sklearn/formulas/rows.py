@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 
 class Rows:

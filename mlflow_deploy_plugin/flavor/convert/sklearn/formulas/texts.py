@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 # Padding after the last token. It is neither a character nor a term; a NUL at the end of a constant would be lost.
 _PAD = "\x01 \x01"

@@ -16,7 +16,7 @@ from onnx import helper
 from scipy import special
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _DTYPES = ("bool", "int64", "float32", "float64", "object")
 SAMPLE_ROWS = 7

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Selection
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _MOST_COLUMNS = 1000
 _FAR = 2.0**30

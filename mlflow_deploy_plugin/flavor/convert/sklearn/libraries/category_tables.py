@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.converted import Category
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _NUMBERS = [0.0, 1.0, -7.5, 1e9]
 """The test values for a column without categories, which the encoder must not change."""

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.converted import Category
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel, CategoryTables
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _LINKS = ("identity", "log", "logit", "mlogit")
 _Step = tuple[str, Estimator, list[str]]

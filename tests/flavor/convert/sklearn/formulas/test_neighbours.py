@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
 from mlflow_deploy_plugin.flavor.saved_model import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 ROWS = np.random.default_rng(0).normal(size=(150, 3))
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]

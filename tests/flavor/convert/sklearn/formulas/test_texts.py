@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 
 def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
@@ -103,7 +103,7 @@ def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) 
 _PEAK = """
 import re, sys
 from pathlib import Path
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 model = OnnxModel.load(Path(sys.argv[1]))
 for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 5000]):

@@ -1,4 +1,0 @@
-"""Convert bytes and headers to named arrays and back. Each protocol is a module.
-
-The modules do not depend on the served models: `server/inference/protocol_table.py` binds protocols to variants.
-"""

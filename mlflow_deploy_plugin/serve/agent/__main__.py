@@ -1,0 +1,168 @@
+"""`python -m mlflow_deploy_plugin.serve.agent STATE_DIR [--no-follow | --ship]`: the agent, run by the supervisor.
+
+The supervisor sends SIGTERM after gunicorn has drained, so that all captured rows are shipped. Exit status 1 with
+`fatal` in agent.json means that no version can be served. After any other failure, the supervisor restarts the agent.
+`--ship` ships the rows that a killed agent has left, and exits. `--parent PID` ends the agent after its parent.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.child import die_with_parent, end_on_signals
+from mlflow_deploy_plugin.core.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
+from mlflow_deploy_plugin.core.statedir.history import HistoryWriter
+from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
+from mlflow_deploy_plugin.core.statedir.models import AgentState
+from mlflow_deploy_plugin.serve.agent.control import Recorder, audit_recorder, record_nothing
+from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
+from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
+from mlflow_deploy_plugin.serve.agent.follow import Follower
+from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher, api_key_fetcher, issuer_key_fetcher
+from mlflow_deploy_plugin.serve.agent.progress import WatermarkWriter
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.spool.frames import segments
+
+_log = logging.getLogger("mlflow_deploy_plugin.serve.agent")
+
+_SHIP_SECONDS = 2.0
+_MOST_KEY_SECONDS = 2.0
+"""The maximum time until a server knows a new or a revoked API key."""
+_POLL_THREADS, _FETCH_THREADS = 8, 32
+_NICE = 10
+_LOCK, _LOCK_SECONDS = "agent.lock", 3.0
+_PARENT_END_SECONDS = 2.0
+_COLLECTION, _COLLECTION_OF_IMPORT = gc.get_threshold(), 100_000
+"""The GC thresholds after the first round, and during the import of MLflow, which would trigger many collections."""
+
+
+def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
+    """Follow the registry until `stop`. If no version can be served or following fails, set `failed` and `stop`."""
+    try:
+        while not stop.is_set():
+            is_fatal = follower.round().fatal
+            gc.set_threshold(*_COLLECTION)
+            if is_fatal:
+                failed.set()
+                break
+            follower.wait(stop)
+    except Exception as error:  # noqa: BLE001 - any error in this thread is logged and ends the process
+        _log_end(error)
+        failed.set()
+    finally:
+        stop.set()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="mlflow_deploy_plugin.serve.agent")
+    parser.add_argument("state_dir", type=Path)
+    parser.add_argument("--no-follow", action="store_true")
+    parser.add_argument("--ship", action="store_true")
+    parser.add_argument("--parent", type=int, metavar="PID")
+    options = parser.parse_args()
+    if options.parent is not None:
+        die_with_parent(signal.SIGTERM, options.parent)
+    gc.set_threshold(_COLLECTION_OF_IMPORT)
+    stop = threading.Event()
+    end_on_signals(stop)
+    try:
+        configure_logging(load_settings(), "agent")
+        # Two agents would overwrite each other's files. Wait, because a killed server's agent may still be exiting.
+        with ExitStack() as held:
+            held.enter_context(hidden_pandas())
+            try:
+                held.enter_context(locked(options.state_dir / _LOCK, _LOCK_SECONDS))
+            except BlockingIOError:
+                _log.error("another agent is already running for %s; this agent exits", options.state_dir)
+                return 1
+            status = _run(options.state_dir, not options.no_follow, options.ship, stop)
+            # If the parent was killed or ended without its atexit functions, remove the server's metrics here.
+            if (options.state_dir / METRICS).is_symlink() and options.parent and _has_ended(options.parent):
+                remove_metrics(options.state_dir)
+            return status
+    except OnnxserveError as error:
+        try:
+            write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
+        except OSError:  # The disk is full.
+            _log.error("%s", error.message)
+        return 1
+    except Exception as error:  # noqa: BLE001 - any error must end the process, which must not wait for its threads
+        _log_end(error)
+        return 1
+
+
+def _has_ended(parent: int) -> bool:
+    """Return True if the parent ends soon: the kernel sends the signal before all threads of the parent have ended."""
+    until = time.monotonic() + _PARENT_END_SECONDS
+    while os.getppid() == parent and time.monotonic() < until:
+        time.sleep(0.01)
+    return os.getppid() != parent
+
+
+def _log_end(error: Exception) -> None:
+    """Log the error that ends the agent. The traceback is omitted if the disk is full or fails."""
+    line = "the agent exits and will be restarted by the supervisor: %s"
+    _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
+
+
+def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
+    """Follow the registry and ship rows until `stop` is set, then ship the last rows; with `only_ship`, only these."""
+    settings = load_settings()
+    shipper = Shipper(state_dir / SPOOL, settings.inference_log)
+    watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
+    failed = threading.Event()
+    if not only_ship:
+        set_service_timeouts()
+        ignore_warnings()  # `catch_warnings` would not apply to all threads.
+        resolver = VersionResolver(
+            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+            ThreadPoolExecutor(_POLL_THREADS, "look"),
+            ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
+            PollPolicy(settings.poll_seconds, follow, time.monotonic),
+        )
+        server = load_specs((state_dir / SPEC).read_text())[0].server
+        record: Recorder = record_nothing
+        if server.authenticates and settings.keys_file is None:  # A server with a keys file has no audit trail.
+            record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
+        fetchers: list[KeyFetcher] = []
+        if server.api_keys:
+            source = settings.keys_file or settings.store_url
+            fetchers.append(api_key_fetcher(state_dir, source, min(settings.poll_seconds, _MOST_KEY_SECONDS), stop))
+        if server.jwt_issuer:
+            fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
+        feed = FeedFollower(stop)
+        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record, feed)
+        # Following has its own thread, because a slow registry must not delay shipping or the exit.
+        threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
+        for thread in (*fetchers, feed) if follow else fetchers:
+            thread.start()
+        # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and to threads that
+        # it starts later. A promotion waits for `_follow`, whose thread was started before and is not slowed down.
+        os.nice(_NICE)
+        history = HistoryWriter(state_dir)
+        while not stop.wait(_SHIP_SECONDS):
+            history.round()
+            shipper.round()
+            watermark.round()
+    shipper.ship()
+    watermark.end(is_shipped=not segments(state_dir / SPOOL))
+    return 1 if failed.is_set() else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # Do not wait for threads that poll a registry that does not answer.

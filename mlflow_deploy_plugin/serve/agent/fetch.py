@@ -1,0 +1,306 @@
+"""Fetching: resolved model references become verified files on this disk, in a cache that agents share.
+
+    CACHE/models/<digest>/          the MLmodel folder, which is never changed
+    CACHE/sources/<key>             the digest of a fetched version, so that a restart does not need the artifact store
+    CACHE/users/<key>               the path of a state folder whose wanted.json may name models in the cache
+    CACHE/fetching-*/               running downloads, which are moved to models/ by an atomic rename
+
+If two agents fetch a version at the same time, both agents download it, and the first copy is kept. A model is kept
+while a wanted.json or followed.json names it, while it is among the latest models, and for an hour after its last use.
+"""
+
+import gc
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from mlflow_deploy_plugin.core.errors import (
+    GateRefused,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL, PYTHON_FUNCTION, combine_hashes, hash_files, read_mlmodel
+from mlflow_deploy_plugin.core.registry.approved_files import Approval, approval_of
+from mlflow_deploy_plugin.core.registry.connection import registry_address
+from mlflow_deploy_plugin.core.registry.model_files import download, refuse_links
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
+from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
+from mlflow_deploy_plugin.serve.runtime.artifact import altered_file_message, check_digests
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+
+_log = logging.getLogger(__name__)
+
+_KEPT_LATEST = 5
+_HOUR = 3600
+_DAY = 24 * _HOUR
+_FIRST_PAUSE = 50
+"""The seconds until refused files are downloaded again. The resolver tries a refused version again after a minute."""
+
+
+class ModelCache:
+    """The cache at `root` for the agent of a state folder. Raises InvalidConfig if the cache cannot be written."""
+
+    def __init__(self, root: Path, state_dir: Path) -> None:
+        self._root = root
+        self._models = root / "models"
+        self._downloads: dict[str, Path] = {}
+        """The folders of the running downloads, by source."""
+        user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
+        try:
+            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # The mode does not apply to copied files.
+            if not user.exists() or user.read_text() != named:  # An unnecessary write could fail on a full disk.
+                write_atomically(user, named.encode())
+        except OSError as error:
+            raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
+
+    def fetch(self, source: str, identity: str | None, judged: str = "") -> Path:
+        """Return the folder with the files of `source`. Download the files if they are not cached.
+
+        Args:
+            identity: the registry and the version, whose files are fetched only once; None for files that may change.
+            judged: the digest of the judged or approved files; a cached copy with a different digest is not used.
+
+        Raises:
+            InvalidArtifact: the files are not a model that can be served, or they contain links.
+            OnnxserveError: the disk is full, or the cache cannot be written.
+            NotFound, RegistryUnavailable: see `registry.download` and `verify_files`.
+        """
+        entry = None if identity is None else self._root / "sources" / _key(identity)
+        try:
+            folder = self._find_cached(entry, judged)
+            if folder is None:
+                gc.collect(1)  # Free MLflow's clients of earlier downloads, whose reference cycles keep threads alive.
+                with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
+                    self._downloads[source] = Path(temporary)
+                    try:
+                        fetched = download(source, Path(temporary))
+                    finally:
+                        self._downloads.pop(source, None)
+                    folder = self._models / verify_files(fetched)
+                    try:
+                        fetched.rename(folder)
+                    except OSError:
+                        if not (folder / MLMODEL).is_file():  # Another agent may have put the model there first.
+                            raise
+                if entry is not None:
+                    write_atomically(entry, folder.name.encode())
+            os.utime(folder)
+        except OSError as error:
+            raise OnnxserveError(f"the model cache {self._root} cannot store {source}: {error.strerror}") from None
+        return folder
+
+    def received_bytes(self, source: str) -> int:
+        """Return the size on this disk of the running download of `source`; 0 if there is no download."""
+        walk = os.walk(self._downloads.get(source, ""))  # `walk` skips missing folders, because the download may end.
+        return sum(_status(Path(folder, name)).st_size for folder, _, names in walk for name in names)
+
+    def prune(self, now: float | None = None) -> None:
+        """Delete the models that no server uses, and forget servers whose state folder was deleted."""
+        now = time.time() if now is None else now
+        by_age = sorted(self._models.iterdir(), key=lambda folder: _status(folder).st_mtime, reverse=True)
+        used = set(self._used_models())
+        for folder in by_age[_KEPT_LATEST:]:
+            if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
+                _log.info("deleting %s from the cache", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+        for left_over in self._root.glob("fetching-*"):
+            if now - _status(left_over).st_mtime > _DAY:
+                shutil.rmtree(left_over, ignore_errors=True)
+
+    def _used_models(self) -> Iterator[str]:
+        """Yield the names of the folders that servers use, and forget servers whose state folder was deleted."""
+        for user in (self._root / "users").glob("[!.]*"):
+            try:
+                state_dir = Path(user.read_text())
+            except FileNotFoundError:
+                continue  # Another agent has removed the file.
+            if not state_dir.is_dir():
+                user.unlink(missing_ok=True)
+                continue
+            wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
+            for endpoint in wanted.endpoints.values():
+                yield from (variant.folder.name for variant in endpoint.variants.values())
+            followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
+            for reference in followed.references:
+                yield from (item.folder.name for item in (reference.version, reference.previous) if item is not None)
+
+    def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
+        """Return the folder of an earlier fetch; None if its files have changed or are not the judged files."""
+        if entry is None or not entry.exists():
+            return None
+        folder = self._models / entry.read_text()
+        if not folder.is_dir() or judged not in ("", folder.name):
+            return None
+        os.utime(folder)  # Mark the folder as used before the check, because another agent may delete unused models.
+        if combine_hashes(hash_files(folder)) == folder.name:
+            return folder
+        _log.warning("%s was changed on disk and is fetched again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+@dataclass(frozen=True)
+class _RefusedFiles:
+    """Files of a version that are not the approved files. They are not downloaded again before `until` (monotonic)."""
+
+    approved: tuple[str, ...]
+    message: str
+    pause: float
+    until: float
+
+
+@dataclass(frozen=True)
+class MlflowRegistry:
+    """The `Registry` of the resolver, which uses MLflow and the cache. `_refused` has the refused files by identity."""
+
+    cache: ModelCache
+    clock: Callable[[], float] = time.monotonic
+    _refused: dict[str, _RefusedFiles] = field(default_factory=dict, compare=False)
+
+    def resolve(self, model_uri: str) -> ResolvedModel:
+        return resolve(model_uri)
+
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+        """Fetch and verify a version. A folder on this disk is not copied.
+
+        If the model requires approvals, an approved version needs the files that were approved. Raises as
+        `ModelCache.fetch`, GateRefused for other files, and the errors of `approval_of`.
+        """
+        kind = parse_model_uri(resolved.source).kind
+        approval = approval_of(resolved.name, resolved.version) if kind == "version" else Approval()
+        if kind == "path":
+            folder = Path(resolved.source)
+            refuse_links(folder)
+            artifact = read_served_artifact(folder)
+            check_digests(artifact)
+        else:
+            # The files of a registered or logged model never change; files of a URI or a run's artifact may change.
+            is_lasting = kind in ("version", "logged_model")
+            identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
+            approved = approval.files or approval.earlier
+            self._refuse_known(resolved.identity, approved)
+            judged = approved[0] if approved else resolved.gate_status.digest
+            folder = self.cache.fetch(resolved.source, identity, judged)
+            self.cache.prune()
+            if approved and folder.name not in approved:
+                self._refuse(resolved, folder.name, approved)
+            self._refused.pop(resolved.identity, None)
+            artifact = read_served_artifact(folder)
+        from_files = {
+            "flavor": artifact.flavor,
+            "run_id": artifact.run_id,
+            "model_id": artifact.model_id,
+            "parity": artifact.parity_state,
+            **{name: str(artifact.provenance.get(name) or "") for name in ("git_commit", "dataset_digest")},
+        }
+        return FetchedVersion(
+            model=resolved.name,
+            version=resolved.version or artifact.model_id or "unknown",
+            folder=artifact.folder,
+            aspects={name: value for name, value in from_files.items() if value} | resolved.aspects,
+            identity=resolved.identity,
+            source=resolved.source,
+            runs_code=artifact.flavor == PYTHON_FUNCTION,
+            digest="" if kind == "path" else folder.name,
+            unapproved_at=approval.places if approval.is_required and not approval.files else (),
+        )
+
+    def _refuse_known(self, identity: str, approved: tuple[str, ...]) -> None:
+        """Raise GateRefused if the files were refused a short time ago and no other files have been approved since."""
+        known = self._refused.get(identity)
+        if known is not None and known.approved == approved and self.clock() < known.until:
+            raise GateRefused(known.message)
+
+    def _refuse(self, resolved: ResolvedModel, digest: str, approved: tuple[str, ...]) -> NoReturn:
+        """Raise GateRefused. The time until the next download doubles, because all files of the version are loaded."""
+        known = self._refused.get(resolved.identity)
+        pause = _FIRST_PAUSE if known is None or known.approved != approved else min(known.pause * 2, _HOUR)
+        message = _unapproved_files(resolved, digest, approved[0])
+        self._refused[resolved.identity] = _RefusedFiles(approved, message, pause, self.clock() + pause)
+        raise GateRefused(message)
+
+    def received_bytes(self, resolved: ResolvedModel) -> int:
+        return self.cache.received_bytes(resolved.source)
+
+    def report_failure(self, source: str, error: str) -> bool:
+        """Tag the version `source` with the error (empty: remove the tag). Return False if the registry is down."""
+        reference = parse_model_uri(source)
+        if reference.kind != "version":
+            return True
+        try:
+            if error:
+                tag_version(reference.name, reference.selector, ERROR_TAG, error)
+            else:
+                untag_version(reference.name, reference.selector, ERROR_TAG)
+        except NotFound:
+            return True
+        except RegistryUnavailable as unreachable:
+            _log.warning("the version could not be tagged with its error: %s", unreachable)
+            return isinstance(unreachable, RegistryRefused)
+        return True
+
+
+def _unapproved_files(resolved: ResolvedModel, digest: str, approved: str) -> str:
+    return (
+        f"its files differ from the files that were approved (sha256 {digest[:12]}, approved {approved[:12]}); restore "
+        f"the approved files, or request the promotion of {resolved.name} version {resolved.version} again"
+    )
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _status(path: Path) -> os.stat_result:
+    """Return the status of a file or folder. If another thread or process has deleted it, all values are 0."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return os.stat_result([0] * 10)
+
+
+def verify_files(folder: Path) -> str:
+    """Check the fetched files of a version, and return a digest of all these files.
+
+    Raises:
+        InvalidArtifact: the files are not a model that can be served, or they contain links.
+        NotFound: a file is missing; MLflow may list and return fewer files than were saved.
+        RegistryUnavailable: a file differs from the saved file; a later download may return the right file.
+    """
+    refuse_links(folder)
+    if not (folder / MLMODEL).is_file():
+        raise NotFound("its files in the artifact store were deleted or are not an MLflow model: MLmodel is missing")
+    mlmodel = read_mlmodel(folder)
+    for name in (FLAVOR, "onnx"):
+        data = _entry(mlmodel, "flavors", name, "data")
+        if isinstance(data, str) and not (folder / data).exists():
+            raise NotFound(f"its file {data!r} is missing in the artifact store")
+    hashes = hash_files(folder)
+    saved = _entry(mlmodel, "flavors", FLAVOR, "digests")
+    for name, expected in (saved if isinstance(saved, Mapping) else {}).items():
+        sha256 = hashes.get(Path(os.path.normpath(str(name))))
+        digest = f"sha256:{sha256}" if sha256 else "no such file"
+        if digest != expected:
+            raise RegistryUnavailable(altered_file_message(str(name), digest, str(expected)))
+    read_served_artifact(folder)
+    return combine_hashes(hashes)
+
+
+def _entry(document: object, *keys: str) -> object:
+    """Return the entry at the path `keys` of nested mappings; None if it does not exist, as in a malformed file."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document

@@ -1,0 +1,299 @@
+"""Following: the spec and the registry determine the wanted versions, which wanted.json passes to the workers.
+
+A round checks all inputs without blocking: the spec, commands (`serve/agent/control.py`), results of the registry and
+fetched versions (`serve/agent/resolver.py`), and the workers' reports. References to a stage, alias or tag are polled
+repeatedly; a pinned reference is polled until it is resolved. If a newer version fails, the version that was served
+remains wanted.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.registry.connection import redact_addresses
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    LOOK,
+    SPEC,
+    WANTED,
+    assert_state,
+    is_alive,
+    read_state,
+    read_workers,
+    take_load_deaths,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    AgentState,
+    RefusedVersion,
+    ShippingState,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
+from mlflow_deploy_plugin.serve.agent.control import EndpointControl, Pending, Recorder, record_nothing
+from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
+from mlflow_deploy_plugin.serve.agent.followed import (
+    FollowedModel,
+    carry_over,
+    checkpoint,
+    model_ref,
+    restore_checkpoint,
+)
+from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
+from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy, VersionResolver
+
+_log = logging.getLogger(__name__)
+
+_ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
+"""The pause between two rounds: the normal pause, and the pause while a caller waits for a command."""
+_FIRST_POLL_SECONDS = 5.0
+"""The time that the agent waits for the registry after a restart before it serves the earlier versions."""
+_MOST_DEATHS = 2
+"""The number of worker deaths after which a version is rolled back. A single death may have another cause."""
+
+
+@dataclass
+class Follower:
+    """The state of following across rounds. `wall_clock` returns seconds since 1970 for agent.json."""
+
+    state_dir: Path
+    resolver: VersionResolver
+    wall_clock: Callable[[], float]
+    shipping: Callable[[], ShippingState] = ShippingState
+    key_fetchers: Sequence[KeyFetcher] = ()
+    record: Recorder = record_nothing
+    feed: FeedFollower = field(default_factory=lambda: FeedFollower(threading.Event()))
+
+    def __post_init__(self) -> None:
+        self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
+        # Versions that were served before a restart remain served, independent of the registry's answer.
+        self._restored = restore_checkpoint(self.state_dir)
+        self._control = EndpointControl(self.state_dir, record=self.record)
+        self._specs: list[EndpointSpec] = []
+        self._is_forced = False
+        self._spec_text = ""
+        self._spec_error = ""
+        self._written: AgentState | None = None
+        self._deaths = Counter[Path]()
+        """Folder of a version → number of workers that died while they loaded the version."""
+        take_load_deaths(self.state_dir)  # Discard the deaths of workers of an earlier server that was killed.
+
+    def round(self) -> AgentState:
+        """Check all inputs once, write each state file that has changed or was lost, and return the agent's state.
+        In this state, `fatal` means that no version can be served and that waiting does not help."""
+        is_first = self._written is None
+        self._update_specs()
+        look_file = self.state_dir / LOOK
+        if look_file.exists():
+            look_file.unlink(missing_ok=True)  # Delete the file before the poll, so that a later request is not lost.
+            self.resolver.poll_now()
+        self.resolver.take_feed(self.feed.covered, self.feed.take())
+        has_restored = any(model.version is not None for model in self.resolver.models.values())
+        self.resolver.advance()
+        if is_first:  # Wait for versions in the first round, because workers cannot start without a version.
+            deadline = time.monotonic() + _FIRST_POLL_SECONDS
+            while pending := self.resolver.pending():
+                is_settled = all(model.is_settled for model in self.resolver.models.values())
+                if time.monotonic() >= deadline and (is_settled or not self._lacks_versions()):
+                    break
+                wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
+                self.resolver.advance()
+        fatal = is_first and not has_restored and self._lacks_versions()
+        if not fatal:
+            self._update_wanted()
+            fatal = self._roll_back_unloadable()
+            self._update_wanted()
+            if self._wanted.generation:
+                checkpoint(self.state_dir, self.resolver.models)
+                assert_state(self.state_dir / WANTED, self._wanted)
+            self._control.settle(self._outcome)
+        for fetcher in self.key_fetchers:
+            fetcher.assert_file()
+        return self._publish(fatal)
+
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until the next round is due: a poll or fetch has ended, or the pause is over. `stop` ends the wait."""
+        seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
+        if pending := self.resolver.pending():
+            wait(pending, seconds, FIRST_COMPLETED)
+        elif not stop.is_set():
+            self.feed.arrived.wait(seconds)
+
+    def _update_specs(self) -> None:
+        """Read the spec if it has changed, and start the waiting commands. Poll the models to load immediately."""
+        try:
+            text = (self.state_dir / SPEC).read_text()
+            if text != self._spec_text:
+                self._spec_text = text
+                self._control.specs = load_specs(text)
+                self.resolver.set_pyfunc_policy(PyfuncPolicy(self._control.specs))
+                self._spec_error = ""
+        except (OSError, UnicodeDecodeError) as error:
+            self._spec_error = f"{SPEC} cannot be read: {error}"
+        except OnnxserveError as error:
+            self._spec_error = f"{SPEC}: {error.message}"
+        commanded = self._control.take()
+        specs = self._control.endpoints
+        if specs != self._specs:
+            self._specs = specs
+            known = self._restored | self.resolver.models
+            self._restored = {}
+            models = {}
+            for spec, name, variant in self._variants():
+                endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
+                models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
+            self.resolver.models = {ref: models[ref] for ref in sorted(models)}
+            self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
+        for spec in commanded or ():
+            for variant in spec.variants.values():
+                self._model(spec, variant).retry_now()
+        self._is_forced = self._is_forced or commanded is not None
+
+    def _lacks_versions(self) -> bool:
+        """Return True if the server lacks the versions to start. Of several endpoints, one must have a version."""
+        lacking = [model.version is None for model in self.resolver.models.values()]
+        if len(self._specs) > 1:
+            return all(lacking)
+        return not self._control.specs or any(lacking)
+
+    def _update_wanted(self) -> None:
+        before, endpoints = self._wanted, {}
+        for spec in self._specs:
+            # Workers must not receive an endpoint of a load command before its models are on this disk.
+            is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
+            if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
+                endpoints[spec.name] = self._wanted_endpoint(spec)
+        unloaded = self._control.unloaded
+        if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
+            return
+        is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
+        if is_same and not self._is_forced:
+            return
+        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
+        self._is_forced = False
+        for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
+            for variant in endpoints[name].variants.values():
+                _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+
+    def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
+        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
+        variants, errors = {}, {}
+        for name, variant in spec.variants.items():
+            model = self._model(spec, variant)
+            if model.version is not None:
+                variants[name] = WantedVariant(
+                    model_uri=variant.model,
+                    model=model.version.model,
+                    version=model.version.version,
+                    folder=model.version.folder,
+                    weight=variant.weight,
+                    shadow=variant.shadow,
+                    aspects=model.version.aspects,
+                )
+            elif name in served:  # The model of the spec was changed, and the new model cannot be fetched yet.
+                variants[name] = served[name]
+            elif message := model.message(variant.model):
+                errors[name] = redact_addresses(message)
+        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
+
+    def _roll_back_unloadable(self) -> bool:
+        """Restore the previous version of a model if the workers could not load the wanted version. Return True if a
+        version without a predecessor failed and no worker has loaded any version."""
+        workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
+        self._deaths.update(take_load_deaths(self.state_dir))
+        has_loaded = any(worker.has_versions for worker in workers)
+        failed = False
+        for spec, name, variant in self._variants():
+            model = self._model(spec, variant)
+            if model.version is None:
+                continue
+            error = _load_error(workers, spec.name, name)
+            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
+                del self._deaths[model.version.folder]
+                error = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
+            if not error or model.unloadable == model.version.identity:
+                continue
+            is_commanded = self._control.is_loading(spec.name)  # The caller of a load command receives the error.
+            failed = failed or not (model.previous or has_loaded or is_commanded)
+            model.roll_back(error)
+        self.resolver.advance()  # Start writing the error to the version's tag.
+        return failed
+
+    def _outcome(self, endpoint: str) -> OnnxserveError | None:
+        spec = next((spec for spec in self._specs if spec.name == endpoint), None)
+        if spec and (error := self._failure(spec)):
+            return error
+        if spec and not self._is_settled(spec):
+            raise Pending
+        workers = self._living_workers()
+        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
+        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
+            raise Pending  # The next round processes an error that a worker has just reported.
+        return None
+
+    def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
+        """Return the error that prevents a model of the endpoint from being served. The error's message may be sent to
+        callers."""
+        for variant in spec.variants.values():
+            model = self._model(spec, variant)
+            if model.is_settled and (failure := model.failure(variant.model)):
+                return type(failure)(redact_addresses(failure.message))
+        return None
+
+    def _is_settled(self, spec: EndpointSpec) -> bool:
+        return all(self._model(spec, variant).is_settled for variant in spec.variants.values())
+
+    def _living_workers(self) -> list[WorkerState]:
+        return [worker for worker in read_workers(self.state_dir) if is_alive(worker.pid)]
+
+    def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
+        for spec in self._specs:
+            for name, variant in spec.variants.items():
+                yield spec, name, variant
+
+    def _model(self, spec: EndpointSpec, variant: VariantSpec) -> FollowedModel:
+        return self.resolver.models[model_ref(spec, variant)]
+
+    def _publish(self, fatal: bool) -> AgentState:
+        """Write agent.json. Log an error when it appears, changes or ends. A fatal error is left to the supervisor."""
+        of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
+        errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
+        before, polls = self._written, self.resolver.finished_polls + self.feed.messages
+        state = AgentState(
+            pid=os.getpid(),
+            checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),
+            looks=polls,
+            error="; ".join(errors),
+            errors=len(errors),
+            fatal=fatal,
+            refused=tuple(
+                RefusedVersion(endpoint=spec.name, variant=name, **vars(rejection))
+                for spec, name, variant in self._variants()
+                if (rejection := self._model(spec, variant).rejection) is not None
+            ),
+            shipping=self.shipping(),
+            keys_fetched_at=min((fetcher.fetched_at for fetcher in self.key_fetchers), default=0.0),
+        )
+        logged = before.error if before is not None else ""
+        if state.error and state.error != logged and not fatal:
+            _log.warning("%s", state.error)
+        elif logged and not state.error:
+            _log.info("all models of the spec are resolved and served")
+        assert_state(self.state_dir / AGENT, state)
+        self._written = state
+        return state
+
+
+def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
+    """Return the error of a worker that could not load a variant; empty if no worker has reported an error."""
+    return next(filter(None, (worker.loaded(endpoint, variant).error for worker in workers)), "")

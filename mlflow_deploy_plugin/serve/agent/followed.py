@@ -1,0 +1,208 @@
+"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json. For each
+reference, the file has the served version, and the previous version in case the served version cannot be loaded."""
+
+import logging
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, OnnxserveError
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, assert_state, read_state
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, FollowedReference, Wanted, WantedVariant
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+
+_log = logging.getLogger(__name__)
+
+NEVER = float("inf")
+RejectionCause = Literal["gate", "fetch", "artifact", "consent", "load"]
+_CAUSE_TEXTS: dict[RejectionCause, str] = {
+    "gate": "is not served",
+    "fetch": "cannot be fetched",
+    "artifact": "cannot be served",
+    "consent": "is not served",
+    "load": "cannot be loaded",
+}
+
+
+class ModelRef(NamedTuple):
+    """A model URI of the spec, and the endpoint's requirements for its versions; empty if there are none."""
+
+    uri: str
+    require: str = ""
+
+    @property
+    def is_followed(self) -> bool:
+        """True if the URI can select another version later. A poll reports the error of a malformed URI."""
+        try:
+            return parse_model_uri(self.uri).followed
+        except InvalidConfig:
+            return False
+
+    def is_gated_by(self, places: Collection[str]) -> bool:
+        """Return True if the URI is one of these stages and @aliases."""
+        uri = parse_model_uri(self.uri)
+        return uri.kind in ("stage", "alias") and uri.place.lower() in {place.lower() for place in places}
+
+
+def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
+    return ModelRef(variant.model, spec.require or "")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """The reason why a version that the registry names is not served. The version is retried at `retry_at`. If
+    `retry_at` is `NEVER`, the version is retried only when the reference moves or a command loads the version."""
+
+    identity: str
+    source: str
+    model: str
+    version: str
+    cause: RejectionCause
+    reason: str
+    retry_at: float = NEVER
+    error_class: type[OnnxserveError] = ModelError
+
+
+@dataclass
+class FollowedModel:
+    """The state of a model reference.
+
+    Attributes:
+        version: the version to serve; None until a version was fetched.
+        previous: the version that was served before, which is restored if the workers cannot load `version`.
+        is_verified: True if the files of `version` were checked after the agent's start.
+        target: the version that the registry named last.
+        unloadable: the identity of a version that the workers could not load.
+        next_poll: the time of the next poll; `NEVER` during a poll.
+        reported: the source of a version, and the error that was last written to the version's tag in the registry.
+        report: the running write of `reporting` (source and error) to the tag; the next write starts at `report_at`.
+    """
+
+    version: FetchedVersion | None = None
+    previous: FetchedVersion | None = None
+    is_verified: bool = False
+    target: ResolvedModel | None = None
+    rejection: Rejection | None = None
+    unloadable: str | None = None
+    error: OnnxserveError | None = None
+    poll_failures: int = 0
+    fetch_failures: int = 0
+    next_poll: float = 0.0
+    poll: "Future[Resolution] | None" = None
+    reported: tuple[str, str] = ("", "")
+    report: "Future[bool] | None" = None
+    report_at: float = 0.0
+    reporting: tuple[str, str] = ("", "")
+
+    @property
+    def serves_target(self) -> bool:
+        return self.version is not None and self.target is not None and self.version.identity == self.target.identity
+
+    @property
+    def is_settled(self) -> bool:
+        if self.poll is not None or self.next_poll <= 0 or (self.target is None and not self.error):
+            return False
+        return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
+
+    def failure(self, uri: str) -> OnnxserveError | None:
+        """Return the error that prevents the newest version from being fetched or loaded; None if there is none."""
+        if self.rejection is not None:
+            return self.rejection.error_class(self.message(uri))
+        return self.error
+
+    def message(self, uri: str) -> str:
+        """Return the error of the reference for the status and the log; empty if there is none."""
+        rejection = self.rejection
+        error = self.error.message if self.error is not None else ""
+        if rejection is None:
+            return error
+        named = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: " if rejection.version else ""
+        served = self.version
+        is_other = served is not None and served.identity != rejection.identity
+        kept = f"; version {served.version} is still served" if is_other and served is not None else ""
+        return "; ".join(filter(None, [error, f"{uri}: {named}{rejection.reason}{kept}"]))
+
+    def roll_back(self, error: str) -> None:
+        failed = self.version
+        assert failed is not None
+        self.unloadable = failed.identity
+        self.rejection = Rejection(failed.identity, failed.source, failed.model, failed.version, "load", error)
+        if self.previous is not None:
+            self.version, self.previous = self.previous, None
+
+    def retry_now(self) -> None:
+        """Poll the registry immediately, and retry a rejected version."""
+        self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
+
+    def pending_report(self) -> tuple[str, str] | None:
+        """Return a version's source and the error for its tag (empty: remove the tag); None if the tag is current."""
+        if self.rejection is not None:
+            report = self.rejection.source, self.rejection.reason
+        elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:
+            report = self.reported[0], ""
+        else:
+            return None
+        return report if report != self.reported else None
+
+
+def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> None:
+    followed = Followed(
+        references=tuple(
+            FollowedReference(
+                model_uri=ref.uri,
+                require=ref.require,
+                version=model.version,
+                previous=model.previous,
+                told=model.reported,
+            )
+            for ref, model in models.items()
+            if model.version is not None
+        )
+    )
+    assert_state(state_dir / FOLLOWED, followed)
+
+
+def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
+    """Return the models that were served before this start if their files are complete. If a reference is only in
+    wanted.json, it is restored without the requirements of its endpoint."""
+    models = {}
+    for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
+        for variant in endpoint.variants.values():
+            version = FetchedVersion(
+                model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
+            )
+            if _is_whole(version):
+                models[ModelRef(variant.model_uri)] = FollowedModel(version)
+    for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
+        whole = [version for version in (reference.version, reference.previous) if version and _is_whole(version)]
+        if whole:
+            previous = whole[1] if len(whole) > 1 else None
+            models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
+                whole[0], previous, reported=reference.told
+            )
+    return models
+
+
+def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
+    """Return the state of a reference. Its served version is kept even if the endpoint's requirements have changed."""
+    if (model := known.get(ref)) is not None:
+        return model
+    for other, model in known.items():
+        is_served = served is not None and model.version is not None and model.version.folder == served.folder
+        if other.uri == ref.uri and is_served:
+            return FollowedModel(model.version, model.previous)
+    return FollowedModel()
+
+
+def _is_whole(version: FetchedVersion) -> bool:
+    try:
+        read_served_artifact(version.folder)
+    except OnnxserveError as error:
+        _log.warning("%s version %s is missing on this disk: %s", version.model, version.version, error)
+        return False
+    return True

@@ -1,0 +1,320 @@
+"""Version resolution: model references become versions on this disk, without blocking.
+
+Polls of the registry and a few fetches at a time run in separate threads, so that a slow poll or fetch does not delay
+other models or changes that need no registry. One thread owns the agent's state and processes the results. A fetch that
+receives no bytes for minutes continues, but is reported as a failure.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
+from mlflow_deploy_plugin.core.registry.change_feed import Selected
+from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
+from mlflow_deploy_plugin.core.registry.tags import GateStatus
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion
+from mlflow_deploy_plugin.serve.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_BACKOFF_SECONDS = 30.0
+_JITTER = 0.2
+_COVERED_SECONDS = 3600.0
+"""The interval for references that the change feed covers. The feed sends all versions again when it is reopened."""
+_TURNS, _TURN_SECONDS = 2, 30.0
+_STALL_SECONDS = 600.0
+"""The time without bytes after which a fetch has stalled. MLflow's server may need minutes before the first byte."""
+_REFUSED_SECONDS = 60.0
+"""The time after which a version without an approval, or with other files than the approved files, is tried again."""
+_REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
+"""The registry's metadata that can change while the resolved version remains the same."""
+
+
+class Registry(Protocol):
+    """The calls from this process to the model registry and the artifact store."""
+
+    def resolve(self, model_uri: str) -> ResolvedModel: ...
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
+    def received_bytes(self, resolved: ResolvedModel) -> int: ...
+    def report_failure(self, source: str, error: str) -> bool: ...
+
+
+@dataclass
+class PollPolicy:
+    """The times of the registry's polls, on a monotonic clock. If `follow` is False, each reference is polled once."""
+
+    poll_seconds: float
+    follow: bool
+    clock: Callable[[], float]
+    uniform: Callable[[float, float], float] = random.uniform
+
+    def pause(self, failures: int, is_covered: bool = False) -> float:
+        """Return the seconds until the next poll after `failures` failed polls. The change feed may cover the URI."""
+        first = _COVERED_SECONDS if is_covered else self.poll_seconds
+        seconds = backoff_seconds(failures + 1, max(first, _LONGEST_BACKOFF_SECONDS), first)
+        return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+class PyfuncPolicy:
+    """A server's rule for versions without an ONNX form, which run Python code as this server's user.
+
+    A model may run if the spec names it by a reference to a fixed version. `allow_pyfunc` is needed for a stage, alias
+    or tag, which may mean a different version later, and for a model that a caller loads over HTTP. `named` has the
+    model URIs of the spec. `refused` maps each URI that must not be a pyfunc to the name of its variant.
+    """
+
+    def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
+        variants = [(variant, name) for spec in specs for name, variant in spec.variants.items()]
+        self.named = {variant.model for variant, _ in variants}
+        self.refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
+
+    def check(self, model_uri: str, is_followed: bool) -> None:
+        """Raise InvalidArtifact if a version without an ONNX form must not be served for this URI."""
+        if model_uri in self.named and not (is_followed and model_uri in self.refused):
+            return
+        what = "the version has no ONNX form, so serving it would run its own code"
+        if model_uri in self.named:
+            raise errors.InvalidArtifact(
+                f"{what}; for a stage, an alias or a tag, set -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
+                "(or --flavor python_function in `mlflow deployments create` and `update`)"
+            )
+        raise errors.InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
+
+
+@dataclass
+class _Fetch:
+    """A fetch of a version. `received` is the number of bytes that had arrived at `moved_at` (`PollPolicy.clock`)."""
+
+    future: "Future[FetchedVersion]"
+    started_at: float
+    moved_at: float
+    received: int = 0
+
+
+@dataclass
+class VersionResolver:
+    """Updates each followed model to the version that the registry names. `poll_pool` polls the registry, and
+    `fetch_pool` fetches files; a slow fetch occupies its thread. `finished_polls` includes failed polls. `covered` has
+    the URIs whose changes the change feed sends."""
+
+    registry: Registry
+    poll_pool: Executor
+    fetch_pool: Executor
+    polling: PollPolicy
+    pyfunc_policy: PyfuncPolicy = field(default_factory=PyfuncPolicy)
+    models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
+    finished_polls: int = 0
+    covered: frozenset[str] = frozenset()
+    _fetches: dict[str, _Fetch] = field(default_factory=dict)
+
+    def pending(self) -> list["Future[Any]"]:
+        polls = [model.poll for model in self.models.values() if model.poll is not None]
+        return [*polls, *(fetch.future for fetch in self._fetches.values())]
+
+    def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
+        """Set a new policy, and retry the versions that it permits."""
+        before = self.pyfunc_policy
+        agreed = (before.refused.keys() - policy.refused.keys()) | (policy.named - before.named)
+        for ref, model in self.models.items():
+            if ref.uri in agreed and model.rejection is not None and model.rejection.cause == "consent":
+                model.retry_now()
+        self.pyfunc_policy = policy
+
+    def poll_now(self) -> None:
+        """Poll all followed references immediately. If a reference is being polled, poll it again afterwards."""
+        for model in self.models.values():
+            if model.next_poll < NEVER or model.poll is not None:
+                model.next_poll = 0.0
+
+    def take_feed(self, covered: frozenset[str], selected: Selected) -> None:
+        """Process versions from the change feed like results of polls. Poll the URIs that are no longer covered."""
+        lost, self.covered = self.covered - covered, covered
+        for ref, model in self.models.items():
+            if ref.uri in lost and model.next_poll < NEVER:
+                model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+            if ref.uri not in selected:
+                continue
+            resolution = selected[ref.uri]
+            if resolution is None or model.poll is not None:
+                model.next_poll = 0.0
+            else:
+                model.poll, model.next_poll = Future(), NEVER
+                model.poll.set_result(resolution)
+
+    def advance(self) -> None:
+        """Start due polls and fetches, and process results."""
+        for ref, model in self.models.items():
+            if model.poll is None and model.next_poll <= self.polling.clock():
+                model.poll, model.next_poll = self.poll_pool.submit(self._resolve, ref.uri), NEVER
+        self._finish_polls()
+        waiting = [
+            (ref, model, model.target)
+            for ref, model in self.models.items()
+            if model.target is not None and model.poll is None and self._fetch_unless_served(ref, model, model.target)
+        ]
+        # `done` is evaluated once, so that all waiting models process the result of a fetch in the same round.
+        ended = {identity: fetch.future for identity, fetch in self._fetches.items() if fetch.future.done()}
+        for ref, model, target in waiting:
+            if target.identity in ended:
+                self._take_fetched(ref, model, target, ended[target.identity])
+            elif target.identity in self._fetches:
+                self._tell_stall(model, target, self._fetches[target.identity])
+        targets = {model.target.identity for model in self.models.values() if model.target is not None}
+        for identity in ended:
+            del self._fetches[identity]
+        for identity in self._fetches.keys() - targets:
+            self._fetches.pop(identity).future.cancel()  # No reference needs it. A running fetch continues.
+        self._report_failures()
+
+    def _resolve(self, uri: str) -> Resolution:
+        try:
+            return self.registry.resolve(uri)
+        except errors.OnnxserveError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - any error of the poll is logged, and the version is kept
+            _log.exception("the poll of %s failed", uri)
+            return errors.RegistryUnavailable(f"the poll of {uri} failed: {type(error).__name__}")
+
+    def _finish_polls(self) -> None:
+        for ref, model in self.models.items():
+            if model.poll is None or not model.poll.done():
+                continue
+            now, is_wanted_again, resolution = self.polling.clock(), model.next_poll < NEVER, model.poll.result()
+            model.poll, model.next_poll = None, now + self.polling.pause(0, ref.uri in self.covered)
+            self.finished_polls += 1
+            if isinstance(resolution, ResolvedModel):
+                waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+                if model.rejection is not None and model.rejection.cause == "gate":
+                    if model.target is not None and model.target.gate_status != resolution.gate_status:
+                        model.rejection = None  # Retry, because the gate has a new verdict.
+                    else:
+                        waits_for_gate = True
+                model.error, model.poll_failures, model.target = None, 0, resolution
+                if not waits_for_gate and not (resolution.followed and self.polling.follow):
+                    model.next_poll = NEVER
+            else:
+                model.error = resolution
+                if isinstance(resolution, errors.NotFound):
+                    model.error = errors.NotFound(f"{ref.uri}: {resolution.message}")
+                # A missing, malformed or forbidden version may be corrected at any time, so poll at the normal rate.
+                if not isinstance(resolution, errors.NotFound | errors.InvalidConfig | errors.RegistryRefused):
+                    model.poll_failures += 1
+                    model.next_poll = now + self.polling.pause(model.poll_failures)
+            if is_wanted_again:
+                model.next_poll = 0.0
+
+    def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
+        """Start a fetch of the target as soon as possible. Return False if the target is served or rejected."""
+        now, rejection = self.polling.clock(), model.rejection
+        if rejection is not None and rejection.identity == target.identity and now < rejection.retry_at:
+            return False
+        if model.version is not None and model.serves_target and model.is_verified:
+            lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
+            if (aspects := lasting | target.aspects) != model.version.aspects:
+                model.version = model.version.model_copy(update={"aspects": aspects})
+            model.rejection = None
+            return False
+        if ref.require and not model.serves_target and not target.gate_status.passed:
+            model.rejection = _gate_rejection(ref, target, target.gate_status, retry_at=0.0)
+            return False
+        if target.identity not in self._fetches:
+            under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
+            if sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way) < _TURNS:
+                self._fetches[target.identity] = _Fetch(self.fetch_pool.submit(self._fetch, target), now, now)
+        return True
+
+    def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
+        """Reject the target while its fetch receives no bytes, and clear the rejection when bytes arrive."""
+        now = self.polling.clock()
+        if now - fetch.started_at < _TURN_SECONDS:
+            return
+        if (received := self.registry.received_bytes(target)) != fetch.received:
+            fetch.received, fetch.moved_at, model.rejection = received, now, None
+        elif now - fetch.moved_at >= _STALL_SECONDS:
+            reason = f"the download stalls: {received:,} bytes of its files have arrived, and none in ten minutes"
+            model.rejection = _rejection(target, "fetch", reason, retry_at=0.0, error_class=errors.RegistryUnavailable)
+
+    def _fetch(self, target: ResolvedModel) -> FetchedVersion:
+        try:
+            return self.registry.fetch(target)
+        except errors.OnnxserveError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an error of any class fails only this fetch
+            _log.exception("fetching %s failed", target.source)
+            raise errors.OnnxserveError(f"the fetch failed unexpectedly: {type(error).__name__}, see the log") from None
+
+    def _take_fetched(
+        self, ref: ModelRef, model: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
+    ) -> None:
+        try:
+            fetched = fetch.result()
+        except errors.ModelError as error:
+            model.rejection = _rejection(target, "artifact", error.message)
+            return
+        except errors.GateRefused as error:
+            model.rejection = _rejection(target, "gate", error.message, self.polling.clock() + _REFUSED_SECONDS)
+            return
+        except errors.OnnxserveError as error:
+            model.fetch_failures += 1
+            retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
+            model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
+            return
+        model.fetch_failures = 0
+        is_served = model.version is not None and model.version.folder == fetched.folder
+        status = target.gate_status.on_files(fetched.digest)
+        if ref.require and not is_served and not status.passed:
+            model.rejection = _gate_rejection(ref, target, status, NEVER)
+            # Poll regularly, because the gate may have a new verdict.
+            model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+            return
+        if not is_served and ref.is_gated_by(fetched.unapproved_at):
+            reason = (
+                f"MLflow's server has no record of approved files of {target.name} version {target.version}. The agent "
+                "needs MLflow's server with onnxserve. There, an administrator can set the policy again, also "
+                "unchanged, which records the files of the served versions; or request the promotion again"
+            )
+            model.rejection = _rejection(target, "gate", reason, self.polling.clock() + _REFUSED_SECONDS)
+            return
+        try:
+            if fetched.runs_code:
+                self.pyfunc_policy.check(ref.uri, target.followed)
+        except errors.ModelError as error:
+            model.rejection = _rejection(target, "consent", error.message)
+            return
+        if model.version is not None and model.version.folder != fetched.folder:
+            model.previous = model.version
+        model.version, model.is_verified, model.rejection = fetched, True, None
+
+    def _report_failures(self) -> None:
+        """Write the errors of versions to their tags. If the registry is down, retry the write later."""
+        for model in self.models.values():
+            if model.report is not None and model.report.done():
+                if model.report.exception() is None and model.report.result():
+                    model.reported = model.reporting
+                else:
+                    model.report_at = self.polling.clock() + self.polling.pause(1)
+                model.report = None
+            report = model.pending_report()
+            if report is not None and model.report is None and model.report_at <= self.polling.clock():
+                model.reporting = report
+                model.report = self.poll_pool.submit(self.registry.report_failure, *report)
+
+
+def _gate_rejection(ref: ModelRef, target: ResolvedModel, status: GateStatus, retry_at: float) -> Rejection:
+    return _rejection(target, "gate", f"{status.reason}, but this endpoint requires {ref.require}", retry_at)
+
+
+def _rejection(
+    target: ResolvedModel,
+    cause: RejectionCause,
+    reason: str,
+    retry_at: float = NEVER,
+    error_class: type[errors.OnnxserveError] = errors.ModelError,
+) -> Rejection:
+    return Rejection(target.identity, target.source, target.name, target.version, cause, reason, retry_at, error_class)

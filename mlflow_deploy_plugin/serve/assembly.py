@@ -1,0 +1,136 @@
+"""Assemble a worker's server from the state folder."""
+
+import atexit
+import gc
+from functools import partial
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, SPOOL
+from mlflow_deploy_plugin.serve.cloud import read_cloud
+from mlflow_deploy_plugin.serve.device import claim_device_id
+from mlflow_deploy_plugin.serve.inference.auth import Authenticator
+from mlflow_deploy_plugin.serve.inference.dataplane import DataPlane
+from mlflow_deploy_plugin.serve.inference.limits import RedisRates, RequestLimits, max_batch_rows, open_rate_limiter
+from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.inference.shadow import Shadows
+from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
+from mlflow_deploy_plugin.serve.models.loading import MemoryLimit, WarmVersion, load_warm, worker_limit
+from mlflow_deploy_plugin.serve.models.model_control import ModelControl
+from mlflow_deploy_plugin.serve.models.repository import Repository
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
+from mlflow_deploy_plugin.serve.observability.tracing import open_tracer
+from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores, limit_memory
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+
+_ENGINE_CACHE = "engines"
+_LEAST_VALUES = 2**24
+"""The lowest limit for the number of values in a response, because even small requests can have large responses."""
+_KEPT_BYTES = 16 * 1024 * 1024
+
+
+def open_worker(state_dir: str) -> Server:
+    """Open the server of a gunicorn worker after the fork. Raises the errors of `open_server`.
+
+    The garbage collector ignores the imported modules, because a body of 10,000 rows otherwise causes full
+    collections of 50 ms. glibc keeps freed memory, because 100 rows of 30 numbers otherwise cause 50 page faults.
+    """
+    configure_logging(load_settings(), "worker")
+    gc.freeze()
+    bytes(_KEPT_BYTES)  # Freeing this block raises glibc's mmap threshold.
+    server = open_server(Path(state_dir))
+    atexit.register(server.close)
+    return server
+
+
+def open_server(state_dir: Path) -> Server:
+    """Open the server, which loads its models in a thread. Raises InvalidConfig if spec.yaml is invalid."""
+    spec = read_server_spec(state_dir)
+    threads = spec.intra_op_num_threads or available_cores(spec.workers)
+    metrics = Metrics(state_dir / METRICS)
+    capture, of_shadows = (CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2))
+    shadows = Shadows(of_shadows, metrics)
+    rows, policy = max_batch_rows(spec), None  # Batching does not help tiny models on a CPU.
+    if rows > 1:
+        policy = BatchPolicy(
+            rows,
+            spec.preferred_batch_size,
+            spec.max_queue_delay_microseconds,
+            spec.max_queue_size,
+            pads=spec.is_on_nvidia,
+        )
+    device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
+    engines = state_dir / _ENGINE_CACHE
+    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding, spec.providers)
+    memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
+    limit_memory(memory_bytes, spec.workers)
+    memory = MemoryLimit(memory_bytes)
+
+    def load(folder: Path) -> WarmVersion:
+        with memory.loading(folder):
+            warm = load_warm(
+                folder,
+                placement,
+                threads,
+                policy,
+                check_determinism=spec.response_cache_bytes > 0,
+                timeout_seconds=float(spec.request_timeout_seconds),
+                concurrency=spec.threads,
+            )
+        most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
+        warm.predictor.limit_values(most_values, batch_rows)
+        if isinstance(warm.predictor, OnnxModel):
+            warm.predictor.max_text_characters = spec.max_text_characters
+        return warm
+
+    repository = Repository(state_dir, load)
+    repository.add_listener(metrics.set_served_versions)
+    recent = RecentRequests(metrics.folder, metrics.number)
+    repository.add_listener(recent.follow)
+    settings, count = load_settings(), metrics.count_redis_failure
+    cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url, count)
+    has_rates = spec.rate_limit is not None or spec.takes_keys  # Any API key may have its own limit.
+    redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
+    controls = max(1, spec.threads // 2)
+    server = Server(
+        dataplane=DataPlane(repository, capture, metrics, shadows, cache, spec.default_timeout_microseconds),
+        repository=repository,
+        metrics=metrics,
+        capture=capture,
+        shadows=shadows,
+        max_body_bytes=spec.max_body_bytes,
+        model_control=ModelControl(state_dir, spec.model_control_mode, controls),
+        spec=spec,
+        explainer=ExplainerClient(float(spec.request_timeout_seconds), controls),
+        auth=Authenticator(state_dir, spec, metrics.count_key),
+        recent=recent,
+        tracer=open_tracer(),
+        logs_requests=settings.log_requests,
+        limits=RequestLimits(
+            spec.max_concurrent_requests,
+            spec.rate_limit or "",
+            spec.rate_limit_header,
+            metrics.count_refused,
+            partial(open_rate_limiter, redis=redis),
+            are_shared=redis is not None,
+        ),
+        cloud=read_cloud(),
+    )
+    repository.start()
+    return server
+
+
+def read_server_spec(state_dir: Path) -> ServerSpec:
+    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if spec.yaml is invalid."""
+    try:
+        text = (state_dir / SPEC).read_text()
+    except FileNotFoundError:
+        return ServerSpec()
+    return load_specs(text)[0].server

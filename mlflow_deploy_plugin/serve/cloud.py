@@ -1,0 +1,117 @@
+"""The settings of the platforms that run a container with a model, and the routes that each platform calls.
+
+| platform | recognised by | port | routes | model |
+|---|---|---|---|---|
+| Vertex AI | `AIP_HTTP_PORT`, `AIP_PREDICT_ROUTE` | as set (8080) | as set, and `/ping` | `AIP_STORAGE_URI` |
+| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as deployed | in that folder |
+| Cloud Run, Knative | `K_SERVICE` | `PORT` (8080) | all | in the image |
+| SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as set (8080) | `/ping`, `/invocations` | /opt/ml/model |
+| KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
+
+The model of an image is also in /opt/ml/model, but a model that the platform specifies takes precedence.
+https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
+https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
+https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website (storage initializer)
+
+`python -m mlflow_deploy_plugin.serve.cloud [URL]` checks the health of the server in a container.
+"""
+
+import http.client
+import os
+import re
+import ssl
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+
+SAGEMAKER_MODEL, KSERVE_MODEL = Path("/opt/ml/model"), Path("/mnt/models")
+_ROUTE = re.compile(r"/[!-~]{0,512}")
+_AZURE_PORT = 5001
+_DEFAULT_PORT = 8080
+_MLMODEL = "MLmodel"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The settings from the platform. An empty value or None means that the platform does not specify the setting.
+
+    Vertex AI's `health_route` and `predict_route` take precedence over onnxserve's routes with the same path.
+    """
+
+    port: int | None = None
+    model_uri: str = ""
+    health_route: str = ""
+    predict_route: str = ""
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        return frozenset({self.health_route, self.predict_route} - {""})
+
+
+def read_cloud(
+    environment: Mapping[str, str] = os.environ, folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL)
+) -> Cloud:
+    """Return the settings that the platform specifies. Raises InvalidConfig if a port or a route is malformed."""
+    sagemaker, kserve = folders
+    local_model = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
+    if "KUBERNETES_SERVICE_HOST" in environment and (kserve / _MLMODEL).exists():
+        local_model = str(kserve)
+    if "AIP_HTTP_PORT" in environment or "AIP_PREDICT_ROUTE" in environment:
+        return Cloud(
+            _port(environment, "AIP_HTTP_PORT"),
+            environment.get("AIP_STORAGE_URI") or local_model,
+            _route(environment, "AIP_HEALTH_ROUTE"),
+            _route(environment, "AIP_PREDICT_ROUTE"),
+        )
+    if "AZUREML_MODEL_DIR" in environment:
+        folder = Path(environment["AZUREML_MODEL_DIR"])
+        if not (folder / _MLMODEL).exists():  # Azure copies the registered folder into the specified folder.
+            inner = list(folder.glob(f"*/{_MLMODEL}"))
+            folder = inner[0].parent if len(inner) == 1 else Path(local_model or folder)
+        return Cloud(_AZURE_PORT, str(folder))
+    if "K_SERVICE" in environment:
+        return Cloud(_port(environment, "PORT"), local_model)
+    if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
+        named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
+        return Cloud(_port(environment, named), local_model or str(sagemaker))
+    return Cloud()
+
+
+def _port(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or str(_DEFAULT_PORT)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
+        raise InvalidConfig(f"{name} is {text[:40]!r}; a port from 1 to 65535 is expected")
+    return int(text)
+
+
+def _route(environment: Mapping[str, str], name: str) -> str:
+    text = environment.get(name, "")
+    if text and not _ROUTE.fullmatch(text):
+        raise InvalidConfig(f"{name} is {text[:100]!r}; a path that begins with / is expected")
+    return text
+
+
+def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the server at `url` (default: in this container) answers `/ping` with 200 within four seconds."""
+    if not url:
+        port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
+        url = f"http://127.0.0.1:{port}"
+    target = urlsplit(url)
+    server = http.client.HTTPConnection(target.netloc, timeout=4)
+    if target.scheme == "https":  # Any certificate is trusted, because the server is local.
+        server = http.client.HTTPSConnection(target.netloc, timeout=4, context=ssl._create_unverified_context())
+    try:
+        server.request("GET", "/ping")
+        return server.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(not is_healthy("".join(sys.argv[1:2])))

@@ -1,0 +1,91 @@
+"""The check of a server's device before the start, and the assignment of a GPU to each worker."""
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.serve.runtime.session import (
+    Placement,
+    check_device_libraries,
+    import_onnxruntime,
+    open_session,
+)
+
+# The ONNX graph y = x + x, float32 of shape (1).
+_ADDITION = bytes.fromhex(
+    "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
+    "080142040a00100d"
+)
+_TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
+
+
+def require_device(server: ServerSpec) -> None:
+    """Raise DeviceUnavailable unless ONNX Runtime computes on the device, each of its GPUs, and each provider."""
+    placement = Placement(server.device, listed=server.providers)
+    if placement == Placement():
+        return
+    with tempfile.TemporaryFile() as output:
+        worker = Worker(stderr=output)
+        try:
+            worker.call(_compute_on, server, seconds=_TIMEOUT_SECONDS)
+        except DeadlineExceeded:
+            raise DeviceUnavailable(f"{placement} did not compute one addition in {_TIMEOUT_SECONDS:g} s") from None
+        except ProcessCrashed as error:
+            raise DeviceUnavailable(f"{placement} cannot be tested: {error.message}") from None
+        except OnnxserveError as error:
+            output.seek(0)
+            log = output.read()
+            reason = re.search(rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+", log)
+            raise DeviceUnavailable(error.message + (f" ({reason[0].decode()})" if reason else "")) from None
+        finally:
+            worker.end()
+
+
+def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
+    """Claim the GPU with the fewest workers for this worker, and return its id.
+
+    The claim is a flock on a file in the state folder. It ends with the process, so a new worker can claim the GPU.
+    """
+    folder = state_dir / "gpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    slot = 0
+    while True:
+        for device_id in device_ids:
+            descriptor = os.open(folder / f"{device_id}.{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+            else:
+                return device_id
+        slot += 1
+
+
+def _compute_on(server: ServerSpec) -> None:
+    import numpy as np  # Imported here, because this function runs in its own process; the supervisor needs no numpy.
+
+    base = Placement(server.device, listed=server.providers)
+    check_device_libraries(import_onnxruntime(), base)
+    # Each listed provider is tested separately, because the first one would compute the only node.
+    tests = [replace(base, listed=(entry,)) for entry in server.providers]
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(_ADDITION)
+        file.flush()
+        for placement in tests or [replace(base, device_id=device_id) for device_id in server.device_ids or (0,)]:
+            try:
+                open_session(Path(file.name), placement).run(None, {"x": np.ones(1, np.float32)})
+            except DeviceUnavailable:
+                if server.providers or not server.is_on_nvidia:
+                    raise
+                which = f"GPU {placement.device_id}" if server.device_ids else "it"
+                raise DeviceUnavailable(
+                    f"{placement} was requested, but ONNX Runtime cannot compute on {which}: the GPU is missing "
+                    "or not usable, its driver is too old, or a CUDA library is missing"
+                ) from None

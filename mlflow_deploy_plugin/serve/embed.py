@@ -1,0 +1,124 @@
+"""Mount a model into another application: the scoring routes of one endpoint under a prefix.
+
+app.mount("/flights", asgi_app("models:/flight-delay@champion"))
+"""
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import KEYS, WANTED, temporary_folder, write_state
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.serve.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
+
+_WAIT_SECONDS = 120.0
+
+
+def asgi_app(
+    model_uri: str,
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    follow: bool = True,
+    state_dir: Path | str | None = None,
+    wait_seconds: float = _WAIT_SECONDS,
+) -> AsgiApp:
+    """Return an ASGI application that serves the model. The function returns once the model is loaded (docs/embed.md).
+
+    Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
+
+    Args:
+        model_uri: as in `onnxserve serve -m`.
+        name: the endpoint's name in metrics, the inference log and paths; None for the model's name.
+        config: fields of the endpoint's spec by their dotted names, such as `{"capture.fraction": 0.1}`.
+        follow: True to follow a stage or alias; False to resolve it once.
+        state_dir: the folder of this process; None for the first free folder of the endpoint in ONNXSERVE_HOME.
+        wait_seconds: the time limit for the registry and the load.
+
+    Raises InvalidConfig if a field is unknown or mistyped or the folder is not writable, and DeploymentFailed if the
+    model cannot be resolved, downloaded or loaded.
+    """
+    return AsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+
+
+def wsgi_app(
+    model_uri: str,
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    follow: bool = True,
+    state_dir: Path | str | None = None,
+    wait_seconds: float = _WAIT_SECONDS,
+) -> WsgiApp:
+    """Return a WSGI application that serves the model. The function returns once the model is loaded (docs/embed.md).
+
+    Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
+
+    Args:
+        model_uri: as in `onnxserve serve -m`.
+        name: the endpoint's name in metrics, the inference log and paths; None for the model's name.
+        config: fields of the endpoint's spec by their dotted names, such as `{"capture.fraction": 0.1}`.
+        follow: True to follow a stage or alias; False to resolve it once.
+        state_dir: the folder of this process; None for the first free folder of the endpoint in ONNXSERVE_HOME.
+        wait_seconds: the time limit for the registry and the load.
+
+    Raises InvalidConfig if a field is unknown or mistyped or the folder is not writable, and DeploymentFailed if the
+    model cannot be resolved, downloaded or loaded.
+    """
+    return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+
+
+@contextmanager
+def local_server(folder: Path, name: str, version: str, host: str, port: str, key: str = "") -> Iterator[str]:
+    """Serve the version in an MLmodel folder in a thread during the block, without a registry, and yield the address.
+
+    The server has the routes and pages of `onnxserve serve`. It neither captures nor explains requests. `key` is the
+    only valid API key; an empty key leaves the routes open. Current requests have five seconds to end.
+
+    Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version cannot be loaded.
+    """
+    import uvicorn  # The applications above run in any server.
+
+    config = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
+    spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), config)
+    served = WantedVariant(model_uri=f"models:/{name}/{version}", model=name, version=version, folder=folder)
+    endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
+    keys = {hashlib.sha256(key.encode()).hexdigest(): KeyEntry(name="local", scopes=("infer", "read"))}
+    try:
+        listener = socket.create_server((host, int(port)))
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidConfig(f"{host} port {port} cannot be used: {reason}; choose another host or port") from None
+    with listener, temporary_folder("onnxserve-local-") as state_dir:
+        write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
+        write_state(state_dir / KEYS, ValidKeys(keys=keys))
+        with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+            thread.start()
+            try:
+                yield f"http://{host}:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                thread.join()
+
+
+def _embedded_model(
+    model_uri: str,
+    name: str | None,
+    config: Mapping[str, Any] | None,
+    follow: bool,
+    state_dir: Path | str | None,
+    wait_seconds: float,
+) -> EmbeddedModel:
+    spec = apply_config(new_endpoint(name or default_endpoint_name(model_uri), model_uri), dict(config or {}))
+    folder = load_settings().home_path / "embedded" / spec.name if state_dir is None else absolute_path(state_dir)
+    return EmbeddedModel(spec, folder, follow, wait_seconds)

@@ -1,0 +1,188 @@
+"""Convert the messages of an infer call to named arrays and back, with the same checks in `protocols` as REST.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: all tensors are
+bytes (`raw_input_contents`) or all are typed (`contents`), and the response has the request's form. FP16 needs bytes.
+"""
+
+import base64
+from collections.abc import Mapping
+from contextlib import suppress
+from math import prod
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""The field with the typed values of each datatype; FP16 has no field."""
+
+MAX_FIELDS = 100_000
+_MAX_PARAMETERS = 1_000
+_FIXED_SIZES = {1: 8, 5: 4}
+"""The size in bytes of 64-bit and 32-bit numbers, by their wire type."""
+_VARINT_BYTES = 10
+
+
+def read_message(kind: type[Message], body: bytes) -> Any:
+    """Parse a message. Raises InvalidRequest if it is malformed or has more than `MAX_FIELDS` fields.
+
+    The fields are counted before parsing, because protobuf may create an object of 80 bytes from two bytes.
+    """
+    if len(body) > MAX_FIELDS:
+        _check_fields(memoryview(body))
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
+
+
+def _check_fields(view: memoryview) -> None:
+    """Count the fields (https://protobuf.dev/programming-guides/encoding). Protobuf reports malformed bytes later."""
+    at = fields = 0
+    with suppress(ValueError, IndexError):
+        while at < len(view):
+            fields += 1
+            if fields > MAX_FIELDS:
+                raise InvalidRequest(f"the message has more than {MAX_FIELDS} inputs, outputs and parameters")
+            key, at = _read_varint(view, at)
+            match key & 7:
+                case 0:
+                    _, at = _read_varint(view, at)
+                case 2:
+                    length, at = _read_varint(view, at)
+                    at += length
+                case kind:  # The start and end tags of a group have no data.
+                    at += _FIXED_SIZES.get(kind, 0)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes, IndexError if truncated."""
+    value = 0
+    for position in range(_VARINT_BYTES):
+        byte = view[at + position]
+        value |= (byte & 127) << (7 * position)
+        if byte < 128:
+            return value, at + position + 1
+    raise ValueError
+
+
+def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
+    """Decode an infer request. Raises InvalidRequest if it is malformed or not supported.
+
+    Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, datatype or model.
+    """
+    parameters = v2.parameters_of("the request", {"parameters": parameter_values(request.parameters)})
+    requested = [{"name": output.name, "parameters": parameter_values(output.parameters)} for output in request.outputs]
+    feeds = v2.bind_tensors(_read_inputs(request, schema), schema)
+    outputs = v2.requested_outputs({"outputs": requested}, artifact)
+    return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
+
+
+def encode(
+    request: v2.V2Request, is_raw: bool, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+) -> messages.ModelInferResponse:
+    """Encode the response, as bytes if `is_raw`. The response's id is the request's id or `request_id`."""
+    response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
+    arrays = [(output.name, outputs[output.name]) for output in v2.resolve_outputs(request.outputs, outputs)]
+    is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
+    for name, array in arrays:
+        datatype = v2_tensors.array_datatype(array)
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if is_raw:
+            response.raw_output_contents.append(v2_tensors.to_binary(array))
+        else:
+            is_text = array.dtype.kind == "O"
+            values = [str(value).encode() for value in array.flat] if is_text else array.ravel().tolist()
+            getattr(tensor.contents, _FIELDS[datatype]).extend(values)
+    return response
+
+
+def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
+    """Return the parameters as Python values; None for an empty parameter. Raises InvalidRequest for too many."""
+    if len(parameters) > _MAX_PARAMETERS:
+        raise InvalidRequest(f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed")
+    kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
+
+
+def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
+    raw, count = request.raw_input_contents, len(request.inputs)
+    by_column, by_input = schema.dtypes, schema.tensor_schema.dtypes
+    heads: dict[str, TensorHeader] = {}
+    for position, entry in enumerate(request.inputs):
+        shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
+        fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
+        fields["parameters"] = parameter_values(entry.parameters)
+        head = v2_tensors.read_tensor_header(position, fields)
+        v2.parameters_of(head, fields)
+        is_known = count == 1 or head.name in by_column or head.name in by_input or head.name in schema.keys
+        if head.name in heads or not is_known:
+            raise v2.refused_name(head, heads, schema)
+        heads[head.name] = head
+    if raw and len(raw) != count:
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
+        if not raw:
+            arrays[head.name] = head, _from_contents(head, entry.contents, v2.holds_bytes(head, schema))
+        elif entry.contents.ByteSize():
+            raise InvalidRequest(f"{head} has both contents and raw_input_contents; only one is allowed")
+        else:
+            arrays[head.name] = head, from_binary(head, memoryview(raw[position]), v2.holds_bytes(head, schema))
+    return arrays
+
+
+def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, is_binary: bool) -> Array:
+    """Return the array of a tensor from its typed values, which must be in the field of its datatype.
+
+    8-bit and 16-bit integers are sent as 32-bit integers.
+    """
+    expected_field = _FIELDS.get(head.datatype)
+    if expected_field is None:
+        raise head.mismatch(" cannot have typed contents; send it in raw_input_contents")
+    filled = [field.name for field, _ in contents.ListFields()]
+    if filled != [expected_field] and (filled or 0 not in head.shape):  # Protobuf does not send an empty field.
+        actual = ", ".join(filled) or "no contents"
+        raise head.mismatch(f" has {actual}; its elements are expected in {expected_field}")
+    values = getattr(contents, expected_field)
+    if len(values) != prod(head.shape):
+        raise head.mismatch(f" has {len(values)} elements; its shape requires {prod(head.shape)}")
+    if head.datatype == "BYTES":
+        texts: list[str] = []
+        for value in values:
+            try:
+                texts.append((base64.b64encode(value) if is_binary else value).decode())
+            except UnicodeDecodeError:
+                raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
+        return np.array(texts, dtype=object).reshape(head.shape)
+    dtype = v2_tensors.dtype_of(head.datatype)
+    if dtype.kind in "fb" and len(values):
+        # Read protobuf's packed values (after a tag and a length) directly: 30,000 values take 4 instead of 1,600 µs.
+        contents.DiscardUnknownFields()
+        packed = memoryview(contents.SerializeToString())
+        return from_binary(head, packed[_read_varint(packed, 1)[1] :])
+    if dtype.itemsize >= 4 or not len(values):
+        return np.fromiter(values, dtype, len(values)).reshape(head.shape)
+    wide = np.fromiter(values, np.int64, len(values))
+    limits = np.iinfo(dtype)
+    outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
+    if len(outside):
+        raise head.mismatch(f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}")
+    return wide.astype(dtype).reshape(head.shape)

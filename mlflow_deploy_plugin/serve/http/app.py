@@ -1,0 +1,253 @@
+"""The Flask and WSGI application. Predictions and health checks bypass Flask; all other routes are in blueprints."""
+
+import errno
+import io
+import logging
+import re
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
+from importlib.metadata import entry_points
+from typing import IO, TYPE_CHECKING
+
+from flask import Blueprint, Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import BaseConverter
+from werkzeug.wrappers import Request
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.serve.assembly import open_worker
+from mlflow_deploy_plugin.serve.http import routes
+from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
+from mlflow_deploy_plugin.serve.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, exception_response, failure_response
+from mlflow_deploy_plugin.serve.http.streaming import may_stream, stream_predictions
+from mlflow_deploy_plugin.serve.inference.auth import certificate_name
+from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
+from mlflow_deploy_plugin.serve.observability.tracing import observe_request
+from mlflow_deploy_plugin.serve.spool.codec import FIRST_ERROR_STATUS
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+logger = logging.getLogger(__name__)
+
+GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
+_RAW_REQUEST = "onnxserve.raw_request"
+"""The key of the `RawRequest` in the WSGI environment that `call_flask` creates."""
+_PIECE_BYTES = 64 * 1024
+
+
+def create_app(state_dir: str) -> Flask:
+    """Return the application of a worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
+    return ServerApp(open_worker(state_dir))
+
+
+class ServerApp(Flask):
+    """The Flask application around a server. The fast worker calls `handle`; WSGI servers call `wsgi_app`.
+
+    Predictions and health checks are answered before Flask looks for a route. All other routes are in blueprints.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__("onnxserve", static_folder=None)
+        self.server = server
+        self.before_request(self._identify)
+        self.register_error_handler(Exception, self._answer_error)
+        register_blueprints(self)
+
+    def handle(self, raw: RawRequest) -> RawResponse:
+        """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
+        server = self.server
+        response = observe_request(
+            raw, lambda: routes.handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
+        )
+        if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:  # not from the pipeline
+            origin = response.status, "", "", "", f"{raw.method[:20]} {without_keys(raw.path)[:100]}"
+            server.recent.add(origin, time.perf_counter() - raw.arrived, 0, "", None)
+        return response
+
+    def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for the routes of blueprints."""
+        return self._answer_wsgi(Request(environ))(environ, start_response)
+
+    def _answer_wsgi(self, request: Request) -> Response:
+        path, stream, limit = "", request.environ["wsgi.input"], self.server.max_body_bytes
+        try:
+            path = decode_path(request.environ["RAW_URI"])
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+            if is_http_1_1 and "host" not in headers:
+                raise InvalidRequest(MISSING_HOST)
+            check_host(headers.get("host", ""))
+            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # gunicorn's TLS socket
+            caller = certificate_name(certificate()) if certificate else ""
+            is_stranger = self.server.auth.is_stranger(headers, caller)  # A stranger must not occupy a thread.
+            length = request.content_length
+            is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
+            if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
+                raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
+                streamed = stream_predictions(self.server, raw, _pieces(stream, length))
+                if streamed.pieces is not None:
+                    streamed.pieces = _hold_back(streamed.pieces, limit)
+                return flask_response(streamed)
+            body = b"" if is_stranger else _read_body(request, stream, limit)
+        except OnnxserveError as error:
+            return flask_response(exception_response(path, error))
+        query = request.environ.get("QUERY_STRING", "")
+        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, caller)
+        return flask_response(self.handle(raw))
+
+    def _identify(self) -> None:
+        """Authenticate the caller of a view from another distribution; `_view` authenticates for onnxserve's views."""
+        g.raw_request = raw = request.environ[_RAW_REQUEST]
+        if request.blueprint not in (None, BLUEPRINT):
+            self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
+
+    def _answer_error(self, error: Exception) -> HTTPException | Response:
+        if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
+            return flask_response(routes.method_not_allowed(g.raw_request, error.valid_methods or ()))
+        if isinstance(error, HTTPException) and error is request.routing_exception:
+            return flask_response(routes.not_found(g.raw_request.path))
+        return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
+
+
+def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
+    """Answer a request with a view of the application. HEAD is handled as GET; the worker omits the body."""
+    host, _, port = raw.headers.get("host", "localhost").partition(":")
+    environ = {
+        **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()},
+        "REQUEST_METHOD": "GET" if raw.method == "HEAD" else raw.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": raw.path.encode().decode("latin-1"),
+        "QUERY_STRING": raw.query,
+        "CONTENT_TYPE": raw.headers.get("content-type", ""),
+        "CONTENT_LENGTH": str(len(raw.body)),
+        "REMOTE_ADDR": raw.client,
+        "SERVER_NAME": host,
+        "SERVER_PORT": port or "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": app.server.spec.scheme,
+        "wsgi.input": io.BytesIO(raw.body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        _RAW_REQUEST: raw,
+    }
+    with app.request_context(environ):
+        try:
+            response = app.full_dispatch_request()
+        except BaseException as error:  # noqa: BLE001 - Flask only handles an Exception
+            pass_exit(error)
+            response = flask_response(failure_response(raw, error))
+        response.direct_passthrough = False  # Otherwise the content of a file response could not be read.
+        body = response.get_data()
+    kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
+    return RawResponse(response.status_code, body, response.content_type or "", kept)
+
+
+def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
+    """Return the complete body. Raises BodyTooLarge above `limit`, and the errors of `_pieces`.
+
+    werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that ends too early.
+    """
+    content_length = request.content_length
+    if content_length is None and not request.environ.get("wsgi.input_terminated"):
+        return b""
+    if content_length is not None and content_length > limit:
+        raise body_too_large(limit)
+    body = bytearray()
+    for piece in _pieces(stream, content_length):
+        body += piece
+        if len(body) > limit:
+            raise body_too_large(limit)
+    return bytes(body)
+
+
+def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
+    """Yield the body as it arrives. Do not read beyond the body, because some servers would wait for more bytes.
+
+    Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
+    """
+    left = sys.maxsize if content_length is None else content_length
+    try:
+        while left and (piece := stream.read(min(_PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece
+    except OSError:
+        raise InvalidRequest(TORN_BODY) from None
+    if content_length is not None and left:
+        raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
+
+
+def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
+    """Yield the response in parts of more than `limit` bytes, and the remaining bytes at its end.
+
+    Most clients send everything before they read, and a WSGI server cannot read while its send is blocked.
+    """
+    held = bytearray()
+    try:
+        for piece in pieces:
+            held += piece
+            if len(held) > limit:
+                yield bytes(held)
+                held.clear()
+    except BrokenResponse:
+        yield bytes(held)
+        raise BrokenPipeError(errno.EPIPE, "the response ended with an error") from None
+    yield bytes(held)
+
+
+class NameConverter(BaseConverter):
+    """A part of a TensorFlow Serving path, in which a colon ends a name."""
+
+    regex = "[^/:]+"
+
+
+def register_blueprints(app: ServerApp) -> None:
+    """Register onnxserve's routes, then the blueprints of other distributions. Log blueprints that cannot be loaded."""
+    app.url_map.converters["name"] = NameConverter
+    app.url_map.merge_slashes = False
+    blueprint = Blueprint(BLUEPRINT, __name__)
+    for number, route in enumerate(routes.ROUTES):
+        if not route.is_direct:
+            rules = routes.expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
+            view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
+            is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
+            for rule in rules:
+                blueprint.add_url_rule(
+                    rule,
+                    f"route-{number}",
+                    view,
+                    provide_automatic_options=False,
+                    methods=[route.method],
+                    strict_slashes=is_exact,
+                )
+    app.register_blueprint(blueprint)
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            app.register_blueprint(entry.load())
+        except Exception:
+            logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
+
+
+def _view(server: Server, route: routes.Route, keywords: dict[str, None], **named: str) -> Response:
+    """Call the view of a route. A keyword that is missing in the path is None."""
+    if route.need is not None:
+        endpoint = None if route.is_server_wide else named.get("endpoint") or server.repository.default_endpoint
+        server.auth.identify(g.raw_request, route.need, endpoint)
+    request = decode_body(g.raw_request, server.max_body_bytes)
+    return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
+
+
+def flask_response(response: RawResponse) -> Response:
+    body = response.body if response.pieces is None else response.pieces
+    flask = Response(body, response.status, safe_headers(response.headers), content_type=response.content_type)
+    if response.status == 204:
+        del flask.headers["Content-Type"]
+    return flask

@@ -1,0 +1,245 @@
+"""An endpoint within the process of another application, as a WSGI and an ASGI application.
+
+The endpoint works like a worker of `onnxserve serve`. The agent is a child process, so that MLflow is not loaded here.
+"""
+
+import asyncio
+import atexit
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.processes.child import Child, Crashes, exit_reason, signal_process
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import AGENT, SPEC, claim_free_state_dir, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
+from mlflow_deploy_plugin.core.statedir.models import AgentState
+from mlflow_deploy_plugin.serve.assembly import open_server
+from mlflow_deploy_plugin.serve.http.app import ServerApp
+from mlflow_deploy_plugin.serve.http.parser import body_too_large
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, exception_response
+from mlflow_deploy_plugin.serve.inference.limits import RequestThreads
+from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+logger = logging.getLogger(__name__)
+
+_PAGES = re.compile(r"/(?:docs|requests|pages/.*|endpoints/[^/]+(?:/docs|/requests)?)?")
+"""The paths of the pages, which are not served here, because links in the pages do not contain the mount prefix."""
+_TICK_SECONDS = 0.05
+_AGENT_END_SECONDS = 30.0
+
+Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[Message]]
+_Send = Callable[[Message], Coroutine[None, None, None]]
+
+
+class EmbeddedModel:
+    """An endpoint in this process. The endpoint is ready when the constructor returns.
+
+    Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
+
+    Args:
+        folder: the state folder; if another process uses this folder, `FOLDER.2`, `FOLDER.3` and so on are tried.
+        follow: True to follow a stage or alias; False to resolve it once; None to serve the version in the folder's
+            WANTED without an agent, with the pages at `/` and `/docs`.
+        wait_seconds: the time limit for the registry and the load.
+    """
+
+    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool | None, wait_seconds: float) -> None:
+        self._held, self._has_pages = ExitStack(), follow is None
+        self._process = os.getpid()
+        atexit.register(self.close)
+        try:
+            self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
+            write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
+            # Process ids are reused, so that the states of an earlier run could seem to belong to this run.
+            (self.state_dir / AGENT).unlink(missing_ok=True)
+            shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
+            deadline = time.monotonic() + wait_seconds
+            if follow is not None:
+                agent = _AgentKeeper(self.state_dir, follow)
+                self._held.callback(agent.stop)
+                while not agent.is_ready():
+                    _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
+            self._held.callback(os.close, make_metrics_folder(self.state_dir))
+            self._held.callback(remove_metrics, self.state_dir)
+            server = open_server(self.state_dir)
+            self._held.callback(server.close)
+            while not server.repository.wait_until_applied(_TICK_SECONDS):
+                _wait(deadline, f"the model was not loaded within {wait_seconds:g} s")
+            if reason := server.repository.not_ready_reason():
+                raise DeploymentFailed(reason)
+            self.app = ServerApp(server)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unload the model, ship the captured requests, and stop the agent. All requests must have ended."""
+        if os.getpid() == self._process:  # A forked child must not close its parent's model when it exits.
+            self._held.close()
+        atexit.unregister(self.close)
+
+    def handle(self, raw: RawRequest) -> RawResponse:
+        """Answer a request, whose path does not contain the mount prefix. Never raises."""
+        return (None if self._has_pages else _no_page(raw.path)) or self.app.handle(raw)
+
+
+class _AgentKeeper:
+    def __init__(self, state_dir: Path, follow: bool) -> None:
+        self._state_dir = state_dir
+        self._command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(state_dir)]
+        self._command += ["--parent", str(os.getpid()), *([] if follow else ["--no-follow"])]
+        self._child: Child | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="onnxserve-agent", daemon=True)
+        self._thread.start()
+
+    def is_ready(self) -> bool:
+        """Return True once the agent has written its state. Raises DeploymentFailed if the state is a fatal error."""
+        state = read_state(self._state_dir / AGENT, AgentState)
+        if state is not None and state.fatal:
+            raise DeploymentFailed(state.error)
+        return state is not None
+
+    def stop(self) -> None:
+        """Let the agent ship the remaining requests and exit; kill it after a time limit."""
+        self._stopping.set()
+        if (child := self._child) is not None and child.exit_status is None:
+            signal_process(child.pid, signal.SIGTERM)
+            child.kill_after(_AGENT_END_SECONDS)
+        self._thread.join()
+
+    def _keep(self) -> None:
+        crashes = Crashes()
+        while not self._stopping.is_set():
+            started_at = None
+            try:
+                self._child = Child(self._command)
+            except OSError as error:
+                how = f"cannot be started: {error.strerror}"
+            else:
+                started_at = self._child.started_at
+                if self._stopping.is_set():  # `stop` may have run before this child started.
+                    signal_process(self._child.pid, signal.SIGTERM)
+                how = exit_reason(self._child.wait() or 0)
+            pause = crashes.add(started_at)
+            if not self._stopping.wait(0):
+                logger.error("the agent %s; it is restarted in %.0f s", how, pause)
+                self._stopping.wait(pause)
+
+
+@dataclass(eq=False)
+class WsgiApp:
+    """The WSGI application (PEP 3333) of Flask, which can be mounted at any prefix."""
+
+    _model: EmbeddedModel
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        path = environ.get("PATH_INFO") or "/"
+        if response := _no_page(path):
+            start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
+            return [response.body]
+        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # RAW_URI as gunicorn
+        return self._model.app({**environ, **target}, start_response)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+class AsgiApp:
+    """The ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html).
+
+    A request is answered in one of `server.threads` threads, after its complete body was read.
+    """
+
+    def __init__(self, model: EmbeddedModel) -> None:
+        self._model = model
+        self._threads = RequestThreads(model.app.server.spec.threads)
+
+    async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "lifespan":  # sent only to an application that is not mounted in another application
+            while (await receive())["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            await asyncio.to_thread(self.close)
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        limit, pieces = self._model.app.server.max_body_bytes, list[bytes]()
+        size, more, loop = 0, True, asyncio.get_running_loop()
+        while more and size <= limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            pieces.append(message.get("body", b""))
+            size, more = size + len(pieces[-1]), message.get("more_body", False)
+        if size > limit:
+            response = exception_response(path, body_too_large(limit))
+        else:
+            client = (scope.get("client") or ("",))[0]
+            query = scope.get("query_string", b"").decode("latin-1")
+            raw = RawRequest(scope["method"], path, headers, b"".join(pieces), client, query)
+            response = await loop.run_in_executor(self._threads, self._model.handle, raw)
+        fields = dict(safe_headers(response.headers))
+        if response.status != 204:
+            fields["Content-Type"] = response.content_type
+        if response.status != 204 and response.pieces is None:
+            fields["Content-Length"] = str(len(response.body))
+        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+        await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+        if response.pieces is not None:
+            # The future is done when the client has closed the connection, which uvicorn's `send` does not report.
+            gone = asyncio.ensure_future(receive())
+            try:
+                await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
+            finally:
+                gone.cancel()
+        await send({"type": "http.response.body", "body": response.body})
+
+    def close(self) -> None:
+        """Finish current requests, unload the model and stop the agent."""
+        self._threads.shutdown()
+        self._model.close()
+
+
+def _send_pieces(
+    pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[Message], loop: asyncio.AbstractEventLoop
+) -> None:
+    """Send a body piece by piece, in the thread that computes the pieces, until the client closes the connection."""
+    with closing(pieces):
+        for piece in pieces:
+            if gone.done():
+                return
+            message = {"type": "http.response.body", "body": piece, "more_body": True}
+            asyncio.run_coroutine_threadsafe(send(message), loop).result()
+
+
+def _no_page(path: str) -> RawResponse | None:
+    message = "an embedded model has no pages; use `onnxserve serve` for pages"
+    return error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
+
+
+def _wait(deadline: float, message: str) -> None:
+    if time.monotonic() > deadline:
+        raise DeploymentFailed(message)
+    time.sleep(_TICK_SECONDS)

@@ -1,0 +1,280 @@
+"""The OpenAPI 3.1 document of a running server: its routes, and its current endpoints and versions."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import quote
+
+from mlflow_deploy_plugin.core.errors import NotReady
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.http.openapi import examples, schemas
+from mlflow_deploy_plugin.serve.http.openapi.examples import Example
+from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Bodies, Operation, RequestBody
+from mlflow_deploy_plugin.serve.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.serve.http.responses import error_response
+from mlflow_deploy_plugin.serve.http.routes import list_routes
+from mlflow_deploy_plugin.serve.inference.auth import scopes_for
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.protocols.content import EVENTS, JSON
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedVariant
+
+MAX_ENDPOINTS = 20
+"""The maximum number of endpoints per document; 200 endpoints would take seconds and several megabytes."""
+_NAME = "{endpoint}"
+_KEY = "key"
+
+_ERRORS = {
+    400: "the body cannot be parsed or does not fit the model; the message contains the column, the row and the value",
+    401: "no valid key or certificate was sent",
+    403: "the key does not permit this request, a page of another site sent it, or the host name is not the server's",
+    404: "the endpoint or its version does not exist",
+    413: "the body is larger than the server's limit",
+    415: "this route does not accept the Content-Type",
+    429: "too many requests; retry after Retry-After seconds",
+    501: "a package that this route needs is not installed on the server; the message names the package",
+    503: "no loaded version can answer",
+    504: "the response was not ready before its deadline",
+}
+_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2", "error_openai": "/responses"}
+"""The forms of errors, each with an example of a path that uses the form."""
+_PATH_ERROR = "error_of_path"
+"""The form of errors of a path with a version or a label. Without a protocol, the error has MLflow's form."""
+_RFC_3339 = (
+    r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
+)
+_REQUEST_HEADERS = {
+    "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
+    # A pattern instead of `format: date-time`, because openapi-python-client rejects that format in headers.
+    "X-Event-Time": ({"type": "string", "pattern": _RFC_3339}, "the time of the event in the rows, as in RFC 3339"),
+}
+_RESPONSE_HEADERS = {
+    "X-Request-Id": "the caller's id, or a new id",
+    "X-Prediction-Id": "a new id that is never repeated; labels that arrive later are joined by it",
+    "X-Model-Name": "the model that computed the response",
+    "X-Model-Version": "the version of the model",
+    "X-Model-Variant": "the variant that computed the response, if the endpoint has several variants",
+}
+
+
+@dataclass(frozen=True)
+class DescribedEndpoint:
+    endpoint: str
+    served: ServedEndpoint
+
+    @cached_property
+    def variant(self) -> ServedVariant:
+        """The variant with most of the traffic, which is used to describe the endpoint."""
+        return max(self.served.answering, key=lambda variant: variant.weight)
+
+    @property
+    def schema(self) -> Schema:
+        return self.variant.loaded.predictor.schema
+
+    @property
+    def artifact(self) -> Artifact:
+        return self.variant.loaded.predictor.artifact
+
+    @cached_property
+    def example(self) -> Example:
+        return examples.example_of(self.variant.loaded)
+
+    @property
+    def path(self) -> str:
+        return f"/endpoints/{quote(self.endpoint, safe='')}"
+
+
+def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint:
+    name, served = server.repository.find(endpoint)
+    if not served.answering:
+        raise NotReady(server.repository.unavailable_reason(name))
+    return DescribedEndpoint(name, served)
+
+
+def document(server: Server, only: str | None = None, root: str = "/") -> JsonSchema:
+    """Return the document of every route, with the schemas of every endpoint that can answer now.
+
+    Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. With more
+    than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint. `root` is the path of the server
+    for its callers.
+    """
+    answering = [DescribedEndpoint(name, each) for name, each in server.repository.table.items() if each.answering]
+    default = next((each for each in answering if each.endpoint == server.repository.default_endpoint), None)
+    if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
+        only = default.endpoint
+    endpoints = [described for described in answering if only in (None, described.endpoint)]
+    schemes = _security_schemes(server.spec)
+    summary = [
+        f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
+        for described in endpoints
+    ]
+    if len(endpoints) < len(answering):
+        summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
+    if not summary:
+        summary.append("no model is loaded yet")
+    components: JsonSchema = {}
+    for name, path in _ERROR_FORMS.items():
+        components[name] = _with_references(_error_schema(path), "", components)
+    components[_PATH_ERROR] = {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
+        "servers": [{"url": root}],
+        "paths": _paths(endpoints, default, schemes, components),
+        "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
+    }
+
+
+def _paths(
+    endpoints: list[DescribedEndpoint],
+    default: DescribedEndpoint | None,
+    schemes: Mapping[str, JsonSchema],
+    components: JsonSchema,
+) -> dict[str, JsonSchema]:
+    """Return the operations by path and method; routes without an endpoint's name describe `default`.
+
+    The schemas to which the operations refer are added to `components`.
+    """
+    paths: dict[str, JsonSchema] = {}
+    for route in list_routes():
+        is_named = _NAME in route.path
+        needed = {}
+        if route.need is not None and schemes:  # A caller needs all schemes, and any one of the scopes.
+            scopes = scopes_for(route.need) if _KEY in schemes else [""]
+            needed["security"] = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
+        errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
+        for described in endpoints if is_named else [default]:
+            path = route.path
+            if described is not None:
+                if not route.operation.applies_to(described.artifact):
+                    continue
+                path = path.replace(_NAME, quote(described.endpoint, safe=""))
+            operation = _operation_object(route.operation, path, described, errors, components)
+            paths.setdefault(path, {})[route.method.lower()] = operation | needed
+    return paths
+
+
+def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) -> JsonSchema:
+    """Return the schema with a reference instead of each part that has a title; the parts become `components`.
+
+    The name of a component is the prefix, then the title.
+    """
+    part: JsonSchema = {}
+    for keyword, value in schema.items():
+        if keyword == "properties":
+            value = {name: _with_references(part_schema, prefix, components) for name, part_schema in value.items()}
+        elif keyword in ("anyOf", "oneOf", "prefixItems"):
+            value = [_with_references(part_schema, prefix, components) for part_schema in value]
+        elif keyword in ("items", "additionalProperties") and isinstance(value, dict):
+            value = _with_references(value, prefix, components)
+        part[keyword] = value
+    if (title := part.pop("title", None)) is None:
+        return part
+    name = prefix + title.replace(" ", "_")
+    components[name] = part
+    return _reference(name)
+
+
+def _reference(name: str) -> JsonSchema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
+    """Return the credentials that a caller must send (all of them); empty if the server does not require any."""
+    schemes = {}
+    if spec.takes_keys:
+        schemes[_KEY] = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "an API key, or a token of the server's issuer, with the scopes infer, read and admin",
+        }
+    if spec.ca_certs is not None:
+        schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server trusts"}
+    return schemes
+
+
+def _operation_object(
+    operation: Operation, path: str, described: DescribedEndpoint | None, errors: set[int], components: JsonSchema
+) -> JsonSchema:
+    parameters: list[JsonSchema] = []
+    errors = {*operation.errors, *errors}
+    if described is not None:
+        for name, values in (("version", described.served.versions), ("label", described.served.variants)):
+            if f"{{{name}}}" in path:
+                schema = {"type": "string", "enum": list(values)}
+                parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
+    if "{" in path:
+        errors.add(400)
+    response: JsonSchema = {"description": operation.summary}
+    if operation.response:
+        response["content"] = _content(operation.response, described, components)
+    if operation.is_prediction:
+        parameters += [
+            {"name": name, "in": "header", "required": False, "schema": schema, "description": meaning}
+            for name, (schema, meaning) in _REQUEST_HEADERS.items()
+        ]
+        response["headers"] = {
+            name: {"schema": {"type": "string"}, "description": meaning} for name, meaning in _RESPONSE_HEADERS.items()
+        }
+    responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
+    document: JsonSchema = {
+        # A client generator names the method of the operation by this id. A dot of a name is doubled: /a.b is not /a/b.
+        "operationId": re.sub(r"[/{}:]+", ".", path.replace(".", "..")).strip(".") or "index",
+        "summary": operation.summary,
+        "tags": [operation.tag],
+        "responses": {str(operation.status): response, **responses},
+    }
+    if parameters:
+        document["parameters"] = parameters
+    if operation.request:
+        content = _content(operation.request, described, components)
+        document["requestBody"] = {"required": operation.needs_body, "content": content}
+    return document
+
+
+def _content(bodies: Bodies, described: DescribedEndpoint | None, components: JsonSchema) -> JsonSchema:
+    """Return the `content` of a request or a response. If no endpoint can answer, any body is accepted."""
+    content: JsonSchema = {}
+    for media_type, body in bodies.items():
+        if media_type == EVENTS and not (described and described.artifact.is_streamable):
+            continue
+        if isinstance(body, dict):
+            content[media_type] = {"schema": _with_references(body, "", components)}
+        elif described is None:
+            content[media_type] = {"schema": {}}
+        else:
+            name = f"{described.endpoint}.{body.name}"
+            content[media_type] = {"schema": _reference(name)}
+            if name not in components:  # Several paths have the same body.
+                schema = (
+                    body.schema(described.schema) if isinstance(body, RequestBody) else body.schema(described.artifact)
+                )
+                components[name] = _with_references(schema, f"{described.endpoint}.", components)
+            if isinstance(body, RequestBody) and (example := body.example(described.schema, described.example)):
+                content[media_type]["example"] = example
+    return content
+
+
+def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
+    if operation.response == HTML and status in (404, 503):
+        return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
+    schema_of_path = _error_schema(path)
+    form = next(name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path)
+    schema = _reference(_PATH_ERROR if status == 400 and "{" in path else form)
+    error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
+    if status == 429:
+        error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
+    return error
+
+
+def _error_schema(path: str) -> JsonSchema:
+    document = json.loads(error_response(path, 400, "", "").body)
+    inner = document.get("error")
+    fields = dict.fromkeys(document, schemas.STRING)
+    if isinstance(inner, dict):
+        fields["error"] = schemas.object_schema(dict.fromkeys(inner, schemas.STRING), title="error openai fields")
+    return schemas.object_schema(fields)

@@ -1,0 +1,162 @@
+"""A small input example of a version, in the form of every protocol.
+
+The example is the first rows of the model's own input example, or a row of zeros. A large tensor has no example.
+"""
+
+import csv
+import io
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.serve.protocols import mlflow
+from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import datatype_of
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.variants import LoadedVersion
+
+Document = dict[str, Any]
+MAX_ROWS = 3
+MAX_VALUES = 1024
+_MAX_DOCUMENT_BYTES = 64 * 1024
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+_BLANKS = {"str": "text", "bool": False}  # not "", because an empty field in CSV is null
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input example with values by column (lists of N) or by tensor (nested lists, or a scalar's value).
+
+    Attributes:
+        values: empty if an example would be too large, or the signature is unknown.
+        rows: the number of rows; 1 if the model's tensors have no rows.
+        document: the model's own example of an `/invocations` body, if it cannot be converted to named values.
+    """
+
+    values: Document = field(default_factory=dict)
+    rows: int = 0
+    is_own: bool = False
+    document: Document = field(default_factory=dict)
+
+    def record(self) -> Document:
+        return {name: values[0] for name, values in self.values.items()}
+
+    def records(self) -> list[Document]:
+        return [{name: values[row] for name, values in self.values.items()} for row in range(self.rows)]
+
+
+def example_of(loaded: LoadedVersion) -> Example:
+    return _read(loaded) or _zeros(loaded.predictor.schema)
+
+
+def invocations_example(schema: Schema, example: Example) -> Document:
+    if not example.values:
+        return example.document
+    if schema.columns:
+        rows = [list(record.values()) for record in example.records()]
+        return {"dataframe_split": {"columns": list(example.values), "data": rows}}
+    only = list(example.values.values())
+    return {"inputs": only[0] if len(only) == 1 and isinstance(only[0], list) else example.values}
+
+
+def predict_example(schema: Schema, example: Example) -> Document:
+    """Return a body of `/predict`: the first row."""
+    if not example.values:
+        return {}
+    if not schema.has_rows:
+        return example.values
+    if schema.columns or len(example.values) > 1:
+        return example.record()
+    return {"features": next(iter(example.values.values()))[0]}
+
+
+def azure_example(schema: Schema, example: Example) -> Document:
+    body = invocations_example(schema, example)
+    return {"input_data": next(iter(body.values()))} if example.values else {}
+
+
+def batch_example(schema: Schema, example: Example) -> Document:
+    if not example.values:
+        return {}
+    if not schema.has_rows:
+        return invocations_example(schema, example)
+    if schema.columns or len(example.values) > 1:
+        return {"instances": example.records()}
+    return {"instances": next(iter(example.values.values()))}
+
+
+def v2_example(schema: Schema, example: Example) -> Document:
+    """Return a V2 infer request with the columns as [N], or with the graph's inputs."""
+    if not example.values:
+        return {}
+    inputs = []
+    dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
+    for name, values in example.values.items():
+        shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
+        input_name = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
+        data = values if isinstance(values, list) else [values]
+        inputs.append({"name": input_name, "shape": shape, "datatype": datatype_of(dtypes[input_name]), "data": data})
+    return {"inputs": inputs}
+
+
+def csv_example(schema: Schema, example: Example) -> str:
+    if not example.values or not schema.columns:
+        return ""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for line in (example.values, *(record.values() for record in example.records())):
+        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in line)
+    return text.getvalue()
+
+
+def _read(loaded: LoadedVersion) -> Example | None:
+    path, schema = loaded.folder / INPUT_EXAMPLE, loaded.predictor.schema
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            return None
+        text = path.read_bytes()
+        document = load_json(text)
+        if not schema.names:
+            is_small = len(text) <= _MAX_DOCUMENT_BYTES and isinstance(document, dict)
+            return Example(is_own=True, document=document) if is_small else None
+        split = document.get("dataframe_split") if isinstance(document, dict) else None
+        if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
+            data = split["data"][:MAX_ROWS]
+            columns = dict(zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True))
+            values = {name: columns[name] for name in schema.names if name in columns}
+            return Example(values, len(data), True) if values and data else None
+        arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
+    except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
+        return None  # The example fits the model, because the warm-up used it, but it cannot be displayed.
+    rows = 1
+    if schema.has_rows:
+        per_row = sum(array[:1].size for array in arrays.values())
+        rows = min(MAX_ROWS, MAX_VALUES // max(per_row, 1), *map(len, arrays.values()))
+        arrays = {name: array[:rows] for name, array in arrays.items()}
+    if not arrays or not rows or sum(array.size for array in arrays.values()) > MAX_VALUES:
+        return None
+    return Example({name: _plain_lists(array.tolist()) for name, array in arrays.items()}, rows, True)
+
+
+def _plain_lists(value: Any) -> Any:
+    """Return the value with null instead of NaN, which JSON cannot represent."""
+    if isinstance(value, list):
+        return [_plain_lists(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _zeros(schema: Schema) -> Example:
+    """Return a row of zeros and placeholder strings, or an empty example if the row would be too large."""
+    if schema.columns:
+        dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
+        return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
+    shapes = {tensor.name: [1 if size == -1 else size for size in tensor.shape] for tensor in schema.tensors}
+    if not shapes or any(0 in shape for shape in shapes.values()) or sum(map(prod, shapes.values())) > MAX_VALUES:
+        return Example()
+    blanks = {tensor.name: _BLANKS.get(tensor.dtype, 0) for tensor in schema.tensors}
+    values = {name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()}
+    return Example(values, len(next(iter(values.values()))) if schema.has_rows else 1)

@@ -1,0 +1,267 @@
+"""The OpenAPI descriptions of the routes, and their request and response bodies."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlflow_deploy_plugin.serve.http.openapi import examples, schemas
+from mlflow_deploy_plugin.serve.http.openapi.schemas import STRING, JsonSchema, array_schema, object_schema
+from mlflow_deploy_plugin.serve.inference.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
+from mlflow_deploy_plugin.serve.protocols import feedback
+from mlflow_deploy_plugin.serve.protocols.content import CSV, EVENTS, JSON
+from mlflow_deploy_plugin.serve.protocols.v2 import OCTETS
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.explained import is_explainable
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+
+@dataclass(frozen=True)
+class RequestBody:
+    """A request body whose form depends on the model.
+
+    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent an example.
+    """
+
+    name: str
+    schema: Callable[[Schema], JsonSchema]
+    example: Callable[[Schema, examples.Example], Any]
+
+
+@dataclass(frozen=True)
+class ResponseBody:
+    """A response body whose form depends on the model; `name` has the same meaning as in `RequestBody`."""
+
+    name: str
+    schema: Callable[[Artifact], JsonSchema]
+
+
+Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
+
+TAGS = ("Predictions", "Open Inference Protocol V2", "TensorFlow Serving", "Server", "Pages")
+"""The groups of operations, in their order on the page."""
+PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = TAGS
+
+_PREDICTION_ERRORS = (400, 413, 415, 429, 503, 504)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The description of one method of one path.
+
+    Attributes:
+        response: the bodies of a successful response; empty if there is no body or no description.
+        request: the accepted bodies; empty if the operation has no body.
+        errors: the statuses of errors, in addition to 404 for a path with a name.
+        is_prediction: True if the operation uses the headers of a prediction.
+        applies_to: returns False for a model that the operation rejects.
+    """
+
+    summary: str
+    tag: str
+    response: Bodies
+    request: Bodies = field(default_factory=dict)
+    errors: tuple[int, ...] = ()
+    status: int = 200
+    needs_body: bool = True
+    is_prediction: bool = False
+    applies_to: Callable[[Artifact], bool] = lambda artifact: True
+
+
+def _object_of(title: str, /, **types: str) -> JsonSchema:
+    """Return the schema of an object from its property names and their types; client generators use the title."""
+    properties = {name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()}
+    return object_schema(properties, title=title)
+
+
+def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Operation:
+    return Operation(summary, tag, response, request, _PREDICTION_ERRORS, is_prediction=True)
+
+
+def _readable(summary: str, tag: str, response: Bodies) -> Operation:
+    """Return the operation of a GET that needs a loaded model."""
+    return Operation(summary, tag, response, errors=(503,))
+
+
+_BYTES: JsonSchema = {"type": "string", "format": "binary"}
+HTML: Bodies = {"text/html": STRING}
+"""A page; its errors are also pages."""
+_TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
+_EVENTS: Bodies = {EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"}}
+"""The events of models that stream their responses."""
+
+_INVOCATIONS = RequestBody("invocations", schemas.invocations_schema, examples.invocations_example)
+_PREDICT = RequestBody("predict", schemas.predict_schema, examples.predict_example)
+_BATCH = RequestBody("batch", schemas.batch_schema, examples.batch_example)
+_AZURE = RequestBody("azure", schemas.azure_schema, examples.azure_example)
+_TFSERVING = RequestBody("tfserving", schemas.tfserving_schema, examples.batch_example)
+_V2 = RequestBody("v2", schemas.v2_request_schema, examples.v2_example)
+_CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the column names, then the rows"}
+_CSV = RequestBody("csv", lambda schema: _CSV_TEXT, examples.csv_example)
+_INVOCATIONS_ANSWER = ResponseBody("invocations_answer", schemas.invocations_answer)
+_PREDICT_ANSWER = ResponseBody("predict_answer", schemas.predict_answer)
+_BATCH_ANSWER = ResponseBody("batch_answer", schemas.batch_answer)
+_AZURE_ANSWER = ResponseBody("azure_answer", schemas.predictions_schema)
+_V2_ANSWER = ResponseBody("v2_answer", schemas.v2_response_schema)
+
+_TENSORS = array_schema(
+    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(schemas.SIZE)}, title="v2 tensor")
+)
+_V2_MODEL = object_schema(
+    {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS},
+    title="v2 model",
+)
+_TF_RESPONSE = object_schema(
+    {}, {"predictions": array_schema(), "outputs": schemas.ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
+)
+_EXPLANATION = object_schema(
+    {
+        "columns": array_schema(STRING),
+        "outputs": array_schema(),
+        "base_values": array_schema(description="[rows][outputs], or [rows] if a single number is explained"),
+        "values": array_schema(description="[rows][columns][outputs], or [rows][columns]"),
+        "predictions": {},
+        "background": _object_of("background", source="string", rows="integer"),
+        "max_evals": {"type": "integer"},
+    },
+    title="explanation",
+)
+INVOCATIONS = _prediction(
+    "Predictions in the protocol of MLflow's scoring server; a table receives the same format, or that of Accept",
+    PREDICTIONS,
+    {JSON: _INVOCATIONS_ANSWER, **_TABLES, **_EVENTS},
+    {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
+)
+PREDICT = _prediction("The prediction for one record", PREDICTIONS, {JSON: _PREDICT_ANSWER}, {JSON: _PREDICT})
+PREDICT_BATCH = _prediction(
+    "Predictions for several records, with the probabilities of the classes",
+    PREDICTIONS,
+    {JSON: _BATCH_ANSWER},
+    {JSON: _BATCH, CSV: _CSV},
+)
+
+EXPLAIN = Operation(
+    "The contribution of each column of each row to its prediction, computed by SHAP",
+    PREDICTIONS,
+    {JSON: _EXPLANATION},
+    {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
+    errors=(*_PREDICTION_ERRORS, 501),
+    applies_to=is_explainable,
+)
+
+_LABEL: JsonSchema = {"type": ["string", "number", "boolean", "null"], "maxLength": 1000, "title": "label"}
+_FEEDBACK_BY_ID = object_schema(
+    {"prediction_id": {"type": "string", "minLength": 1, "maxLength": 128}, "label": _LABEL},
+    {"row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}},
+    additionalProperties=False,
+    title="feedback by id",
+)
+_FEEDBACK_KEY: JsonSchema = {
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": feedback.MOST_KEY_COLUMNS,
+    "additionalProperties": _LABEL,
+    "description": "values of the row's columns, by their names in the signature",
+}
+_FEEDBACK_BY_KEY = object_schema(
+    {"key": _FEEDBACK_KEY, "label": _LABEL}, additionalProperties=False, title="feedback by key"
+)
+_FEEDBACK_LIST = array_schema(
+    {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY], "title": "feedback entry"},
+    minItems=1,
+    maxItems=feedback.MOST_ENTRIES,
+)
+_FEEDBACK_ENTRIES = object_schema({"feedback": _FEEDBACK_LIST}, additionalProperties=False, title="feedback list")
+FEEDBACK = Operation(
+    "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a row is used",
+    PREDICTIONS,
+    {JSON: _object_of("feedback answer", accepted="integer")},
+    {JSON: {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY, _FEEDBACK_ENTRIES], "title": "feedback"}},
+    errors=(400, 413, 415, 429, 503),
+    status=202,
+)
+
+AZURE_SCORE = _prediction("Predictions in the protocol of Azure ML", PREDICTIONS, {JSON: _AZURE_ANSWER}, {JSON: _AZURE})
+
+
+def _openai(route: str, input_name: str, of_input: JsonSchema) -> Operation:
+    summary, request = f"A response in the form of OpenAI's {route}", {JSON: object_schema({input_name: of_input})}
+    operation = _prediction(summary, PREDICTIONS, {JSON: {"type": "object"}, **_EVENTS}, request)
+    return replace(operation, applies_to=lambda artifact: OPENAI_ROUTES.get(artifact.task) == route)
+
+
+RESPONSES = _openai("/responses", "input", {"type": ["string", "array"], "items": {}})
+CHAT_COMPLETIONS = _openai("/chat/completions", "messages", array_schema({"type": "object"}))
+EMBEDDINGS = _openai("/embeddings", "input", {"type": ["string", "array"], "items": {}})
+TF_PREDICT = _prediction(
+    "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
+)
+_ENDPOINTS = _object_of("endpoints", data="array", models="array")
+MODELS = Operation("The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _ENDPOINTS})
+_TF_STATUS = _object_of("tfserving status", name="string", ready="boolean", model_version_status="array")
+TF_STATUS = _readable("The loaded versions", TENSORFLOW, {JSON: _TF_STATUS})
+_TF_METADATA = _object_of("tfserving metadata", model_spec="object", metadata="object")
+TF_METADATA = _readable("The inputs and outputs", TENSORFLOW, {JSON: _TF_METADATA})
+V2_INFER = _prediction(
+    "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
+    V2,
+    {JSON: _V2_ANSWER, OCTETS: _BYTES},
+    {JSON: _V2, OCTETS: _BYTES},
+)
+_V2_SERVER = _object_of("v2 server", name="string", version="string", extensions="array")
+V2_SERVER = Operation("The server's name and version", V2, {JSON: _V2_SERVER})
+V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of("v2 live", live="boolean")})
+V2_READY = _readable("The readiness of the server", V2, {JSON: _object_of("v2 ready", ready="boolean")})
+V2_METADATA = _readable("The inputs and outputs of the graph", V2, {JSON: _V2_MODEL})
+_V2_MODEL_READY = _object_of("v2 model ready", name="string", ready="boolean")
+V2_MODEL_READY = _readable("The readiness of the endpoint, or of a version of it", V2, {JSON: _V2_MODEL_READY})
+V2_CONFIG = _readable(
+    "The configuration of the endpoint, in Triton's form",
+    V2,
+    {JSON: {"type": "object", "required": ["name", "platform", "input", "output"]}},
+)
+_V2_STATISTICS: Bodies = {JSON: _object_of("v2 statistics", model_stats="array")}
+V2_MODEL_STATISTICS = _readable("The number and the duration of requests to the endpoint", V2, _V2_STATISTICS)
+V2_STATISTICS = _readable("The statistics of all endpoints", V2, _V2_STATISTICS)
+V2_INDEX = Operation(
+    "The endpoints and their states",
+    V2,
+    {JSON: array_schema(_object_of("v2 index entry", name="string", state="string"))},
+    {JSON: object_schema({}, {"ready": {"type": ["boolean", "null"]}}, title="v2 index request")},
+    errors=(400, 413),
+    needs_body=False,
+)
+V2_LOAD, V2_UNLOAD = (
+    Operation(
+        f"{verb} an endpoint, if the server allows it",
+        V2,
+        {},
+        {JSON: object_schema({}, {"parameters": {"type": ["object", "null"]}}, title="v2 control request")},
+        errors=(400, 403, 404, 413, 415, 429, 503, 504),
+        needs_body=False,
+    )
+    for verb in ("Loads", "Unloads")
+)
+PING = _readable("The readiness of the server, as MLflow's empty line", SERVER, {})
+HEALTH = _readable("The readiness of the server", SERVER, {JSON: _object_of("status", status="string")})
+MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": STRING})
+METRICS = Operation("Metrics for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
+METRICS_HISTORY = Operation(
+    "The metrics of the last hour or day, a line per interval", SERVER, {"application/x-ndjson": STRING}, errors=(400,)
+)
+OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
+ENDPOINT_OPENAPI = _readable("This document for one endpoint", PAGES, {JSON: {"type": "object"}})
+TRY_PAGE = Operation(
+    "A page to try the default endpoint in the browser", PAGES, {**HTML, JSON: _object_of("status", status="string")}
+)
+DOCS_PAGE = Operation("This document as a page", PAGES, HTML)
+ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)
+ENDPOINT_DOCS_PAGE = _readable("The requests and responses of the endpoint as a page", PAGES, HTML)
+_REQUESTS: Bodies = {
+    **HTML,
+    JSON: _object_of("requests", requests="array", shows_values="boolean", status="string", find="string"),
+}
+REQUESTS_PAGE = Operation("The last requests to the server, as a page or as JSON", PAGES, _REQUESTS)
+ENDPOINT_REQUESTS_PAGE = _readable("The last requests to the endpoint, as a page or as JSON", PAGES, _REQUESTS)
+STYLESHEET = Operation("The style sheet of the pages", PAGES, {"text/css": STRING})
+SCRIPT = Operation("A script of the pages", PAGES, {"text/javascript": STRING})
+ICON = Operation("The icon of the pages", PAGES, {"image/svg+xml": STRING})

@@ -1,0 +1,559 @@
+"""The pages. Templates escape all text, and the content security policy allows only this server's scripts."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache, lru_cache, partial
+from ipaddress import ip_address, ip_network
+from itertools import islice, pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.statedir.files import SPOOL
+from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.http.openapi import document, examples
+from mlflow_deploy_plugin.serve.http.openapi.document import DescribedEndpoint, describe_endpoint
+from mlflow_deploy_plugin.serve.http.openapi.examples import Example, invocations_example, v2_example
+from mlflow_deploy_plugin.serve.http.openapi.operations import TAGS
+from mlflow_deploy_plugin.serve.http.responses import RawResponse
+from mlflow_deploy_plugin.serve.http.views import check_same_site
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequest
+from mlflow_deploy_plugin.serve.protocols import mlflow
+from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import dtype_of
+from mlflow_deploy_plugin.serve.runtime.artifact import Tensor
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, to_log_columns
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from mlflow_deploy_plugin.serve.spool.reader import CapturedBatch, read_last_batches
+
+_HERE = Path(__file__).parent
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(_HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+_HTML = "text/html; charset=utf-8"
+_ASSET_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
+_PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+){1,16}")
+_TRUSTED_PROXIES = "127.0.0.1,::1"
+"""gunicorn's default for FORWARDED_ALLOW_IPS."""
+_MOST_ENDPOINTS = 500
+"""The maximum number of endpoints that a page lists; other endpoints have pages at their addresses."""
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
+"""Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
+_MOST_SEGMENTS, _TAIL_BYTES = 16, 1024 * 1024
+"""The page reads the newest segments, and decodes only their ends. Earlier requests are shown without values."""
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_read_file = cache(Path.read_bytes)
+
+
+def asset(file: Path, *_asked: object) -> RawResponse:
+    """Return a file that the pages load."""
+    return RawResponse(200, _read_file(file), _ASSET_TYPES[file.suffix], dict(HEADERS))
+
+
+def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
+    """Return the OpenAPI document of one or all endpoints. Raises the errors of `select_variant`."""
+    only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
+    content = document.document(server, only, _root(request) or "/")
+    return RawResponse(200, dump_json(content), headers={"Cache-Control": "no-store"})
+
+
+def _root(request: RawRequest) -> str:
+    """Return the path that a trusted proxy removes from the server's paths, such as `/models`; empty without one."""
+    sent = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    if not sent or not _PREFIX.fullmatch(sent):  # Two slashes at the start would lead to another host.
+        return ""
+    return sent if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)) else ""
+
+
+@lru_cache(1000)
+def _is_trusted(address: str, trusted: str) -> bool:
+    """Return True if the address is in a list of addresses and networks, as in gunicorn's `forwarded_allow_ips`."""
+    listed = [entry.strip() for entry in trusted.split(",")]
+    if "*" in listed:
+        return True
+    with suppress(ValueError):  # A Unix socket has no address.
+        peer = ip_address(address.partition("%")[0])
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        for entry in listed:
+            with suppress(ValueError):
+                if peer in ip_network(entry, strict=False):
+                    return True
+    return False
+
+
+def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+    schema, example, artifact = subject.schema, subject.example, subject.artifact
+    keys = subject.variant.capture.keys
+    fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories}, keys)
+    has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
+    page_data = {
+        "predictionPath": f"{_root(request)}{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
+        "isTable": bool(schema.columns),
+        "fields": [asdict(field) for field in fields],
+    }
+    pasted = (
+        examples.csv_example(schema, example)
+        if schema.columns
+        else _json_text(examples.invocations_example(schema, example))
+    )
+    return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
+
+
+def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+    """Return the routes, the fields and an example of the endpoint."""
+    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
+    host = request.headers.get("host", "")
+    host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
+    schema, example, base = subject.schema, subject.example, f"{scheme}://{host}{_root(request)}"
+    path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
+    return {
+        "fields": form_fields(schema, example),
+        "why_no_fields": subject.artifact.undescribed,
+        "outputs": subject.artifact.outputs,
+        "snippets": snippets(base, path, subject.endpoint, schema, example, takes_keys),
+        "groups": _groups(document.document(server, only=subject.endpoint)),
+    }
+
+
+def _page(
+    template: str,
+    values: Callable[[Server, RawRequest, DescribedEndpoint], dict[str, Any]],
+    server: Server,
+    request: RawRequest,
+    endpoint: str | None,
+) -> RawResponse:
+    """Return the page of an endpoint (None: the default endpoint), or a notice with the reason why it has no page.
+
+    The notice of the default endpoint has the status 200, because the server is alive.
+    """
+    status, subject, template_values = 200, None, {}
+    try:
+        subject = describe_endpoint(server, endpoint)
+        template_values = values(server, request, subject)
+    except (NotReady, NotFound) as error:
+        status, template = 200 if endpoint is None else error.http_status, "notice.html"
+        template_values = {"message": error.message, "is_starting": status != 404}
+    key = server.auth.known(request)
+    allowed = key.endpoints if key is not None else ()
+    html = _TEMPLATES.get_template(template).render(
+        onnxserve_version=__version__,
+        root=_root(request),
+        subject=subject,
+        artifact=subject.artifact if subject else None,
+        variants=subject.served.answering if subject else (),
+        endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
+        **template_values,
+    )
+    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
+
+
+def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
+    """Return the last requests to the endpoint (None: to the server) as a page; as JSON if text is not accepted.
+
+    Values, predictions and messages of failed predictions are read from the spool, which has only data that `capture`
+    permits. Strangers see neither these data nor paths nor ids. `?status` is a status, or a class such as 4xx. `?find`
+    is a business id, a prediction id or the beginning of an event time. Raises the errors of `Repository.find`.
+    """
+    if endpoint is not None:
+        server.repository.find(endpoint)
+    shows_values = server.auth.is_required
+    with suppress(OnnxserveError):
+        check_same_site(request, server.spec)
+        shows_values = shows_values or not server.spec.insecure
+    query = parse_qs(request.query)
+    status = query.get("status", [""])[-1]
+    find = query.get("find", [""])[-1].strip() if shows_values else ""
+    recent = [row for row in server.recent.read() if endpoint in (None, row[0][1])]
+    recent = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))]
+    if not find:
+        recent = recent[:_MOST_REQUESTS]
+    rows = _request_rows(server, recent, find, shows_values)
+    document = {"requests": rows, "shows_values": shows_values, "status": status, "find": find}
+    if "text/" not in request.headers.get("accept", "text/html"):
+        return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
+    subject, template = {"endpoint": endpoint} if endpoint else None, _TEMPLATES.get_template("requests.html")
+    html = template.render(onnxserve_version=__version__, root=_root(request), subject=subject, **document)
+    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A captured request.
+
+    Attributes:
+        event_time: the time that the caller has sent, in microseconds since 1970 (UTC); None if it has sent no time.
+        values: the first row, as short texts by column of the log.
+        keys: the values of the business ids by column, one per row.
+    """
+
+    event_time: int | None
+    values: Mapping[str, str | None]
+    keys: Mapping[str, Array]
+
+    def is_found(self, text: str) -> bool:
+        """Return True if the text is one of the business ids, or the beginning of the event time (at least a day)."""
+        event = "" if self.event_time is None else _time_text(self.event_time)
+        if _DAY.match(text) and event.startswith(text.rstrip("Z").replace(" ", "T")):
+            return True
+        return any(text in map(as_text, array.flat) for array in self.keys.values())
+
+
+def _request_rows(
+    server: Server, recent: Sequence[RecentRequest], find: str, shows_values: bool
+) -> list[dict[str, Any]]:
+    """Return the requests as JSON, or only those that `find` finds."""
+    captured = _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
+    rows = []
+    for row in recent:
+        own = captured.get(row[4].encode())
+        if not find or find == row[4] or (own is not None and own.is_found(find)):
+            rows.append(_request_row(row, own, shows_values))
+    return rows[:_MOST_REQUESTS]
+
+
+def _time_text(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
+
+
+def _request_row(recent: RecentRequest, captured: _Captured | None, shows_values: bool) -> dict[str, Any]:
+    """Return a request as JSON, with the first row of a captured request."""
+    (status, endpoint, variant, version, protocol), arrived, seconds, rows, prediction_id, code, message = recent
+    captured = captured or _Captured(None, {}, {})
+    values = captured.values
+    outputs = {name: text for name, text in values.items() if name == PREDICTION or name.startswith(OUTPUT_PREFIX)}
+    return {
+        "time": _time_text(arrived),
+        "event_time": "" if captured.event_time is None else _time_text(captured.event_time),
+        "status": status,
+        "milliseconds": round(seconds * 1000, 3),
+        "endpoint": endpoint,
+        "variant": variant,
+        "version": version,
+        "protocol": protocol if shows_values else protocol.partition(" ")[0],
+        "rows": rows or None,
+        "prediction_id": prediction_id if shows_values and (values or not code) else "",
+        "error_code": code,
+        "message": (message or values.get("_message") or "") if shows_values else "",
+        "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
+        "values": {} if code else {name: text for name, text in values.items() if name not in outputs},
+        "predictions": outputs,
+    }
+
+
+def _captured_requests(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
+    """Return the captured requests with these prediction ids."""
+    captured: dict[bytes, _Captured] = {}
+    # A worker writes two segments at a time: the second is for its shadows.
+    for segment in segments(server.repository.state_dir / SPOOL)[-min(2 * server.spec.workers, _MOST_SEGMENTS) :]:
+        with suppress(OSError):  # The agent may have removed the segment.
+            for batch in read_last_batches(segment, _TAIL_BYTES):
+                if not batch.is_shadow and batch.rows:
+                    captured |= _requests_of(batch, ids)
+    return captured
+
+
+def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
+    """Return the requests of a batch with these prediction ids."""
+    columns = batch.outputs
+    if not batch.is_failed:
+        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        columns |= batch.masked
+    keys = {name: columns[name] for name in batch.model.keys if name in columns}
+    content = batch.prediction_ids.content.tobytes()
+    is_dated = (batch.event_times != batch.received_times).tolist()
+    captured = {}
+    for index, (begin, end) in enumerate(pairwise(batch.prediction_ids.bounds.tolist())):
+        if content[begin:end] not in ids:
+            continue
+        first = index * batch.rows
+        captured[content[begin:end]] = _Captured(
+            event_time=int(batch.event_times[index]) if is_dated[index] else None,
+            values={name: _short(array[first]) for name, array in islice(columns.items(), _MOST_COLUMNS)},
+            keys={name: array[first : first + batch.rows] for name, array in keys.items()},
+        )
+    return captured
+
+
+def _short(value: object) -> str | None:
+    """Return a value, or the first numbers of a tensor, as a short text; None for a missing value."""
+    text = as_text(value)
+    if isinstance(value, np.ndarray):
+        text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
+        text += ", …" if value.size > _MOST_NUMBERS else ""
+    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+
+
+PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
+    "try": partial(_page, "try.html", _try_values),
+    "docs": partial(_page, "docs.html", _docs_values),
+    "requests": _requests,
+    "openapi": openapi,
+    **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
+}
+"""The view of each page, and of each file that the pages load."""
+
+
+def _json_text(body: dict[str, Any]) -> str:
+    return dump_json(body).decode() if body else ""
+
+
+def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
+    listed = ((path, entry) for path, operations in openapi["paths"].items() for entry in operations.items())
+    for path, (method, operation) in listed:
+        if path.startswith("/pages/"):
+            continue
+        content = operation.get("requestBody", {}).get("content", {})
+        examples = {media_type: body.get("example") or {} for media_type, body in content.items()}
+        row = {
+            "method": method.upper(),
+            "path": path,
+            "summary": operation["summary"],
+            "parameters": [
+                (row["name"], row["in"], row.get("description") or "one of " + ", ".join(row["schema"].get("enum", [])))
+                for row in operation.get("parameters", [])
+            ],
+            "bodies": {
+                media_type: example if isinstance(example, str) else _json_text(example)
+                for media_type, example in examples.items()
+            },
+            "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
+        }
+        groups.setdefault(operation["tags"][0], []).append(row)
+    return {tag: rows for tag, rows in groups.items() if rows}
+
+
+Kind = Literal["number", "boolean", "string", "tensor"]
+
+_KIND_WORDS = {
+    "f": ("number", "numbers"),
+    "i": ("whole number", "whole numbers"),
+    "u": ("whole number", "whole numbers"),
+    "b": ("true or false", "true or false"),
+    "str": ("text", "texts"),
+}
+"""The words for a single value and for several values, by numpy kind or `str`."""
+_LEAST_SIDE, _MOST_SIDE = 8, 4096
+"""Limits of an image's sides in pixels. Smaller tensors are rarely images; larger images overload a browser."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The layout of a tensor that is an image: NCHW, NHWC or NHW, with a batch of one.
+
+    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if pixels of 0–255 are scaled to 0–1, as for floating point.
+    """
+
+    layout: Literal["NCHW", "NHWC", "NHW"]
+    channels: int
+    height: int
+    width: int
+    is_scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FormField:
+    """An input of the form.
+
+    Attributes:
+        quoted_name: the name as it is quoted in the server's errors.
+        type: the type, or the dtype and shape, in technical terms; `words` describe it in plain words.
+        is_nullable: True if an empty field is sent as null.
+        choices: the categories of the column as texts; empty if they are unknown.
+        is_key: True for a column of `capture.keys`, which is sent with the inputs and not passed to the model.
+    """
+
+    id: str
+    name: str
+    quoted_name: str
+    kind: Kind
+    type: str
+    words: str
+    is_nullable: bool
+    is_required: bool
+    value: str
+    choices: tuple[str, ...] = ()
+    picture: ImageInput | None = None
+    is_key: bool = False
+
+
+def form_fields(
+    schema: Schema,
+    example: Example,
+    categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
+    keys: Sequence[str] = (),
+) -> list[FormField]:
+    """Return form fields in the signature's order, with the example's first row, followed by the fields of the `keys`.
+
+    `categories` are by column name. A model whose signature is unknown has no fields.
+    """
+    key_fields = [_key_field(position, name) for position, name in enumerate(keys)]
+    if not schema.columns:
+        fields = [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+        return fields + key_fields if fields else []
+    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
+    row = example.record() if example.values else {}
+    kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
+    fields = []
+    for position, column in enumerate(schema.columns):
+        dtype = COLUMN_TYPES.get(column.type, "str")
+        value = row.get(column.name)
+        if value is None or value != value:  # NaN is a missing number.
+            value = ""
+        fields.append(
+            FormField(
+                id=f"field-{position}",
+                name=column.name,
+                quoted_name=repr(column.name),
+                kind=kinds.get(dtype, "number"),
+                type=column.type,
+                words=_KIND_WORDS["str" if dtype == "str" else np.dtype(dtype).kind][0],
+                is_nullable=dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None),
+                is_required=column.required,
+                value=_field_text(value),
+                choices=tuple(map(_field_text, categories.get(column.name, ()))),
+            )
+        )
+    return fields + key_fields
+
+
+def _key_field(position: int, name: str) -> FormField:
+    return FormField(
+        id=f"key-{position}",
+        name=name,
+        quoted_name=repr(name),
+        kind="string",
+        type="string",
+        words="business id, captured with the request and not passed to the model",
+        is_nullable=True,
+        is_required=False,
+        value="",
+        is_key=True,
+    )
+
+
+def image_input(tensor: Tensor) -> ImageInput | None:
+    """Return the image input of a tensor, or None if the tensor is not a batch of images."""
+    kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
+    if kind != "f" and tensor.dtype != "uint8":
+        return None
+    match tensor.shape:
+        case (-1 | 1, (1 | 3) as channels, height, width):
+            picture = ImageInput("NCHW", channels, height, width, kind == "f")
+        case (-1 | 1, height, width, (1 | 3) as channels):
+            picture = ImageInput("NHWC", channels, height, width, kind == "f")
+        case (-1 | 1, height, width):
+            picture = ImageInput("NHW", 1, height, width, kind == "f")
+        case _:
+            return None
+    return picture if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE else None
+
+
+def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
+    name = tensor.name or schema.inputs[0].name
+    sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
+    # The only tensor may have no name in the signature; then the graph's name is used.
+    values = example.values.get(tensor.name, example.values.get(name))
+    is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
+    example_text = "" if values is None else dump_json(values[:1] if is_row else values).decode()
+    type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
+    words = f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, {sizes}"
+    return FormField(
+        id=f"field-{position}",
+        name=name,
+        quoted_name=repr(tensor.name),
+        kind="tensor",
+        type=type,
+        words=words,
+        is_nullable=False,
+        is_required=True,
+        value=example_text,
+        picture=image_input(tensor),
+    )
+
+
+def _field_text(value: Any) -> str:
+    return value if isinstance(value, str) else dump_json(value).decode()
+
+
+def snippets(
+    base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
+) -> dict[str, str]:
+    """Return a dict from tool names to runnable code that requests predictions for the example.
+
+    `base` is the server's address and `path` the endpoint's `/invocations`. With `takes_keys`, KEY is a placeholder.
+    """
+    body = invocations_example(schema, example)
+    if not body:
+        return {}
+    url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
+    sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
+    headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
+    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
+    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
+    answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
+    code_by_tool = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
+    if tensors := v2_example(schema, example):
+        code_by_tool["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
+    return code_by_tool
+
+
+def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
+    """Return code for tritonclient[http]; only names, shapes and values differ between models."""
+    lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
+    for entry in body["inputs"]:
+        data = repr(entry["data"])
+        if not _has_text(entry["data"]):
+            data = data.replace("None", "np.nan")  # Null among numbers is NaN.
+        values = f"np.array({data}, dtype={dtype_of(entry['datatype']).name!r})"
+        lines += [
+            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
+            f"tensor.set_data_from_numpy({values})",
+            "inputs.append(tensor)",
+        ]
+    host = base.partition("://")[2]
+    is_secure = ", ssl=True" if base.startswith("https:") else ""
+    lines += [
+        "",
+        f"client = InferenceServerClient({host!r}{is_secure})",
+        f"answer = client.infer({endpoint!r}, inputs{headers})",
+        'for output in answer.get_response()["outputs"]:',
+        '    print(output["name"], answer.as_numpy(output["name"]))',
+    ]
+    return "\n".join(lines)
+
+
+def _has_text(values: Any) -> bool:
+    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))

@@ -1,0 +1,271 @@
+"""The table of the HTTP routes, and the dispatch of predictions and health checks.
+
+In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in brackets is optional.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import pass_exit
+from mlflow_deploy_plugin.core.messages import close_matches
+from mlflow_deploy_plugin.serve.http import views
+from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
+from mlflow_deploy_plugin.serve.http.openapi import operations
+from mlflow_deploy_plugin.serve.http.openapi.operations import Operation
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, failure_response, http_response
+from mlflow_deploy_plugin.serve.inference import management, protocol_table
+from mlflow_deploy_plugin.serve.inference.auth import Need
+from mlflow_deploy_plugin.serve.inference.pipeline import infer_async
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
+from mlflow_deploy_plugin.serve.protocols import v2
+
+_SUGGESTED_PATHS = 3
+_ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")
+
+View = Callable[..., RawResponse]
+"""A function that answers the request; its keyword arguments are the names in the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method of a path.
+
+    Attributes:
+        operation: the description for OpenAPI.
+        protocol: the protocol of a prediction; None for other routes, and if the body may name the endpoint.
+        is_direct: True for a prediction or a health check, which the fast worker answers without Flask.
+        need: the scope that a caller needs; None if no key is needed. `RequestContext.admit` checks it for direct
+            routes, `app.py` for all other routes.
+        is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME defaults to the default endpoint.
+    """
+
+    path: str
+    method: str
+    view: View
+    operation: Operation
+    protocol: protocol_table.Protocol | None = None
+    is_direct: bool = False
+    need: Need | None = None
+    is_server_wide: bool = False
+
+
+def _get(path: str, view: View, operation: Operation, need: Need = "read") -> Route:
+    return Route(path, "GET", view, operation, need=need)
+
+
+def _server_wide(path: str, view: View, operation: Operation, method: str = "GET") -> Route:
+    return Route(path, method, view, operation, need="read", is_server_wide=True)
+
+
+def _predict(path: str, protocol: protocol_table.Protocol, operation: Operation) -> Route:
+    return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, True, "infer")
+
+
+def _direct(path: str, method: str, view: View, operation: Operation, need: Need | None = None) -> Route:
+    return Route(path, method, view, operation, is_direct=True, need=need)
+
+
+def _page(name: str, otherwise: bytes = b"") -> View:
+    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is a JSON response."""
+
+    def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+        if otherwise and "text/" not in request.headers.get("accept", "text/html"):
+            return RawResponse(200, otherwise)
+        from mlflow_deploy_plugin.serve.http.pages.views import PAGES
+
+        return PAGES[name](server, request, endpoint)
+
+    return view
+
+
+_healthy = partial(views.readiness, body=b'{"status":"ok"}')
+_TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
+_V2_MODEL = "/v2/models/NAME[/versions/V]"
+_statistics = views.v2_document(management.model_statistics)
+_load = views.v2_control(management.load_model)
+_unload = views.v2_control(management.unload_model)
+_ASSETS = Path(__file__).parent / "pages" / "static"
+_OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
+
+ROUTES = (
+    _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
+    _get("/docs", _page("docs"), operations.DOCS_PAGE),
+    _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
+    _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
+    *(
+        Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
+        for suffix, operation in _OF_ASSETS.items()
+        for file in sorted(_ASSETS.glob(f"*{suffix}"))
+    ),
+    _predict("/invocations", protocol_table.INVOCATIONS, operations.INVOCATIONS),
+    _predict("/predict", protocol_table.PREDICT, operations.PREDICT),
+    _predict("/predict/batch", protocol_table.PREDICT_BATCH, operations.PREDICT_BATCH),
+    _predict("/score", protocol_table.AZURE, operations.AZURE_SCORE),
+    *(
+        _direct(start + path, "POST", partial(views.predict_by_model, protocol=protocol), operation, "infer")
+        for start in ("", "/v1", "/endpoints/NAME")
+        for path, protocol, operation in (
+            ("/responses", protocol_table.RESPONSES, operations.RESPONSES),
+            ("/chat/completions", protocol_table.CHAT_COMPLETIONS, operations.CHAT_COMPLETIONS),
+            ("/embeddings", protocol_table.EMBEDDINGS, operations.EMBEDDINGS),
+        )
+    ),
+    _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
+    Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
+    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow also returns "\n".
+    _direct("/health", "GET", _healthy, operations.HEALTH),
+    _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
+    _server_wide("/metrics", views.metrics_page, operations.METRICS),
+    _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
+    _server_wide("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),
+    _server_wide("/v1/models", views.v2_document(management.list_models), operations.MODELS),
+    _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
+    _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
+    _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
+    _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
+    _predict("/endpoints/NAME/invocations", protocol_table.INVOCATIONS, operations.INVOCATIONS),
+    _predict("/endpoints/NAME/predict/batch", protocol_table.PREDICT_BATCH, operations.PREDICT_BATCH),
+    _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
+    Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
+    _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
+    _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
+    _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
+    _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
+    _predict(_V2_MODEL + "/infer", protocol_table.V2, operations.V2_INFER),
+    _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY, "describe"),
+    _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
+    _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG, "describe"),
+    Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
+    Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
+    _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
+    _direct(
+        _TF_MODEL + ":predict",
+        "POST",
+        partial(views.predict, protocol=protocol_table.TFSERVING),
+        operations.TF_PREDICT,
+        "infer",
+    ),
+    _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
+    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
+    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
+)
+
+
+def name_placeholders(path: str, written: str) -> str:
+    """Return a path template whose placeholders are replaced by their keywords in the format `written`: `<{}>`."""
+    for placeholder, keyword in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
+        path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
+    return path
+
+
+def expand_path(path: str, written: str) -> list[str]:
+    """Return the paths of a template: without the part in brackets, and with each of its alternatives."""
+    head, _, rest = path.partition("[")
+    options, bracket, tail = rest.partition("]")
+    return [name_placeholders(head + part + tail, written) for part in ("", *(options.split("|") if bracket else ()))]
+
+
+_BY_PATH: dict[str, dict[str, Route]] = {}
+_BY_PATTERN: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+for _route in ROUTES:
+    if not _route.is_direct:
+        continue
+    if "NAME" in _route.path:
+        _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
+        _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
+        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))  # The groups are the view's keywords.
+        _BY_PATTERN.append((_pattern, {_route.method: _route}))
+    else:
+        _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
+
+_NOTHING_NAMED: Mapping[str, str] = {}
+
+
+def list_routes() -> list[Route]:
+    """Return every route with each of its paths in OpenAPI's form, such as `/v2/models/{endpoint}/infer`."""
+    return [replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")]
+
+
+def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
+    """Answer a prediction of a batched version without blocking, for an event loop.
+
+    Return True if `done`, which must not raise, is called once with the response in any thread. Return False if the
+    request was not started; the caller must then use `handle_direct` in a thread.
+    """
+    if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
+        return False
+    if request.path in server.cloud.paths:
+        return False
+    routes, named = _match(request.path)
+    route = routes.get("POST")
+    if route is None or route.protocol is None:
+        return False
+
+    def finish(reply: Reply) -> None:
+        try:
+            response = encode_body(request, http_response(request.path, reply))
+        except BaseException as error:  # noqa: BLE001 - the boundary; the same thread delivers other requests' responses
+            response = failure_response(request, error)
+        done(response)
+
+    return infer_async(server, request, finish, route.protocol, **named)
+
+
+def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
+    """Answer a prediction or a health check; return None for other paths. Log unexpected errors, and never raise."""
+    path = request.path
+    routes, named = _match(path) if path not in server.cloud.paths else (_cloud_routes(server, path), _NOTHING_NAMED)
+    if not routes:
+        return None
+    route = routes.get("GET" if request.method == "HEAD" else request.method)
+    if route is None:
+        return method_not_allowed(request, routes)
+    try:
+        return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
+    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        pass_exit(error)
+        return failure_response(request, error)
+
+
+def not_found(path: str) -> RawResponse:
+    named = _ENDPOINT.match(path[:200])
+    plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
+    known = dict.fromkeys(path_.replace("NAME", named[1]) if named else path_ for path_ in plain)
+    matches = close_matches(path, [*known], _SUGGESTED_PATHS)
+    nearest = f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; " if matches else ""
+    message = f"the path {path[:200]} does not exist; {nearest}/docs lists all routes"
+    return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
+
+
+def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawResponse:
+    """Return the response for a method that a path does not accept; for OPTIONS, the methods that it accepts."""
+    named = sorted({*methods} - {"HEAD", "OPTIONS"})
+    allowed = ", ".join([*named, *(["HEAD"] if "GET" in named else []), "OPTIONS"])
+    if request.method == "OPTIONS":
+        return RawResponse(204, b"", "", {"Allow": allowed})
+    message = f"{request.path[:200]} accepts {allowed}, not {request.method[:20]}"
+    return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
+
+
+def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
+    """Return the direct routes of a path by method, and the names in the path; both are empty if no route matches."""
+    if path in _BY_PATH:
+        return _BY_PATH[path], _NOTHING_NAMED
+    for pattern, routes in _BY_PATTERN:
+        if match := pattern.fullmatch(path):
+            return routes, match.groupdict()
+    return {}, _NOTHING_NAMED
+
+
+def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
+    """Return the routes of a path that Vertex AI specifies, which may also be the path of an onnxserve route."""
+    routes: dict[str, Route] = {}
+    if path == server.cloud.health_route:
+        routes["GET"] = _get(path, _healthy, operations.HEALTH)
+    if path == server.cloud.predict_route:
+        routes["POST"] = Route(path, "POST", views.vertex_predict, operations.INVOCATIONS, need="infer")
+    return routes

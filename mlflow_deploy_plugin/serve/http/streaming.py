@@ -1,0 +1,166 @@
+"""Responses that are sent while they are computed: JSON Lines predictions, and the events of a streaming model.
+
+If an error occurs after the head was sent, the response ends without its last chunk, so that a client does not treat it
+as complete.
+"""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.core.errors import ClientDisconnected, OnnxserveError
+from mlflow_deploy_plugin.serve.http.parser import BodyParser
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, http_response
+from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer_lines
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.observability.tracing import observe_request
+from mlflow_deploy_plugin.serve.protocols import jsonlines
+from mlflow_deploy_plugin.serve.protocols.content import media_name
+
+MAX_STREAMS = 4
+"""The maximum number of concurrent streams per worker; each stream has its own thread."""
+_AHEAD_BYTES = 1024 * 1024
+"""The number of received bytes that may wait for the answering thread; above this number, reading is paused."""
+_PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
+
+
+def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
+    if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
+        return False
+    media = media_name(headers.get("content-type"))
+    return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in ("*/*", media)
+
+
+def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
+
+    def answer() -> RawResponse:
+        match = _PATH.fullmatch(request.path)
+        return http_response(request.path, infer_lines(server, request, match[1] if match else None, pieces))
+
+    return observe_request(request, answer, server.tracer, server.logs_requests)
+
+
+@dataclass(eq=False)
+class StreamedExchange:
+    """A streamed request and its response, between a connection on the loop and the thread that answers.
+
+    Most clients read only after they have sent everything, so the response may be buffered here.
+    `receive`, `fail`, `resume_sending` and all callbacks run on the loop, `run` in a thread.
+
+    Attributes:
+        max_unsent_bytes: the maximum number of response bytes that wait for the client.
+        begin: a callback that sends the head of a streamed response; `write` sends a part.
+        end: a callback that sends any other response, or ends a streamed response: complete (True) or aborted (False).
+    """
+
+    body: BodyParser
+    transport: asyncio.Transport
+    max_unsent_bytes: int
+    write: Callable[[bytes], None]
+    begin: Callable[[RawResponse], None]
+    end: Callable[[RawResponse | bool], None]
+    loop: asyncio.AbstractEventLoop
+
+    def __post_init__(self) -> None:
+        self._condition = threading.Condition()
+        self._received = bytearray()  # received but not yet read by the thread
+        self._error: OnnxserveError | None = None
+        self._may_send = threading.Event()
+        self._is_gone = False
+        self.awaits_client = False
+        """True while the thread waits for bytes from the client."""
+        self.is_paused = False
+        """True while reading is paused, because too many bytes wait. After the exchange, the connection reads again."""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.body.is_whole or self._error is not None
+
+    def receive(self, data: bytes) -> bytes:
+        """Add bytes to the body and return the unused bytes. After an InvalidRequest, the caller must call `fail`."""
+        with self._condition:  # Otherwise the thread could see the end of the body before its last bytes.
+            data = self.body.feed(data)
+            self._received += self.body.take()
+            self._condition.notify()
+            if len(self._received) > _AHEAD_BYTES and not self.is_paused:
+                self.is_paused = True
+                self.transport.pause_reading()
+        return data
+
+    def fail(self, error: OnnxserveError) -> None:
+        """End the request with an error; its remaining bytes are not read."""
+        with self._condition:
+            self._error = self._error or error
+            self._condition.notify()
+
+    def resume_sending(self, is_gone: bool = False) -> None:
+        """Let the thread continue, because the client has read the response so far or has closed the connection."""
+        self._is_gone = self._is_gone or is_gone
+        self._may_send.set()
+        if is_gone:
+            self.fail(ClientDisconnected("the client closed the connection"))
+
+    def run(self, server: Server, request: RawRequest) -> None:
+        """Answer the streamed request, in its own thread."""
+        with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
+            try:
+                response = stream_predictions(server, request, self._pieces())
+            except BaseException:
+                self.loop.call_soon_threadsafe(self.end, False)
+                raise
+            if response.pieces is None:
+                self.loop.call_soon_threadsafe(self.end, response)
+            else:
+                self.send(response, response.pieces)
+
+    def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
+        """Send a response while it is computed, and close its pieces. Raises RuntimeError if the loop has ended."""
+        with closing(pieces):
+            self.loop.call_soon_threadsafe(self.begin, response)
+            is_whole = False
+            try:
+                for piece in filter(None, pieces):  # A chunk without bytes would end the response.
+                    self._may_send.clear()
+                    self.loop.call_soon_threadsafe(self._send, piece)
+                    self._may_send.wait()
+                    if self._is_gone:
+                        break
+                is_whole = True
+            except BrokenResponse:
+                pass
+            finally:  # Otherwise an unexpected error would never end the response, and keep its share of the limits.
+                self.loop.call_soon_threadsafe(self.end, is_whole)
+
+    def _send(self, piece: bytes) -> None:
+        if self.transport.is_closing():
+            self.resume_sending(is_gone=True)
+            return
+        self.write(piece)
+        if self.transport.get_write_buffer_size() <= self.max_unsent_bytes:
+            self._may_send.set()
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Yield the bytes received since the last piece, until the end of the body."""
+        while True:
+            with self._condition:
+                self.awaits_client = not self._received
+                self._condition.wait_for(lambda: self._received or self.is_whole)
+                self.awaits_client = False
+                piece = bytes(self._received)
+                self._received.clear()
+                if self.is_paused:
+                    self.is_paused = False
+                    self.loop.call_soon_threadsafe(self._resume_reading)
+                if not piece:
+                    if self._error is not None:
+                        raise self._error
+                    return
+            yield piece
+
+    def _resume_reading(self) -> None:
+        if not self.is_paused and not self.transport.is_closing():
+            self.transport.resume_reading()

@@ -1,0 +1,197 @@
+"""The views of routes other than predictions, and the views that select the protocol or endpoint of a prediction.
+
+A view receives the server, the request and the names in its path: `endpoint`, `version`, `label`.
+"""
+
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from urllib.parse import parse_qs
+
+from mlflow_deploy_plugin.core.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.history import SPANS, read_history
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, http_response
+from mlflow_deploy_plugin.serve.inference import explain as explanations
+from mlflow_deploy_plugin.serve.inference import management
+from mlflow_deploy_plugin.serve.inference.pipeline import infer
+from mlflow_deploy_plugin.serve.inference.protocol_table import INVOCATIONS, VERTEX, Protocol
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest, request_id
+from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
+from mlflow_deploy_plugin.serve.protocols import feedback as protocol
+from mlflow_deploy_plugin.serve.protocols import tfserving
+from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, json_object, media_name, media_type
+from mlflow_deploy_plugin.serve.variants import ServedEndpoint
+
+_RETRY_SECONDS = 30
+_REQUEST_ID_COLUMN = "_request_id"
+"""The log's column with the request id that the caller sent. A feedback key may use this column like a model column."""
+_HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
+
+
+def predict(server: Server, request: RawRequest, protocol: Protocol, **names: str | None) -> RawResponse:
+    return http_response(request.path, infer(server, request, protocol, **names))
+
+
+def predict_by_model(
+    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None
+) -> RawResponse:
+    """Return predictions of the endpoint in the path, or in `model` of the body, as in requests of OpenAI's clients.
+
+    If `model` is not an endpoint that this caller may use, the default endpoint answers.
+    """
+    if endpoint is None and len(server.repository.table) > 1:
+        with suppress(OnnxserveError):  # The prediction raises the error again.
+            model = json_object(request.body).get("model")
+            if isinstance(model, str) and server.auth.is_required:
+                server.auth.require(request.headers, "infer", model, request.caller)
+            endpoint = model if isinstance(model, str) and model in server.repository.table else None
+    return predict(server, request, protocol, endpoint=endpoint)
+
+
+def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    return http_response(request.path, explanations.explain(server, request, endpoint))
+
+
+def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
+    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. `rawPredict` also sends other formats of `/invocations`."""
+    is_json = media_name(request.headers.get("content-type")) == JSON
+    return predict(server, request, VERTEX if is_json else INVOCATIONS)
+
+
+def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
+    """Return 200 with `body` if an endpoint can answer or no endpoint is configured; otherwise 503 with the reason."""
+    if reason := server.repository.not_ready_reason():
+        if server.auth.is_stranger(request.headers, request.caller):
+            reason = "the server cannot predict now; send a key to get the reason"
+        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
+    return RawResponse(200, body)
+
+
+def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
+    artifact = server.repository.select_variant(None).loaded.predictor.artifact
+    return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")
+
+
+def metrics_page(server: Server, request: RawRequest) -> RawResponse:
+    page = server.metrics.page() + gauges_page(server.repository.state_dir, server.spec.is_on_nvidia)
+    return RawResponse(200, page, CONTENT_TYPE)
+
+
+def metrics_history(server: Server, request: RawRequest) -> RawResponse:
+    """Return the metrics of the last hour, or with `?span=day` of the last day, as the agent has written them."""
+    requested = parse_qs(request.query).get("span", ["hour"])[-1]
+    if span := next((span for span in SPANS if span == requested), None):
+        return RawResponse(200, read_history(server.repository.state_dir, span), "application/x-ndjson")
+    raise InvalidRequest(f"the span {requested[:20]!r} does not exist; use {' or '.join(SPANS)}")
+
+
+def v2_document(document: Callable[..., dict[str, object]]) -> Callable[..., RawResponse]:
+    """Return the view of a document of `management` about the server, an endpoint or a version."""
+
+    def view(
+        server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
+    ) -> RawResponse:
+        return RawResponse(200, dump_json(document(server, endpoint, version)))
+
+    return view
+
+
+def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
+    only_ready = management.decode_index(request.body)
+    return RawResponse(200, dump_json(management.repository_index(server.repository, only_ready)))
+
+
+def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> Callable[..., RawResponse]:
+    """Return the view of a load or an unload, which rejects pages of other sites. (Browsers do not support gRPC.)"""
+
+    def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
+        check_same_site(request, server.spec)
+        change(server, endpoint, management.decode_parameters(request.body), request.caller)
+        return RawResponse(200, b"")
+
+    return view
+
+
+def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
+    """Reject a request that a browser sends for a page of another site, because a server without keys would accept it.
+
+    A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a `Content-Type` other than JSON without
+    asking the server first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type raises
+    UnsupportedMediaType. If the page's name resolves to this server (DNS rebinding), `Host` contains that name; an
+    address in `Host` cannot be rebound. All other checks raise CallerRefused. A missing Content-Type is accepted,
+    because Triton's client does not send it.
+    """
+    if "content-type" in request.headers:
+        media_type(request.headers["content-type"], (JSON,))
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    match = _HOST.fullmatch(host.lower())
+    name = match[1].strip("[]").removesuffix(".") if match else ""
+    is_ours = name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
+    with suppress(ValueError):
+        is_ours = bool(ipaddress.ip_address(name))
+    if not is_ours:
+        raise CallerRefused(
+            f"the Host {host[:100]!r} is not a name of this server: use its address or localhost, or add the name "
+            "to server.allowed_hosts (-C server.allowed_hosts=NAME)"
+        )
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise CallerRefused(f"a web page of {origin[:100]!r} may not change the served models")
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise CallerRefused("a web page of another site may not change the served models")
+
+
+def tf_status(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    """Return the state of the version that the path specifies by number or label, or of all loaded versions."""
+    if version is None and label is None:
+        return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
+    variant = server.repository.select_variant(endpoint, version, label=label)
+    return RawResponse(200, tfserving.status(endpoint, [variant.loaded.version]))
+
+
+def tf_metadata(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    loaded = server.repository.select_variant(endpoint, version, label=label).loaded
+    predictor = loaded.predictor
+    return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
+
+
+def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    """Return 202 after the labels were written to the spool.
+
+    Raises NotReady, NotFound or TooManyRequests, and the errors of `serve/protocols/feedback.py` for an invalid body.
+    """
+    try:
+        with server.limits.admitted(request):
+            name, served = server.repository.find(endpoint)
+            entries = protocol.decode(request.headers.get("content-type"), request.body)
+            if columns := _captured_columns(served):
+                protocol.check_columns(entries, columns, name)
+            mask = {column for variant in served.variants.values() for column in variant.captured.mask}
+            try:
+                server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
+            except OSError as error:
+                why = error.strerror or error  # The file name is omitted.
+                raise NotReady(f"feedback cannot be stored now: {why}", _RETRY_SECONDS) from None
+    except OnnxserveError:
+        server.metrics.count_feedback("refused", 1)
+        raise
+    server.metrics.count_feedback("accepted", len(entries))
+    return RawResponse(202, dump_json({"accepted": len(entries)}), JSON, {"X-Request-Id": request_id(request.headers)})
+
+
+def _captured_columns(served: ServedEndpoint) -> set[str]:
+    """Return the columns that a captured row of the endpoint may have; empty if a model does not name its columns."""
+    names: set[str] = set()
+    for variant in served.variants.values():
+        captured, schema = variant.captured, variant.loaded.captured.schema
+        if not schema.columns:
+            return set()
+        names |= {*captured.schema.names} | ({*captured.mask} & {*schema.names, *captured.keys})
+    return names | {_REQUEST_ID_COLUMN} if names else names

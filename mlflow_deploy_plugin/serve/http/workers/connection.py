@@ -1,0 +1,524 @@
+"""A connection of the fast worker: HTTP/1.1 on the event loop, around `ServerApp.handle`.
+
+A request with an expected time below a millisecond is answered on the loop, any other request in a thread. A connection
+answers one request at a time; later bytes wait in a bounded buffer. Every wait has a deadline (`check_deadline`).
+"""
+
+import asyncio
+import heapq
+import math
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum, auto
+from functools import partial
+from typing import Any
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
+from mlflow_deploy_plugin.serve.http import limits, parser, responses
+from mlflow_deploy_plugin.serve.http.parser import BodyParser, RequestHead
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, serialize_response, serialize_streamed_head
+from mlflow_deploy_plugin.serve.http.routes import handle_request_async
+from mlflow_deploy_plugin.serve.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
+from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
+from mlflow_deploy_plugin.serve.inference.auth import certificate_name
+from mlflow_deploy_plugin.serve.messages import RawRequest
+
+_PIPELINED_BYTES = 64 * 1024
+"""The limit of buffered bytes that follow the current request; above this limit, reading is paused."""
+_LARGE_BYTES = 64 * 1024
+_TLS_WRITE_BYTES = 256 * 1024
+_UNDERWAY_SECONDS = 1.0
+"""The time for which a request may be in transit, after a response or from a new connection."""
+_IDLE_CANDIDATES = 16
+_KNOWN_BYTES = 2048
+"""The longest head that a connection remembers, because the next request usually has the same head."""
+_STALE_SECONDS = 0.5
+"""The age that `WorkerApp.now` may have on a busy loop; a client may have sent bytes since then."""
+
+
+class _Phase(Enum):
+    NEW = auto()  # The client has not sent anything yet.
+    IDLE = auto()  # No part of the next request has arrived.
+    RECEIVING = auto()  # A part of a request has arrived.
+    ANSWERING = auto()  # A request is being answered, or a step is scheduled.
+    LINGERING = auto()  # The last response is sent, and received bytes are discarded.
+
+
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
+
+
+class HttpConnection(asyncio.Protocol):
+    """A client's connection. uvicorn creates this object, and calls `shutdown` when the worker ends."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: object, _loop: object = None) -> None:
+        self._app: WorkerApp = config.app
+        self._limits = self._app.limits
+        self._connections: set[HttpConnection] = server_state.connections
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._write_bytes: Callable[[bytes], None]
+        self._client = ""
+        self._caller = ""
+        self._known_head: RequestHead | None = None  # the last head that was answered inline, with its bytes
+        self._known_bytes = b""
+        self._buffer = b""
+        self._head: RequestHead | None = None
+        self._body: BodyParser | None = None
+        self._exchange: StreamedExchange | None = None
+        self._deadline = math.inf
+        self._unsent_bytes = 0
+        self._buffered_bytes = 0  # the body's share of `WorkerApp.buffered_bytes`
+        self._discarded_bytes = 0
+        self._phase = _NEW
+        self._is_blocked = False  # The client does not read the response.
+        self._is_paused = False  # Reading is paused.
+        self._is_ending = False  # The connection is closed after this response.
+        self._reads_on = False  # The client may still be sending the last request.
+        self._has_eof = False  # The client has closed its sending side.
+
+    # The methods that asyncio and uvicorn call.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's own class
+        self._transport.set_write_buffer_limits(high=1, low=0)  # Report all unsent bytes; high=0 would block TLS.
+        is_tls = transport.get_extra_info("sslcontext") is not None
+        self._write_bytes = partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
+        peer = transport.get_extra_info("peername")
+        self._client = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._caller = certificate_name(transport.get_extra_info("peercert"))
+        self._connections.add(self)
+        self._deadline = self._loop.time() + self._limits.request_seconds
+        if len(self._connections) > self._limits.connections and not self._evict_idle_connection():
+            self._refuse(NotReady("this worker has reached its limit of connections; retry in a moment", 1))
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase is _LINGERING:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > limits.LINGER_BYTES:
+                self._transport.abort()
+            return
+        if phase is _NEW:
+            self._phase = phase = _IDLE
+        may_be_inline = phase is _IDLE and not (self._buffer or self._is_blocked or self._is_ending)
+        if may_be_inline and self._answer_inline(data):
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._exchange is not None and not self._exchange.is_whole:
+            self._feed_stream()
+        elif not (phase is _ANSWERING or self._is_blocked):
+            self._advance()
+        elif len(self._buffer) > _PIPELINED_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Answer the requests that are complete. (A TLS connection cannot be closed in one direction.)"""
+        if self._phase is _LINGERING:
+            return False
+        self._has_eof = True
+        if self._exchange is not None:
+            self._feed_stream()
+        elif self._phase is _RECEIVING and self._body is not None and not self._is_blocked:
+            self._advance()
+        return self._is_blocked or self._phase in (_ANSWERING, _LINGERING)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._app.blocked_connections.pop(self, None)
+        if self._exchange is not None:
+            self._exchange.resume_sending(is_gone=True)
+        if self._phase is not _ANSWERING:
+            self._count_buffered(0)
+        self._buffer, self._head, self._body = b"", None, None
+
+    def pause_writing(self) -> None:
+        self._is_blocked = True
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._deadline = self._app.now + self._limits.request_seconds
+        blocked = self._app.blocked_connections
+        blocked[self] = None
+        while (
+            len(blocked) > 1
+            and sum(peer._transport.get_write_buffer_size() for peer in blocked) > limits.MAX_UNSENT_BYTES
+        ):
+            longest = next(iter(blocked))
+            del blocked[longest]
+            longest.evict()
+
+    def resume_writing(self) -> None:
+        self._is_blocked = False
+        self._app.blocked_connections.pop(self, None)
+        if self._exchange is not None:
+            self._deadline = math.inf if self._exchange.is_whole else self._app.now + self._limits.request_seconds
+            self._exchange.resume_sending()
+        if self._phase is _IDLE:
+            self._wait_for_next()
+        elif self._phase is _RECEIVING:
+            self._resume_reading()
+            self._advance_later()
+
+    def shutdown(self) -> None:
+        """Answer current requests and requests that may be in transit, then close; close now if there are none."""
+        self._is_ending = True
+        if self._phase in (_NEW, _IDLE) and not self._is_blocked:
+            now = self._app.now
+            used = now if self._phase is _NEW else self._deadline - self._limits.keep_alive_seconds
+            self._deadline = max(now, min(used, now) + _UNDERWAY_SECONDS)
+
+    # The deadlines, and the actions after them.
+
+    def check_deadline(self, now: float) -> None:
+        if now < self._deadline:
+            return
+        if unsent := self._transport.get_write_buffer_size():
+            if unsent >= self._unsent_bytes:
+                self._transport.abort()
+            self._unsent_bytes = unsent
+            self._deadline = now + self._limits.request_seconds
+        elif self._phase is _LINGERING or self._transport.is_closing():
+            self._transport.abort()
+        elif self._exchange is not None and not self._exchange.awaits_client:
+            self._deadline = now + self._limits.request_seconds  # The model may take any time.
+        elif self._body is not None:
+            self._refuse(RequestTimeout(self._body.missing()))
+        elif self._phase is _RECEIVING:
+            self._refuse(RequestTimeout("the head of the request did not arrive in time"))
+        else:
+            self._transport.close()
+
+    @property
+    def idle_since(self) -> float:
+        """The loop time at which the client became idle; infinite while the client waits for the server."""
+        awaits_client = self._exchange is not None and self._exchange.awaits_client
+        phase = self._phase
+        if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
+            return math.inf
+        if phase is _LINGERING:
+            patience = limits.LINGER_SECONDS
+        elif phase in (_NEW, _RECEIVING) or self._is_blocked or awaits_client:
+            patience = float(self._limits.request_seconds)
+        else:
+            patience = float(self._limits.keep_alive_seconds)
+        since = self._deadline - patience
+        if phase is not _NEW:
+            received = len(self._buffer) + (self._body.received if self._body is not None else 0)
+            since += _STALE_SECONDS + received / limits.SLOWEST_BYTES_PER_SECOND
+        return min(since, self._loop.time())
+
+    def _evict_idle_connection(self) -> bool:
+        """Close the connection that has been idle for longest; return False if all connections are being answered."""
+        idle = self._app.idle_connections
+        while idle:
+            since, other = idle.pop()
+            if other.idle_since == since:
+                other.evict()
+                return True
+        times = ((other.idle_since, number, other) for number, other in enumerate(self._connections))
+        longest = heapq.nsmallest(_IDLE_CANDIDATES, (row for row in times if row[0] < math.inf and row[2] is not self))
+        if not longest:
+            return False
+        idle.extend((since, other) for since, _, other in reversed(longest[1:]))
+        longest[0][2].evict()
+        return True
+
+    def evict(self) -> None:
+        """Close immediately, to make room for a new connection."""
+        if self._is_blocked or self._phase is _LINGERING or self._exchange is not None:
+            self._transport.abort()
+            return
+        if self._phase is _RECEIVING:
+            late = RequestTimeout("the request arrived too slowly, and other clients need the connection")
+            response = responses.exception_response(self._head.path if self._head else "", late)
+            self._transport.write(serialize_response(response, keep_alive=False))
+            self._deadline = self._app.now + limits.LINGER_SECONDS
+        self._transport.close()
+
+    # Reading requests.
+
+    def _answer_inline(self, data: bytes) -> bool:
+        """Answer the request if it is complete and quick, which is the usual case. Otherwise return False."""
+        if self._known_head is None or not data.startswith(self._known_bytes):
+            end = data.find(b"\r\n\r\n") + 4
+            if not 8 <= end <= _KNOWN_BYTES:
+                return False
+            try:
+                self._known_head, self._known_bytes = parser.read_head(data[: end - 4]), data[:end]
+            except OnnxserveError:
+                return False  # `_advance` raises the same error, and answers it.
+        head, app = self._known_head, self._app
+        body = data[len(self._known_bytes) :]
+        if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
+            return False
+        request = RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
+        response = app.answer_inline(request)
+        if response is None:
+            return False
+        self._write_bytes(serialize_response(response, True, head.method != "HEAD"))
+        if not self._is_blocked:
+            self._deadline = app.now + self._limits.keep_alive_seconds
+        return True
+
+    def _advance(self) -> None:
+        try:
+            if self._head is None:
+                self._head, self._buffer = parser.parse_head(self._buffer)
+                if self._head is None and self._buffer != parser.EMPTY_LINE:
+                    self._begin()
+            if self._head is not None:
+                self._read_body(self._head)
+        except OnnxserveError as error:
+            self._refuse(error)
+
+    def _advance_later(self) -> None:
+        phase, self._phase = self._phase, _ANSWERING
+
+        def advance() -> None:
+            if self._phase is not _ANSWERING:  # The request was refused in the meantime.
+                return
+            self._phase = phase
+            if self._transport.is_closing() or self._is_blocked:
+                return
+            self._advance()
+            if self._phase is not _ANSWERING:
+                self._resume_reading()
+            if self._has_eof and self._phase in (_IDLE, _RECEIVING) and not self._is_blocked:
+                self._transport.close()  # The remaining bytes are an incomplete request.
+
+        self._loop.call_soon(advance)
+
+    def _read_body(self, head: RequestHead) -> None:
+        if self._body is None:
+            limit = self._app.server.max_body_bytes
+            if 0 <= head.length <= min(len(self._buffer), limit):
+                piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
+                self._answer(head, piece)
+                return
+            if self._app.server.auth.is_stranger(head.headers, self._caller):  # Do not read or buffer the body.
+                self._is_ending = self._reads_on = True
+                self._answer(head, b"")
+                return
+            is_long = head.length == parser.CHUNKED or head.length > limit
+            if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
+                self._begin_stream(head)
+                return
+            self._body = BodyParser(head.length, limit)
+            self._begin()
+            if head.expects_continue and not self._buffer:
+                self._transport.write(responses.CONTINUE)
+        before = len(self._buffer)
+        self._buffer = self._body.feed(self._buffer)
+        self._count_buffered(self._body.received)
+        if self._body.is_whole:
+            self._answer(head, self._body.content)
+        elif 0 < len(self._buffer) < before:
+            self._advance_later()
+        elif self._has_eof:
+            raise InvalidRequest(self._body.missing())
+
+    def _begin(self) -> None:
+        """Start the time limit for receiving a request when its first part arrives."""
+        if self._phase is not _RECEIVING:
+            self._phase = _RECEIVING
+            self._deadline = self._app.now + self._limits.request_seconds
+
+    def _count_buffered(self, size: int) -> None:
+        """Count the buffered bytes of a body. Raises NotReady if all connections together exceed the limit."""
+        app = self._app
+        app.buffered_bytes += size - self._buffered_bytes
+        self._buffered_bytes = size
+        if size and app.buffered_bytes > self._limits.body_bytes:
+            raise NotReady("this worker has reached its limit of buffered bodies; retry in a moment", 1)
+
+    # Answering requests.
+
+    def _answer(self, head: RequestHead, body: bytes | bytearray) -> None:
+        is_small = len(body) <= _LARGE_BYTES
+        request = self._request(head, bytes(body) if is_small else b"")
+        if is_small and (response := self._app.answer_inline(request)) is not None:
+            self._send(head, response)
+            return
+        self._phase = _ANSWERING
+        self._deadline = math.inf
+        self._body = None
+
+        def send_from_batch(response: RawResponse) -> None:
+            with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
+                self._loop.call_soon_threadsafe(self._send, head, response)
+
+        def answer_in_thread() -> None:
+            try:
+                if not is_small:
+                    request.body = bytes(body)
+                response = self._app.handle(request)
+            except BaseException as error:  # noqa: BLE001 - the boundary: the client waits, and the pool ignores exits
+                response = responses.failure_response(request, error)
+            if response.pieces is None:
+                self._loop.call_soon_threadsafe(self._send, head, response)
+                return
+            with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
+                exchange = self._new_exchange(head, BodyParser(0, 0))
+                self._loop.call_soon_threadsafe(adopt, exchange)
+                exchange.send(response, response.pieces)
+
+        def adopt(exchange: StreamedExchange) -> None:
+            if not self._transport.is_closing():
+                self._exchange = exchange
+
+        if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
+            self._app.pool.submit(answer_in_thread)
+
+    def _request(self, head: RequestHead, body: bytes) -> RawRequest:
+        return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
+
+    def _send(self, head: RequestHead, response: RawResponse) -> None:
+        keep_alive = head.keep_alive and not self._is_ending
+        self._send_last(serialize_response(response, keep_alive, head.method != "HEAD"), keep_alive)
+
+    def _send_last(self, last: bytes, keep_alive: bool) -> None:
+        """Send the end of a response, then continue with the next request or close; see `_end`."""
+        self._phase = _IDLE
+        if self._buffered_bytes:
+            self._count_buffered(0)
+        if self._transport.is_closing():
+            return
+        self._head = self._body = None
+        self._write(last)
+        if keep_alive:
+            self._wait_for_next()
+        else:
+            self._end()
+
+    def _write(self, data: bytes) -> None:
+        """Send a part of a response; earlier parts may still be unsent."""
+        if self._is_blocked:
+            self._unsent_bytes += len(data)  # Otherwise the new bytes would hide that the client reads.
+        self._write_bytes(data)
+
+    def _wait_for_response(self) -> None:
+        """Set the deadline of a complete request: the model may take any time, but the client must read."""
+        self._deadline = self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
+
+    def _wait_for_next(self) -> None:
+        if self._is_blocked:
+            return
+        self._deadline = self._app.now + self._limits.keep_alive_seconds
+        self._resume_reading()
+        if self._buffer not in (b"", parser.EMPTY_LINE):
+            self._advance_later()
+        elif self._has_eof or self._is_ending:
+            self._transport.close()
+
+    def _resume_reading(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    # Streamed requests.
+
+    def _begin_stream(self, head: RequestHead) -> None:
+        """Answer the body while it arrives (`http/streaming.py`). The connection's next requests wait."""
+        app = self._app
+        if app.streams >= MAX_STREAMS:
+            raise TooManyRequests(f"this worker has reached its limit of {MAX_STREAMS} streams; retry later", 1)
+        self._phase = _ANSWERING
+        self._body = BodyParser(head.length, sys.maxsize)
+        self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
+        if head.expects_continue and not self._buffer:
+            self._transport.write(responses.CONTINUE)
+        self._resume_reading()  # Reading may have been paused while another request was answered.
+        self._feed_stream()
+        request = self._request(head, b"")
+        thread = threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._exchange = None
+            raise NotReady("the machine's limit of threads is reached; retry in a moment", 1) from None
+        app.streams += 1
+
+    def _new_exchange(self, head: RequestHead, body: BodyParser, streams: int = 0) -> StreamedExchange:
+        """Return the exchange of a request; `streams` is the number that it adds to `WorkerApp.streams`."""
+        is_chunked = head.is_http_1_1  # In HTTP/1.0, closing the connection ends the response.
+
+        def begin_response(response: RawResponse) -> None:
+            self._is_ending = self._is_ending or not is_chunked
+            if not self._transport.is_closing():
+                self._write(serialize_streamed_head(response, head.keep_alive and not self._is_ending, is_chunked))
+
+        def write(piece: bytes) -> None:
+            self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+
+        most_unsent, end = self._app.server.max_body_bytes, partial(self._end_exchange, head, streams)
+        return StreamedExchange(body, self._transport, most_unsent, write, begin_response, end, self._loop)
+
+    def _feed_stream(self) -> None:
+        exchange = self._exchange
+        if exchange is None or self._body is None:
+            return
+        before = len(self._buffer)
+        try:
+            self._buffer = exchange.receive(self._buffer)
+        except OnnxserveError as error:
+            self._refuse(error)
+            return
+        if exchange.is_whole:
+            self._body = None
+            self._wait_for_response()
+            return
+        self._deadline = self._app.now + self._limits.request_seconds
+        if 0 < len(self._buffer) < before:
+            self._loop.call_soon(self._feed_stream)
+        elif self._has_eof:
+            self._refuse(InvalidRequest(self._body.missing()))
+
+    def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
+        """End a streamed response as complete (True) or aborted (False), or send a response that is not streamed."""
+        self._app.streams -= streams
+        self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
+        self._exchange = None
+        self._reads_on = self._body is not None  # The client may still be sending an incomplete body.
+        self._is_ending = self._is_ending or self._reads_on
+        keep_alive = head.keep_alive and not self._is_ending and ending is not False
+        if isinstance(ending, RawResponse):
+            self._send_last(serialize_response(ending, keep_alive), keep_alive)
+        else:
+            self._send_last(parser.LAST_CHUNK if ending and head.is_http_1_1 else b"", keep_alive)
+
+    # The end of the connection.
+
+    def _refuse(self, error: OnnxserveError) -> None:
+        """Send the last response on this connection, because the beginning of the next request is unknown."""
+        if self._exchange is not None:  # The exchange answers the error.
+            self._exchange.fail(error)
+            self._is_ending = True
+            self._wait_for_response()
+            return
+        head = self._head
+        response = responses.exception_response(head.path if head else "", error)
+        with_body = head is None or head.method != "HEAD"
+        self._transport.write(serialize_response(response, keep_alive=False, with_body=with_body))
+        self._reads_on = True
+        self._end()
+
+    def _end(self) -> None:
+        """Close, but wait while the client may be sending, because a reset would discard the response."""
+        if not (self._reads_on or self._buffer or self._is_paused):
+            self._transport.close()
+            self._deadline = self._app.now + self._limits.request_seconds
+            return
+        self._phase = _LINGERING
+        self._count_buffered(0)
+        self._buffer, self._head, self._body = b"", None, None
+        self._deadline = self._app.now + limits.LINGER_SECONDS
+        self._resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+
+def _write_in_pieces(transport: asyncio.Transport, data: bytes) -> None:
+    """Write to a TLS transport in pieces, because the transport does not count one large write as unsent bytes."""
+    for start in range(0, len(data), _TLS_WRITE_BYTES):
+        transport.write(data[start : start + _TLS_WRITE_BYTES])

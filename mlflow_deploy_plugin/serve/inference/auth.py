@@ -1,0 +1,283 @@
+"""Authentication of callers by API key, by an issuer's token or by certificate, and the permissions of each caller.
+
+The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits, so a slower hash would not make
+it harder to guess. Clients send a key as Bearer (RFC 6750), and browsers send it as the password of Basic (RFC 7617).
+
+A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
+and its optional claim `onnxserve_endpoints` lists the endpoints. The agent fetches the issuer's public keys
+(`jwks.json`), so that no worker waits for the issuer. A token's signature is verified only once (100 µs).
+
+With `server.ca_certs`, all routes except health checks need a verified client certificate, in addition to the key. On a
+server without keys, the certificate is sufficient. Commands on this machine use the local key.
+"""
+
+import base64
+import binascii
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from mlflow_deploy_plugin.core.errors import NotReady, ScopeMissing, Unauthenticated, pass_exit
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, LOCAL_KEY, file_identity, read_state
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope, ValidKeys
+from mlflow_deploy_plugin.serve.messages import RawRequest
+
+logger = logging.getLogger(__name__)
+
+Need = Scope | Literal["describe"]
+"""A scope, or `describe` (the metadata and readiness of a model), for which either `infer` or `read` is sufficient."""
+_DESCRIBERS: tuple[Scope, ...] = "infer", "read"
+
+_LOOK_SECONDS = 1.0
+_LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
+_MAX_KNOWN, _MAX_KNOWN_CHARACTERS = 10_000, 200
+UNNAMED = "a certificate without a name"
+_LEEWAY_SECONDS = 30.0
+_MOST_SECONDS = 2**53
+_ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
+"""Public-key signature algorithms; with `none` or a symmetric algorithm, callers could forge tokens."""
+_NO_CERTIFICATE = "this server requires a client certificate of one of its authorities"
+_HOW = "send Authorization: Bearer KEY; `onnxserve keys create` creates a key"
+
+
+class Authenticator:
+    """The authentication of a worker's callers.
+
+    Args:
+        count: a function that counts a request of a key.
+        clock: the seconds since 1970, with which the expiry of keys is checked.
+        monotonic: the clock for checking the key files; a wall clock that is set back would keep revoked keys valid.
+
+    Attributes:
+        is_required: if False, no key is needed, and `require` must not be called.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        spec: ServerSpec,
+        count: Callable[[KeyEntry], None] = lambda key: None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.is_required = spec.authenticates
+        self.count = count
+        self._state_dir = state_dir
+        self._issuer, self._audience = spec.jwt_issuer, spec.jwt_audience
+        self._needs_certificate, self._takes_keys = spec.ca_certs is not None, spec.takes_keys
+        self._clock, self._monotonic = clock, monotonic
+        self._from_agent: Mapping[str, KeyEntry] = {}
+        self._keys: Mapping[str, KeyEntry] = {}
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # The results of `_short` are the index.
+        self._jwks: Any = None
+        self._files: list[tuple[int, int, int] | None] = []
+        self._look_at = 0.0
+
+    def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry | None:
+        """Count the request and return the caller's key, or None if no key is needed.
+
+        Raises the errors of `require`.
+        """
+        if not self.is_required:
+            return None
+        key = self.require(request.headers, need, endpoint, request.caller)
+        request.caller = key.name
+        self.count(key)
+        return key
+
+    def require(
+        self, headers: Mapping[str, str], need: Need, endpoint: str | None = None, certificate: str = ""
+    ) -> KeyEntry:
+        """Return the caller's key if it permits the request. `endpoint` is None for a request about the server.
+
+        Raises the errors of `find`, and ScopeMissing if the key does not permit the request.
+        """
+        entry = self.find(headers, certificate)
+        if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
+            scopes = ", ".join(entry.scopes) or "nothing here"
+            raise ScopeMissing(f"the key {entry.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}")
+        if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
+            target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
+            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {target}")
+        return entry
+
+    def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
+        """Return True if the caller needs a valid key and has none; the body of the request need not be read then."""
+        try:
+            if self.is_required:
+                self.find(headers, certificate)
+        except (Unauthenticated, NotReady):
+            return True
+        return False
+
+    def find(self, headers: Mapping[str, str], certificate: str = "") -> KeyEntry:
+        """Return the caller's key, regardless of its permissions.
+
+        Args:
+            headers: the headers with names in lower case, or the metadata of gRPC.
+            certificate: the name in the client's verified certificate; empty without a certificate.
+
+        Raises:
+            Unauthenticated: the key is missing or not valid.
+            NotReady: the caller has a token, and the issuer's keys have not been fetched yet.
+        """
+        if certificate and not self._takes_keys:
+            return _of_certificate(certificate)
+        authorization = headers.get("authorization", "")
+        if self._needs_certificate and not (certificate or authorization):
+            raise Unauthenticated(_NO_CERTIFICATE)
+        if (now := self._monotonic()) >= self._look_at:
+            self._read_keys()
+            self._look_at = now + _LOOK_SECONDS  # Set this after reading, so that no thread skips new keys.
+        known, sent = self._known, _short(authorization)
+        entry = known.get(sent)
+        if entry is None:
+            entry = known[sent] = self._find(authorization)
+            while len(known) > _MAX_KNOWN:
+                known.popitem(last=False)
+        if self._needs_certificate and not certificate and entry is not _LOCAL:
+            raise Unauthenticated(_NO_CERTIFICATE)
+        if entry.expires_at is not None and entry.expires_at <= self._clock():
+            raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
+        return entry
+
+    def known(self, request: RawRequest) -> KeyEntry | None:
+        """Return the caller's key if an earlier request has used it. The key may have been revoked since."""
+        if request.caller and not self._takes_keys:
+            return _of_certificate(request.caller)
+        return self._known.get(_short(request.headers.get("authorization", "")))
+
+    def _find(self, authorization: str) -> KeyEntry:
+        key = _sent_key(authorization)
+        entry = self._keys.get(hashlib.sha256(key).hexdigest())
+        if entry is not None:
+            return entry
+        if self._issuer is not None and key.count(b".") == 2:
+            claims = self._verify(key)
+            granted = claims.get("scope") or claims.get("scp") or ""
+            words = granted.split() if isinstance(granted, str) else granted
+            endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
+            if not (isinstance(words, list) and isinstance(endpoints, list | None)):
+                raise Unauthenticated("the token's claims scope and onnxserve_endpoints are not lists of names")
+            return KeyEntry(
+                # The name contains the issuer, because a bare subject could equal the name of a key.
+                name=f"{one_line(subject, 100)}@{urlsplit(self._issuer).hostname}",
+                scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
+                endpoints=tuple(map(str, endpoints or ())),
+                expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
+                counted_as="a token",
+            )
+        if not self._takes_keys:
+            raise Unauthenticated(_NO_CERTIFICATE)
+        raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
+
+    def _read_keys(self) -> None:
+        """Read the key files if they have changed. If keys.json cannot be read, the last keys remain valid."""
+        paths = self._state_dir / KEYS, self._state_dir / LOCAL_KEY, self._state_dir / JWKS
+        files = [file_identity(path) for path in paths]
+        if files == self._files:
+            return
+        valid = read_state(paths[0], ValidKeys)
+        if valid is not None:
+            self._from_agent = valid.keys
+        elif paths[0].is_file():
+            logger.error("%s cannot be read; the last keys remain valid", paths[0])
+        else:
+            self._from_agent = {}
+        keys = dict(self._from_agent)
+        if paths[1].is_file():
+            keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL
+        if self._issuer is not None and paths[2].is_file():
+            from jwt import PyJWKSet
+
+            self._jwks = PyJWKSet.from_json(paths[2].read_text())  # The agent has validated the file.
+        self._keys, self._files = keys, files
+        self._known = OrderedDict()  # Replace the dictionary: a thread may be adding a key to it.
+
+    def _verify(self, token: bytes) -> Mapping[str, Any]:
+        """Return the claims of a token.
+
+        Raises Unauthenticated if the token's issuer, audience or time is wrong, and NotReady without the issuer's keys.
+        """
+        import jwt
+
+        if self._jwks is None:
+            raise NotReady(f"the keys of {self._issuer} have not been fetched yet; retry in a moment")
+        try:
+            known = {key.key_id: key for key in self._jwks.keys}
+            name = jwt.get_unverified_header(token).get("kid")
+            if name not in known:
+                raise Unauthenticated(f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed")
+            claims: Mapping[str, Any] = jwt.decode(
+                token,
+                known[name].key,
+                algorithms=_ALGORITHMS,
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except (jwt.InvalidKeyError, TypeError):  # The message omits these errors, which contain a memory address.
+            raise Unauthenticated("the token is not valid: its key is of another kind") from None
+        except (jwt.PyJWTError, ValueError, OverflowError) as error:
+            reason = str(error)[:200] or type(error).__name__
+            raise Unauthenticated(f"the token is not valid: {reason[:1].lower()}{reason[1:]}") from None
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
+            pass_exit(error)
+            raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
+        # PyJWT also accepts booleans, strings of digits, and integers that are too large for a float.
+        times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
+        if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
+            raise Unauthenticated("the token is not valid: its exp, nbf and iat are not all numbers of seconds")
+        return claims
+
+
+def scopes_for(need: Need) -> tuple[Scope, ...]:
+    """Return the scopes of which the caller needs at least one."""
+    return _DESCRIBERS if need == "describe" else (need,)
+
+
+@lru_cache(1000)
+def _of_certificate(name: str) -> KeyEntry:
+    return KeyEntry(name=name, scopes=_LOCAL.scopes, counted_as="a certificate")
+
+
+def certificate_name(certificate: Mapping[str, Any] | None) -> str:
+    """Return the common name, or the first alternative name, of `getpeercert()`; empty without a certificate."""
+    if not certificate:
+        return ""
+    names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
+    alternative_names = [value for _, value in certificate.get("subjectAltName", ())]
+    return str(names.get("commonName") or next(iter(alternative_names), "") or UNNAMED)[:100]
+
+
+def _short(authorization: str) -> str | bytes:
+    """Return the header, or its digest if the header is long; many long headers would fill the memory."""
+    if len(authorization) <= _MAX_KNOWN_CHARACTERS:
+        return authorization
+    return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
+
+
+def _sent_key(authorization: str) -> bytes:
+    kind, _, sent = authorization.partition(" ")
+    match kind.lower():
+        case "bearer":
+            return sent.strip().encode("utf-8", "surrogateescape")
+        case "basic":
+            try:
+                return base64.b64decode(sent.strip(), validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                raise Unauthenticated(f"the Basic password in Authorization cannot be read; {_HOW}") from None
+        case "":
+            raise Unauthenticated(f"this server requires a key; {_HOW}")
+    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # The header may be a key: omit it.

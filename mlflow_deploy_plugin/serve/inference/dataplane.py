@@ -1,0 +1,276 @@
+"""The data plane, which computes named output arrays from named input arrays for every transport."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.inference.response_cache import ResponseCache, request_digest
+from mlflow_deploy_plugin.serve.inference.shadow import Shadows
+from mlflow_deploy_plugin.serve.messages import new_id, without_keys
+from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
+from mlflow_deploy_plugin.serve.models.repository import Repository
+from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows, Metrics
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.serve.runtime.values import short_repr
+from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from mlflow_deploy_plugin.serve.variants import ServedVariant, sticky_key
+
+_MOST_CAPTURED_BYTES = 1024 * 1024
+"""The maximum number of captured bytes of a streamed response. Later parts of the response are not captured."""
+_MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
+"""The maximum captured lengths of an error's message and column name, which may quote values of the caller."""
+_REASON_COLUMNS = ("_error_code", "_message", "_column")
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """Named arrays for a variant. Treat requests and responses as immutable: `frozen=True` would cost 1 µs each.
+
+    Attributes:
+        id: the client's id, or an id that the transport created; not always unique.
+        inputs: arrays by ONNX input name.
+        parameters: the parameters of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
+        event_time: the time of the event that the rows describe, in µs since 1970 (UTC); None for the time of arrival.
+        body: the body, instead of `inputs`, for a version of the flavor python_function that parses the body itself.
+        arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
+    """
+
+    id: str
+    inputs: Feeds
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    event_time: int | None = None
+    body: OpaqueBody | None = None
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """The outputs of exactly one version.
+
+    `prediction_id` is unique, because feedback is joined to predictions by this id. `body` is the encoded response to a
+    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
+    """
+
+    id: str
+    prediction_id: str
+    outputs: dict[str, Array]
+    body: bytes = b""
+    is_cached: bool | None = None
+
+
+@dataclass(eq=False)
+class DataPlane:
+    """The component that runs requests on the versions of a repository, and captures the requests.
+
+    A request is rejected if it has not begun after `default_timeout_microseconds` (0: no limit). `cache` is optional.
+    """
+
+    repository: Repository
+    capture: CaptureWriter
+    metrics: Metrics
+    shadows: Shadows
+    cache: ResponseCache | None
+    default_timeout_microseconds: int
+
+    def __post_init__(self) -> None:
+        self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
+
+    def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
+        """Return the variant for the value of `variant.key` in `feeds`. Raises the errors of `select_variant`."""
+        key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
+        return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
+
+    def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
+        """Run the request on this variant, and capture it before returning. The caller waits, even with a batcher.
+
+        Raises:
+            InferenceError: the model rejects the input.
+            InvalidRequest: the parameter `timeout` is invalid.
+            DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's queue is full, before the run.
+        """
+        arrived = time.time_ns() // 1000
+        deadline = self._deadline(request)
+        if request.body is not None:
+            predictor, prediction_id = variant.loaded.predictor, new_id()
+            assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
+            _check_deadline(deadline)
+            began = time.perf_counter()
+            read = predictor.answer(request.body, deadline, prediction_id)
+            rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
+            seconds, waited = time.perf_counter() - began, predictor.queue_seconds
+            self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+            answer = read.feeds, read.outputs, read.content
+            return self._capture_response(variant, request, arrived, *answer, prediction_id=prediction_id)
+        key = outputs = is_cached = None
+        if self.cache is not None and variant.loaded.is_deterministic:
+            key = request_digest(variant.loaded.identity, request.inputs)
+        if self.cache is not None and key is not None:
+            outputs = self.cache.get(key)
+            is_cached = outputs is not None
+        if outputs is None:
+            outputs = self._run(variant, request, deadline)
+            if self.cache is not None and key is not None:
+                self.cache.put(key, outputs)
+        return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
+
+    def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
+        """Yield the parts of the response, then capture them as a JSON list. Raises the errors of `infer`."""
+        arrived = time.time_ns() // 1000
+        predictor, deadline = variant.loaded.predictor, self._deadline(request)
+        assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
+        assert request.body is not None
+        _check_deadline(deadline)
+        began = time.perf_counter()
+        outcome, count, size = "abandoned", 0, 0
+        sent: list[bytes] = []
+        with closing(predictor.stream(request.body, deadline, prediction_id)) as parts:
+            try:
+                for part in parts:
+                    if not count:
+                        feeds, waited = part.feeds, predictor.queue_seconds  # The seconds are stored per thread.
+                        first_seconds = time.perf_counter() - request.arrived
+                    count += 1
+                    size += len(part.content)
+                    if size <= _MOST_CAPTURED_BYTES:
+                        sent.append(part.content)
+                    yield part.content
+                outcome = "complete"
+            except BaseException as error:
+                pass_exit(error)
+                outcome = "failed"
+                raise
+            finally:
+                if count:
+                    self.metrics.count_batch(variant.labels, 1, waited, time.perf_counter() - began - waited)
+                    self.metrics.count_stream(variant.labels, outcome, count, first_seconds)
+                if count and outcome != "failed":  # The pipeline captures failed streams.
+                    text = object_array([f"[{b','.join(sent).decode()}]"])
+                    outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
+                    self._capture_response(variant, request, arrived, feeds, outputs, prediction_id=prediction_id)
+
+    def capture_failure(
+        self,
+        variant: ServedVariant,
+        ids: tuple[str, str],
+        error: OnnxserveError,
+        seconds: float,
+        event_time: int | None = None,
+    ) -> None:
+        """Capture a failed request. The sampling is the same as for all requests, so that error rates are correct.
+
+        `ids` are the request id and the prediction id. If `capture` drops or masks columns, the message is not
+        captured, because it may quote a value. Columns outside the signature are not captured either, because the
+        header of a CSV body may be a row.
+        """
+        capture = variant.capture
+        if capture.fraction == 1.0 or capture.fraction > random.random():
+            now = time.time_ns() // 1000
+            moment = now if event_time is None else event_time
+            status, column = error.http_status, without_keys(error.column)
+            record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
+            hides = bool(capture.drop or capture.mask)
+            message = None if hides else one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
+            is_named = not hides or column in variant.loaded.predictor.schema.names
+            reason = (error.error_code, message, (is_named and column[:_COLUMN_CHARACTERS]) or None)
+            texts = {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
+            self.capture.write(record, variant.captured, {}, texts, max_rows=1)
+
+    def can_infer_async(self, endpoint: str | None) -> bool:
+        """Return True if `infer_async` can run all variants of the endpoint. With a cache, no variant can."""
+        named = self.repository.default_endpoint if endpoint is None else endpoint
+        served = self.repository.table.get(named or "")
+        if served is None or self.cache is not None:
+            return False
+        return all(variant.loaded.batcher is not None for variant in served.answering)
+
+    def infer_async(
+        self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | BaseException], None]
+    ) -> None:
+        """Run like `infer`, and call `done` with the response or the error in another thread.
+
+        Raises InvalidRequest if the parameter `timeout` is invalid.
+        """
+        batcher, arrived = variant.loaded.batcher, time.time_ns() // 1000
+        assert batcher is not None  # `can_infer_async` has checked this.
+
+        def computed(outputs: dict[str, Array] | BaseException) -> None:
+            if isinstance(outputs, BaseException):
+                done(outputs)
+            else:
+                done(self._capture_response(variant, request, arrived, request.inputs, outputs))
+
+        count = partial(self.metrics.count_batch, variant.labels)
+        batcher.submit(request.inputs, self._deadline(request), count, computed)
+
+    def _capture_response(
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        arrived: int,
+        feeds: Feeds,
+        outputs: dict[str, Array],
+        body: bytes = b"",
+        is_cached: bool | None = None,
+        prediction_id: str = "",
+    ) -> InferResponse:
+        """Write the request to the spool, and return the response. Shadows do not receive streamed requests."""
+        loaded, capture = variant.loaded, variant.capture
+        prediction_id = prediction_id or new_id()
+        shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
+        fraction = capture.fraction
+        is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
+        captured: CapturedRows
+        if not is_captured:
+            captured = loaded.predictor.schema.count_rows(feeds or outputs), 0, None
+        if is_captured or shadows:
+            moment = arrived if request.event_time is None else request.event_time
+            latency = int((time.perf_counter() - request.arrived) * 1e6)
+            record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
+            if is_captured:
+                captured = self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
+            if shadows:
+                self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
+        self.metrics.count_capture(variant.endpoint, captured)
+        return InferResponse(request.id, prediction_id, outputs, body, is_cached)
+
+    def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
+        loaded, inputs = variant.loaded, request.inputs
+        if loaded.batcher is not None:
+            return loaded.batcher.run(inputs, deadline, partial(self.metrics.count_batch, variant.labels))
+        if deadline != math.inf:
+            _check_deadline(deadline)
+        began = time.perf_counter()
+        if isinstance(loaded.predictor, PyfuncPredictor):
+            outputs = loaded.predictor.run(inputs, None, deadline, request.parameters)
+        else:
+            outputs = loaded.predictor.run(inputs, None, deadline)
+        seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
+        shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
+        rows = shape[0] if shape else 1
+        self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+        return outputs
+
+    def _deadline(self, request: InferRequest) -> float:
+        """Return the deadline in `time.perf_counter()`: the earlier of the server's and the client's deadlines."""
+        timeout = self._timeout
+        if request.parameters and (requested := request.parameters.get("timeout")) is not None:
+            if type(requested) is not int or requested < 0:
+                raise InvalidRequest(
+                    f"the parameter timeout is {short_repr(requested)}; a whole number of microseconds is expected"
+                )
+            timeout = min(timeout, requested / 1e6 or math.inf)
+        return request.arrived + timeout
+
+
+def _check_deadline(deadline: float) -> None:
+    if time.perf_counter() >= deadline:
+        raise DeadlineExceeded("the request's deadline passed before the model ran")

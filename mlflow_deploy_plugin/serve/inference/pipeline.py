@@ -1,0 +1,378 @@
+"""The pipeline of a request: authenticate → limits → variant → decode → infer → encode → count.
+
+`infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the thread that computed the batch.
+`infer_lines` answers JSON Lines, and `explain.py` returns explanations. All use `RequestContext`.
+
+A plan (`http/plan.py`) composes these steps once for the usual request, and intentionally repeats the rules of `infer`.
+Change a rule in both modules together; `tests/serve/http/test_plan.py` compares them.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from copy import copy
+from itertools import chain
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import (
+    ClientDisconnected,
+    InferenceError,
+    InvalidRequest,
+    OnnxserveError,
+    pass_exit,
+)
+from mlflow_deploy_plugin.core.messages import REPEATED_HEADER
+from mlflow_deploy_plugin.serve import messages
+from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest, InferResponse
+from mlflow_deploy_plugin.serve.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, error_reply, event_time, request_id
+from mlflow_deploy_plugin.serve.observability.metrics import predicted_labels
+from mlflow_deploy_plugin.serve.protocols import jsonlines
+from mlflow_deploy_plugin.serve.protocols.content import EVENTS, dump_json, media_type
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, slice_feeds
+from mlflow_deploy_plugin.serve.variants import ServedVariant
+
+logger = logging.getLogger(__name__)
+
+_LAST_EVENT = b"data: [DONE]\n\n"
+_REFUSALS = (InvalidRequest, InferenceError)
+"""The errors of a body that is refused again whenever it is repeated."""
+
+
+class BrokenResponse(Exception):
+    """An error after the head of the response was sent; the response must not look complete."""
+
+
+class RequestContext:
+    """The state of a request in the pipeline.
+
+    `headers` are the headers of the reply. `variant` is None until it is selected. `id` is the prediction id, also of a
+    failed request. `rows` is 0 if it is unknown.
+    """
+
+    __slots__ = ("_error", "_is_admitted", "_protocol", "headers", "id", "request", "rows", "server", "variant")
+
+    def __init__(self, server: Server, request: RawRequest, protocol: str) -> None:
+        self.server = server
+        self.request = request
+        self._protocol = protocol
+        self.headers = {"X-Request-Id": request_id(request.headers)}
+        self.variant: ServedVariant | None = None
+        self._error: OnnxserveError | None = None
+        self.id, self.rows = "", 0
+        self._is_admitted = False
+
+    def __enter__(self) -> "RequestContext":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.release()
+
+    def admit(self, endpoint: str | None) -> None:
+        """Authenticate and count the caller. Raises the errors of `Authenticator.require` and `RequestLimits`."""
+        server, request = self.server, self.request
+        named = server.repository.default_endpoint if endpoint is None else endpoint
+        key = server.auth.identify(request, "infer", named)
+        server.limits.check_rates(request, key)
+        server.limits.acquire()
+        self._is_admitted = True
+
+    def release(self) -> None:
+        if self._is_admitted:
+            self._is_admitted = False
+            self.server.limits.release()
+
+    def hand_over(self) -> "RequestContext":
+        """Return a second context of the request, which remains admitted after this context ends."""
+        kept = copy(self)
+        self._is_admitted = False
+        return kept
+
+    def select_variant(
+        self, endpoint: str | None, version: str | None = None, label: str | None = None
+    ) -> ServedVariant:
+        repository, request = self.server.repository, self.request
+        return self.answer_by(
+            repository.select_variant(endpoint, version, request.headers, draw=request.draw, label=label)
+        )
+
+    def answer_by(self, variant: ServedVariant) -> ServedVariant:
+        """Use this variant for the answer, and set the model and version in the headers of the reply."""
+        self.variant = variant
+        self.headers["X-Model-Name"], self.headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
+        if variant.has_others:
+            self.headers["X-Model-Variant"] = variant.name
+        return variant
+
+    def fail(self, error: BaseException) -> Reply:
+        reply = failure(self.request, error, self.headers)
+        self._error, self.id = reply.error, messages.new_id()
+        return reply
+
+    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
+        """Count and remember the reply, and return the seconds since the request arrived."""
+        variant, seconds = self.variant, time.perf_counter() - self.request.arrived
+        self.server.metrics.count_response(variant, self._protocol, str(status), seconds, outputs or {})
+        endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
+        origin = status, endpoint, name, version, self._protocol
+        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
+        return seconds
+
+    def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
+        """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
+        seconds = self.count(reply.status, outputs)
+        # `onnxserve predict` sends rows of a refused request again to find the refused row. Its cause counts once.
+        is_repeated = REPEATED_HEADER.lower() in self.request.headers
+        not_captured = (ClientDisconnected, *_REFUSALS) if is_repeated else ClientDisconnected
+        if reply.error is not None and not isinstance(reply.error, not_captured) and self.variant is not None:
+            moment = None
+            with suppress(OnnxserveError):
+                moment = event_time(self.request.headers)
+            ids = self.headers["X-Request-Id"], self.id
+            self.server.dataplane.capture_failure(self.variant, ids, reply.error, seconds, moment)
+        return reply
+
+    def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
+        """Decode a prediction for this variant. An id in the body becomes the request id of the reply."""
+        sent_headers, headers = self.request.headers, self.headers
+        moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
+        decoded = protocol.decode(sent_headers, self.request.body, variant, self.server.max_body_bytes)
+        feeds, _, body_id, body, parameters = decoded
+        if body_id and "x-request-id" not in sent_headers:
+            headers["X-Request-Id"] = request_id({"x-request-id": body_id})
+        return decoded, InferRequest(headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived)
+
+    def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
+        headers = self.headers
+        headers["X-Prediction-Id"] = self.id = inferred.prediction_id
+        self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
+        if inferred.is_cached is not None:
+            headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
+        body, content_type, format_headers = decoded.encode(variant, inferred)
+        if format_headers:
+            headers.update(format_headers)
+        return Reply(headers, body, content_type)
+
+
+def failure(request: RawRequest | None, error: BaseException, headers: dict[str, str] | None = None) -> Reply:
+    """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
+    if isinstance(error, MemoryError):
+        error = errors.NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
+        logger.warning("requests are refused: %s", error.message)
+    if isinstance(error, OnnxserveError):
+        return error_reply(error, headers)
+    description = "" if request is None else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
+    named, message = "", "the server failed to answer; its log has the reason"
+    if identity := (headers or {}).get("X-Request-Id"):
+        named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
+    logger.error("answering%s failed%s", description, named, exc_info=error)
+    return error_reply(errors.InternalError(message), headers)
+
+
+def infer(
+    server: Server,
+    request: RawRequest,
+    protocol: Protocol,
+    endpoint: str | None = None,
+    version: str | None = None,
+    label: str | None = None,
+) -> Reply:
+    """Return predictions of the endpoint (None: the default). The same version decodes, computes and encodes."""
+    dataplane, tracer = server.dataplane, server.tracer
+    outputs: Mapping[str, Array] | None = None
+    began = time.perf_counter()
+    with RequestContext(server, request, protocol.name) as context:
+        try:
+            context.admit(endpoint)
+            variant = context.select_variant(endpoint, version, label)
+            decoded, infer_request = context.build_request(protocol, variant)
+            if variant.key is not None and version is None and label is None:
+                sticky = dataplane.sticky_variant(variant, decoded.feeds)
+                if sticky is not variant:
+                    variant = context.answer_by(sticky)
+                    decoded, infer_request = context.build_request(protocol, variant)
+            if infer_request.body is not None and infer_request.body.is_streamed:
+                context.headers["X-Prediction-Id"] = context.id = identity = messages.new_id()
+                return _begin_events(context, dataplane.stream(variant, infer_request, identity))
+            decoded_at = time.perf_counter()
+            inferred = dataplane.infer(variant, infer_request)
+            inferred_at = time.perf_counter()
+            reply = context.build_reply(decoded, variant, inferred)
+            outputs = inferred.outputs
+            if tracer:
+                ended = time.perf_counter()
+                tracer.phases([("decode", began), ("infer", decoded_at), ("encode", inferred_at), ("", ended)])
+        except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+            pass_exit(error)
+            reply = context.fail(error)
+    return context.finish(reply, outputs)
+
+
+def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
+    """Return True if checking a limit of this request may block on Redis; an event loop must not check it then."""
+    if not server.limits.are_shared:
+        return False
+    key = server.auth.known(request)
+    return (key is None and server.auth.is_required) or server.limits.may_wait(request, key)
+
+
+def infer_async(
+    server: Server,
+    request: RawRequest,
+    done: Callable[[Reply], None],
+    protocol: Protocol,
+    endpoint: str | None = None,
+    version: str | None = None,
+) -> bool:
+    """Submit the request to its version's batcher, without blocking.
+
+    Return True if `done` is called once with the reply in any thread. Return False if the request was not started; the
+    caller must then call `infer`.
+    """
+    dataplane = server.dataplane
+    if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
+        return False
+    context = RequestContext(server, request, protocol.name)
+    try:
+        variant = context.select_variant(endpoint, version)
+    except OnnxserveError:
+        return False  # The caller then calls `infer`, which creates the error reply.
+    if variant.loaded.batcher is None or variant.key is not None:
+        return False  # The version was just replaced, or the variant depends on the decoded request.
+
+    def encode(inferred: InferResponse | BaseException) -> None:
+        outputs = None
+        try:
+            if isinstance(inferred, BaseException):
+                reply = context.fail(inferred)
+            else:
+                reply, outputs = context.build_reply(decoded, variant, inferred), inferred.outputs
+        except BaseException as error:  # noqa: BLE001 - the client waits, and the batcher needs its thread
+            reply = context.fail(error)
+        context.release()
+        done(context.finish(reply, outputs))
+
+    try:
+        context.admit(endpoint)
+        decoded, infer_request = context.build_request(protocol, variant)
+        dataplane.infer_async(variant, infer_request, encode)
+    except BaseException as error:  # noqa: BLE001 - an error before the submission is answered like a later error
+        encode(error)
+        pass_exit(error)
+    return True
+
+
+def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
+    """Answer JSON Lines while they arrive; `request` has no body. Body and response are never completely in memory.
+
+    The same version answers the complete stream, in pieces of up to a thousand lines, each captured as a request. If
+    the first piece fails, the reply is an error. If a later piece fails, the last line is an object with `error_code`
+    and `message`, and the response then ends with `BrokenResponse`. An error of `pieces` ends the response.
+    """
+    context = RequestContext(server, request, INVOCATIONS.name)
+    try:
+        context.admit(endpoint)
+        media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
+        predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
+        first = next(predictions)
+    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        context.release()
+        pass_exit(error)
+        return context.finish(context.fail(error))
+
+    def end(error: OnnxserveError) -> bytes:
+        return dump_json({"error_code": error.error_code, "message": error.message}) + b"\n"
+
+    answered = _finish_pieces(context, chain((first,), predictions), end, breaks_off=True)
+    return Reply(context.headers, content_type=media, pieces=answered)
+
+
+def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    server = context.server
+    moment = event_time(context.request.headers)
+    predictor = variant.loaded.predictor
+    reader = jsonlines.LineReader(variant.schema, server.max_body_bytes)
+
+    def predict(feeds: Feeds) -> Iterator[bytes]:
+        infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
+        try:
+            outputs = server.dataplane.infer(variant, infer_request).outputs
+        except errors.BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
+            if not (half := predictor.schema.count_rows(feeds) // 2):
+                raise
+            for part in (slice(half), slice(half, None)):
+                yield from predict(slice_feeds(feeds, part))
+            return
+        context.rows += predictor.schema.count_rows(feeds)
+        for label, rows in predicted_labels(predictor.artifact, outputs):
+            server.metrics.count_prediction(variant.loaded.version, label, rows)
+        yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
+
+    is_empty = True
+    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
+        is_empty = False
+        yield from predict(feeds)
+    if is_empty:
+        raise errors.SchemaMismatch(jsonlines.NO_LINES)
+
+
+def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
+    """Return the reply that sends the parts of a response, each a JSON text, as server-sent events.
+
+    The events are the same as OpenAI's and MLflow's. If the first part fails, the reply is an error; after a later
+    error, the event before the last event is an object with `error`.
+    """
+    try:
+        first = next(parts, None)
+    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        pass_exit(error)
+        context.headers.pop("X-Prediction-Id")
+        return context.finish(context.fail(error))
+
+    def events() -> Iterator[bytes]:
+        with closing(parts):
+            for part in parts if first is None else chain((first,), parts):
+                yield b"data: %b\n\n" % part
+            yield _LAST_EVENT
+
+    def end(error: OnnxserveError) -> bytes:
+        document = {"error": {"code": error.error_code, "message": error.message}}
+        return b"data: %b\n\n" % dump_json(document) + _LAST_EVENT
+
+    context.headers["X-Accel-Buffering"] = "no"  # Otherwise nginx would buffer the events.
+    return Reply(context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
+
+
+def _finish_pieces(
+    context: RequestContext, pieces: Iterator[bytes], end: Callable[[OnnxserveError], bytes], breaks_off: bool = False
+) -> Generator[bytes, None, None]:
+    """Yield the pieces and count the response. After an error, yield `end`; with `breaks_off`, raise BrokenResponse."""
+
+    def finish() -> Generator[bytes, None, None]:
+        reply, status = None, ClientDisconnected.http_status
+        try:
+            yield b""
+            yield from pieces
+            status = 200
+        except ClientDisconnected:
+            return
+        except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+            pass_exit(error)
+            reply = context.fail(error)
+            status = reply.status
+            if reply.error is not None:
+                yield end(reply.error)
+            if breaks_off:
+                raise BrokenResponse from None
+        finally:
+            context.release()
+            if reply is None:
+                context.count(status)
+            else:
+                context.finish(reply)
+
+    generator = finish()
+    next(generator)  # Begin the generator; otherwise `finally` would not run when it is closed.
+    return generator

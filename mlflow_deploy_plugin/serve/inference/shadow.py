@@ -1,0 +1,288 @@
+"""Shadows: variants that run a copy of each request. Their outputs are compared with the response, and never sent.
+
+One thread per worker empties a queue of copies with a low priority. If the shadow's rows are independent, it runs
+requests of the same kind together. If the queue is full, a copy is dropped and counted, so that responses are not
+delayed.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InferenceError, OnnxserveError
+from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    array_bytes,
+    concatenate_feeds,
+    sent_arrays,
+    slice_feeds,
+)
+from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord, as_one_row
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedVariant
+
+logger = logging.getLogger(__name__)
+
+MAX_COPIES = 4096
+MAX_BYTES = 64 * 1024 * 1024
+_MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
+_NICE = 10
+_PAUSE_SECONDS = 0.05
+"""The pause before the queue is emptied, so that the response is sent undisturbed and copies can be batched."""
+_HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
+"""The thread sleeps briefly after some writes, because otherwise it releases the interpreter only after 5 ms."""
+_REST, _MAX_REST_SECONDS = 9.0, 0.25
+"""The pause of the thread, as a multiple of the time in the interpreter. A running graph is outside the interpreter."""
+
+
+@dataclass(slots=True)
+class MirroredRequest:
+    """A request for a shadow.
+
+    Attributes:
+        record: the record of the response. The shadow's captured rows have the same ids and times.
+        is_captured: True if the response, and therefore the shadow's outputs, are captured.
+        feeds / outputs: the arrays of the answering variant.
+        body: the body of a request that a pyfunc has parsed itself.
+        size: the size of this request in bytes.
+    """
+
+    shadow: ServedVariant
+    answered_by: LoadedVersion
+    record: RequestRecord
+    is_captured: bool
+    feeds: Feeds
+    outputs: Mapping[str, Array]
+    body: OpaqueBody | None
+    size: int
+
+    @property
+    def rows(self) -> int:
+        return self.answered_by.predictor.schema.count_rows(self.feeds)
+
+    @property
+    def kind(self) -> Hashable:
+        """The key of the copies that can be computed in the same run."""
+        if self.body is not None or not self.answered_by.predictor.schema.has_rows:
+            return object()
+        shadow, arrays = self.shadow, {**self.feeds, **sent_arrays(self.feeds)}
+        forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
+        return shadow.endpoint, shadow.name, shadow.loaded, self.answered_by, tuple(self.outputs), forms
+
+
+@dataclass(eq=False)
+class Shadows:
+    """The queue of a worker's copies, and the thread that runs them, which starts with the first copy.
+
+    `capture` is a separate writer for the shadows' rows, so that no response waits for it.
+    """
+
+    capture: CaptureWriter
+    metrics: Metrics
+    max_copies: int = MAX_COPIES
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._copies: deque[MirroredRequest] = deque()
+        self._queued = self._queued_bytes = 0
+        self._done = self._done_bytes = 0  # Only the thread writes these counts, so they need no lock.
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+        self._batchable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
+        self._run_seconds = 0.0
+
+    @property
+    def waiting(self) -> int:
+        return self._queued - self._done
+
+    def mirror(
+        self,
+        variant: ServedVariant,
+        record: RequestRecord,
+        is_captured: bool,
+        feeds: Feeds,
+        outputs: Mapping[str, Array],
+        body: OpaqueBody | None = None,
+    ) -> None:
+        """Queue a copy of a request to `variant` for each of its shadows. Never fails or waits."""
+        try:
+            outputs = {name: detach(array) for name, array in outputs.items()}
+            size = array_bytes({**feeds, **sent_arrays(feeds)}) + array_bytes(outputs)
+            size += len(body.content) if body else 0
+            for shadow in variant.shadows:
+                copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
+                if not self._enqueue(copy):
+                    self.metrics.count_shadow(shadow.labels, "dropped")
+        except Exception:
+            logger.exception("a copy for the shadows of %s could not be created", variant.endpoint)
+
+    def close(self, seconds: float = 1.0) -> None:
+        """Drop the queued copies, and wait for the thread's current run, for at most `seconds`."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+        self.capture.close()
+
+    def _enqueue(self, copy: MirroredRequest) -> bool:
+        with self._lock:
+            queued_bytes = self._queued_bytes - self._done_bytes
+            if self.waiting >= self.max_copies or queued_bytes + copy.size > self.max_bytes:
+                return False
+            if self._thread is None:
+                thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # Drop the copy at the machine's limit of threads.
+                    return False
+                self._thread = thread
+            was_empty = not self._copies
+            self._queued += 1
+            self._queued_bytes += copy.size
+            self._copies.append(copy)
+        if was_empty:
+            self._wake.set()
+        return True
+
+    def _empty_queue(self) -> None:
+        if sys.platform == "linux":
+            with suppress(OSError):  # A sandbox may forbid the call.
+                os.nice(_NICE)  # On Linux, this affects only this thread, not the threads of ONNX Runtime.
+        while not self._is_stopping:
+            self._wake.wait()
+            self._wake.clear()
+            time.sleep(_PAUSE_SECONDS)
+            while self._copies and not self._is_stopping:
+                began, ran = time.perf_counter(), self._run_seconds
+                batch = self._take_batch()
+                try:
+                    self._process(batch)
+                finally:
+                    self._done += len(batch)
+                    self._done_bytes += sum(copy.size for copy in batch)
+                    del batch  # Otherwise a replaced version would remain in memory until the next request.
+                held_seconds = time.perf_counter() - began - (self._run_seconds - ran)
+                time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
+
+    def _take_batch(self) -> list[MirroredRequest]:
+        """Remove the next copy from the queue, and the following copies that can be run together with it."""
+        batch = [self._copies.popleft()]
+        first, rows, kind = batch[0], batch[0].rows, batch[0].kind
+        while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
+            rows += self._copies[0].rows
+            if rows > _MAX_BATCH_ROWS or not self._is_batchable(first):
+                break
+            batch.append(self._copies.popleft())
+        return batch
+
+    def _is_batchable(self, copy: MirroredRequest) -> bool:
+        loaded = copy.shadow.loaded
+        if (known := self._batchable.get(loaded)) is None:
+            try:
+                feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
+                is_remote = isinstance(loaded.predictor, PyfuncPredictor)
+                known = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
+            except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
+                return False
+            self._batchable[loaded] = known
+        return known
+
+    def _process(self, batch: list[MirroredRequest]) -> None:
+        """Run the batch and compare the outputs. If this fails, process each copy separately."""
+        shadow = batch[0].shadow
+        try:
+            self._compare(batch)
+        except BaseException as error:
+            if len(batch) > 1:
+                for copy in batch:
+                    time.sleep(_HANDOVER_SECONDS)
+                    self._process([copy])
+                return
+            self.metrics.count_shadow(shadow.labels, "failed")
+            traceback = None if isinstance(error, OnnxserveError) else error
+            logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
+
+    def _compare(self, batch: list[MirroredRequest]) -> None:
+        first = batch[0]
+        shadow, predictor = first.shadow, first.shadow.loaded.predictor
+        answered_by = first.answered_by.predictor
+        began = time.perf_counter()
+        if first.body is not None and isinstance(predictor, PyfuncPredictor):
+            response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
+            feeds, computed = response.feeds, response.outputs
+        elif first.feeds:
+            joined_feeds = concatenate_feeds([copy.feeds for copy in batch])
+            feeds = translate_feeds(joined_feeds, answered_by.schema, predictor.schema)
+            computed = predictor.run(feeds)
+            sent = sent_arrays(joined_feeds)
+            if keys := {name: sent[name] for name in shadow.captured.keys if name in sent}:
+                feeds = add_keys(feeds, keys)
+        else:
+            raise InferenceError("the shadow needs named arrays, but the request has none")
+        seconds = time.perf_counter() - began
+        self._run_seconds += seconds
+        outputs = concatenate_feeds([copy.outputs for copy in batch])
+        compared: Mapping[str, Array] = computed
+        if not (predictor.schema.has_rows and answered_by.schema.has_rows):
+            outputs, compared = as_one_row(outputs), as_one_row(computed)
+        comparison = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
+        self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
+        self.metrics.count_shadow_comparison(shadow.labels, comparison, len(batch), seconds)
+
+    def _capture_rows(
+        self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
+    ) -> None:
+        """Write the shadow's rows to the spool, request by request. `latency` is the run's time in microseconds."""
+        start = 0
+        for number, copy in enumerate(batch, 1):
+            if number % _WRITES_AT_ONCE == 0:
+                time.sleep(_HANDOVER_SECONDS)
+            rows = slice(start, start + copy.rows)
+            start += copy.rows
+            if copy.is_captured and feeds:
+                _, _, is_written = self.capture.write(
+                    copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
+                    copy.shadow.captured,
+                    slice_feeds(feeds, rows) if len(batch) > 1 else feeds,
+                    slice_feeds(computed, rows) if len(batch) > 1 else computed,
+                    copy.shadow.capture.max_rows_per_request,
+                )
+                self.metrics.count_shadow_capture(is_written)
+
+
+def detach(array: Array) -> Array:
+    """Return the array, or a copy if the array is a view that would keep the larger array of a batch in memory."""
+    base = array.base
+    return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
+
+
+def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:
+    """Convert feeds of `source_schema` to feeds of `target_schema`.
+
+    The result lacks columns that `source_schema` lacks, and digits that a narrower type has truncated. Raises
+    SchemaMismatch if `target_schema` needs a column that is missing or has another type.
+    """
+    if source_schema == target_schema:
+        return feeds
+    # `cast_columns` restores integers that were stacked with floats.
+    return target_schema.from_columns(cast_columns(source_schema.dtypes, source_schema.to_columns(feeds)))

@@ -1,0 +1,199 @@
+"""Label files: CSV, JSON Lines or Parquet. A bad row does not affect other rows. A row identifies its prediction by
+`prediction_id` and, for a request with several rows, `row`; or by key columns, such as the flight and the day."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import IO
+
+import orjson
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, json_lines, open_parquet
+from mlflow_deploy_plugin.serve.protocols import feedback as feedback_protocol
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
+from mlflow_deploy_plugin.serve.spool.codec import Feedback
+
+PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
+_JSON = "application/json"
+_ROWS = 1000
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][+-]?[0-9]{1,2})?")
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """The column names of a label file. Rows are identified by the `key` columns, or by `prediction_id` and `row` if
+    `key` is empty. Columns in `numbers` are numeric in the log, so that 7.0 in a CSV file matches 7 in the log."""
+
+    key: tuple[str, ...] = ()
+    label: str = LABEL
+    prediction_id: str = PREDICTION_ID
+    row: str = ROW
+    numbers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class LabelEntry:
+    """A label, and its position in the file: line 7, or row 12 (from 0)."""
+
+    number: int
+    place: str
+    feedback: Feedback
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is not a valid label: its position, the reason, and its content."""
+
+    place: str
+    why: str
+    content: object
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the file. `values` has its columns, later an entry of `POST /feedback`. Messages quote `content`."""
+
+    number: int
+    place: str
+    values: dict[str, object]
+    content: object
+
+
+def read_label_file(
+    file: IO[bytes], name: str, kind: FileFormat, columns: LabelColumns
+) -> Iterator[LabelEntry | BadRow]:
+    """Yield the labels of an open file in order; raise InvalidConfig for a missing column or a wrong format."""
+    if kind == "csv":
+        rows = _csv_rows(file, name, columns)
+    else:
+        rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, name, columns)
+    while some := list(islice(rows, _ROWS)):
+        yield from _check([row if isinstance(row, BadRow) else _entry(row, columns, kind) for row in some])
+
+
+def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
+    """Apply the rules of `POST /feedback` to all rows at once; if a row breaks a rule, again to each row separately."""
+    good = [row.values for row in rows if isinstance(row, _Row)]
+    try:
+        decoded = iter(_decode(good) if good else ())
+    except InvalidRequest:
+        decoded = None
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
+        elif decoded is not None:
+            yield LabelEntry(row.number, row.place, next(decoded))
+        else:
+            try:
+                yield LabelEntry(row.number, row.place, *_decode([row.values]))
+            except InvalidRequest as error:
+                why = error.message.replace("feedback[0].", "").replace("feedback[0]", "the row")
+                yield BadRow(row.place, why, row.content)
+
+
+def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
+    try:
+        body = orjson.dumps({"feedback": list(documents)}, default=as_text)
+    except TypeError as error:  # JSON cannot contain a number beyond 64 bits or invalid Unicode.
+        raise InvalidRequest(str(error)) from None
+    return feedback_protocol.decode(_JSON, body)
+
+
+def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
+    values = row.values
+    if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
+        return row  # The row already is an entry of `POST /feedback`.
+    if kind == "csv":  # In CSV, only an empty field is a missing value.
+        values = {name: None if value == "" else value for name, value in values.items()}
+    label = values.get(columns.label)
+    if columns.label not in values:
+        return BadRow(row.place, f"it has no {columns.label!r}", row.content)
+    if label is None and kind != "jsonl":
+        return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
+    if columns.key:
+        if missing := [name for name in columns.key if name not in values]:
+            return BadRow(row.place, f"it has no key column {missing[0]!r}", row.content)
+        key = {name: values[name] for name in columns.key}
+        for name in columns.numbers & key.keys():
+            if isinstance(value := key[name], str) and _FRACTION.fullmatch(value):
+                key[name] = float(value)
+        return replace(row, values={"label": label, "key": key})
+    if values.get(columns.prediction_id) is None:
+        return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
+    entry = {"label": label, "prediction_id": values[columns.prediction_id]}
+    number = values.get(columns.row)
+    if number is not None:
+        entry["row"] = int(number) if isinstance(number, str) and _NUMBER.fullmatch(number) else number
+    return replace(row, values=entry)
+
+
+def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
+    header: list[str] = []
+    for record in csv_records(file):
+        place, text = f"line {record.line}", ",".join(record.fields).encode(errors="replace").decode()
+        if not header and not record.error:
+            header = record.fields
+            _require_columns(header, name, columns)
+        elif fault := record.fault(len(header)):
+            yield BadRow(place, fault, None if record.error else text)
+        else:
+            yield _Row(record.line, place, dict(zip(header, record.fields, strict=True)), text)
+    if not header:
+        raise InvalidConfig(f"{name} is empty; a header and rows are expected")
+
+
+def _json_rows(file: IO[bytes]) -> Iterator[_Row | BadRow]:
+    for number, line, _ in json_lines(file):
+        place, text = f"line {number}", line.decode(errors="replace").rstrip("\r\n")
+        try:
+            values = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield BadRow(place, f"it is not JSON: {error}", text)
+            continue
+        yield (
+            _Row(number, place, values, text)
+            if isinstance(values, dict)
+            else BadRow(place, "it is not a JSON object", text)
+        )
+
+
+def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
+    try:
+        parquet = open_parquet(file)
+        _require_columns(parquet.schema_arrow.names, name, columns)
+        names = {columns.label, columns.prediction_id, columns.row, *columns.key}
+        present = [column for column in parquet.schema_arrow.names if column in names]
+        number = 0
+        for batch in parquet.iter_batches(_ROWS, columns=present):
+            for values in batch.to_pylist():
+                plain = {column: _plain(value) for column, value in values.items()}
+                yield _Row(number, f"row {number} (from 0)", plain, plain)
+                number += 1
+    except (pa.ArrowException, OSError, OverflowError) as error:  # OverflowError: a time outside of Python's range
+        raise InvalidConfig(f"{name} cannot be read as Parquet: {one_line(error, 200)}") from None
+
+
+def _plain(value: object) -> object:
+    """Return a JSON-compatible value: dates and decimals become text, and bytes are decoded."""
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    if isinstance(value, float) and not math.isfinite(value):
+        return as_text(value)
+    return value if isinstance(value, str | int | float | bool | list | dict | None) else as_text(value)
+
+
+def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) -> None:
+    needed = [*columns.key, columns.label] if columns.key else [columns.prediction_id, columns.label]
+    for column in needed:
+        if column not in header:
+            option = "--label-column" if column == columns.label else "--key" if columns.key else "--id-column or --key"
+            raise InvalidConfig(f"{name} has no column {column!r}; it has {', '.join(header[:20])}; see {option}")
+        if header.count(column) > 1:
+            raise InvalidConfig(f"{name} has two columns {column!r}")

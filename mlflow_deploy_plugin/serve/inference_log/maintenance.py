@@ -1,0 +1,222 @@
+"""Maintenance of the log: compact the many small files of an hour into one file, and delete expired rows.
+
+**Compaction.** Each small file costs a reader a round trip. When an hour is over and its files no longer change, their
+rows are written to a new file, and then the old files are deleted. Readers drop the temporary duplicates (`scan.py`),
+and a writer deletes only files that it has copied. Therefore a crash or two concurrent writers lose no rows. Malformed
+files, and files that changed after the copy, are kept. Files with different columns or types are not merged.
+
+**Retention.** Rows expire by the hour of event time, labels by the day of receipt, and files in `_sketches` by their
+day. Protected windows are kept. If the log is unreachable, OnnxserveError is raised, and the next call continues.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from mlflow_deploy_plugin.core.tabular.streams import group_tables
+from mlflow_deploy_plugin.serve.inference_log import storage
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, labels_folder
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.scan import FileVanished, read_file
+from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation, write_file
+from mlflow_deploy_plugin.serve.inference_log.tables import (
+    IDENTITY,
+    Deduplicator,
+    combine_hashes,
+    conform,
+    hash_ids,
+    hash_rows,
+    hash_texts,
+    unify_schemas,
+)
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+
+QUIET = timedelta(minutes=10)
+"""The time without a write after which a file is compacted. Until then, its agent may rewrite the file."""
+LARGE_BYTES = 32 * 2**20
+"""The size from which a file is not compacted."""
+GROUP_BYTES = 64 * 2**20
+"""The maximum size of a group of small files that are compacted together."""
+_GROUP_ROWS = 131_072
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MaintenanceResult:
+    """The numbers of compacted files, newly written files and expired files, and the bytes of expired files."""
+
+    compacted_files: int = 0
+    written_files: int = 0
+    expired_files: int = 0
+    expired_bytes: int = 0
+
+
+def maintain(
+    log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
+) -> MaintenanceResult:
+    """Compact finished hours, and delete rows older than `keep` (None: never) outside of the `spared` windows."""
+    compacted = compact(log, endpoint, now)
+    if keep is None:
+        return compacted
+    expired = expire(log, endpoint, now, keep, spared)
+    return replace(compacted, expired_files=expired.expired_files, expired_bytes=expired.expired_bytes)
+
+
+def expire(
+    log: InferenceLog,
+    endpoint: str,
+    now: datetime,
+    keep: timedelta,
+    spared: Sequence[Window] = (),
+    only_count: bool = False,
+) -> MaintenanceResult:
+    """Delete rows, labels and sketches of the endpoint older than `keep`, in units of hours and days. Rows with an
+    event time in the `spared` windows, and labels received in these windows, are not deleted."""
+    location = log.location
+    try:
+        oldest = now - keep
+    except OverflowError:  # `keep` reaches back before the year 1, so nothing is old.
+        return MaintenanceResult()
+
+    def is_expired(start: datetime, end: datetime) -> bool:
+        return end <= oldest and not any(start < window.end and window.start < end for window in spared)
+
+    folders = {hour.folder: files for hour, files in _all_hours(log, endpoint) if is_expired(hour.start, hour.end)}
+    with storage.wrap_log_errors(location):
+        selector = fs.FileSelector(f"{location.root}/{storage.SKETCHES}", allow_not_found=True)
+        sketches = [f"{info.path}/endpoint={endpoint}" for info in location.filesystem.get_file_info(selector)]
+    for root in [labels_folder(location, endpoint), *sketches]:
+        for day, folder in storage.list_days(location, root):
+            if is_expired(day, day + storage.DAY):
+                folders[folder] = storage.list_files(location, folder)
+    if not only_count:
+        with storage.wrap_log_errors(location):
+            for folder in folders:
+                with suppress(FileNotFoundError):
+                    location.filesystem.delete_dir(folder)
+                _delete_empty(location, [folder.rpartition("/")[0]])
+        _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
+    files = [file for members in folders.values() for file in members]
+    return MaintenanceResult(expired_files=len(files), expired_bytes=sum(file.size for file in files))
+
+
+def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
+    """Merge the small files of each finished hour, and of each finished day of labels, into larger files."""
+    location = log.location
+    compacted = written = 0
+    folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]
+    for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
+        folders.append((folder, day + storage.DAY, storage.list_files(location, folder)))
+    for folder, end, files in folders:
+        if end + QUIET > now:
+            continue
+        small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
+        for group in _groups(location, small):
+            replaced = _compact_group(log, folder, group)
+            compacted += replaced
+            written += replaced > 0
+    return MaintenanceResult(compacted_files=compacted, written_files=written)
+
+
+def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:
+    return [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
+
+
+def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping[LogFile, pa.Schema]]:
+    """Yield groups of files to be merged, with their schemas: two or more with the same columns, limited in size."""
+    if len(files) < 2:
+        return
+    by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
+    for file in files:
+        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
+            schema = pq.read_schema(file.path, filesystem=location.filesystem)
+            # Compare only the model's columns, because a later version of this package may add log columns.
+            model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
+            by_columns.setdefault(tuple(model), {})[file] = schema
+    for alike in by_columns.values():
+        group: dict[LogFile, pa.Schema] = {}
+        size = 0
+        for file, schema in alike.items():
+            if size + file.size > GROUP_BYTES:
+                if len(group) > 1:
+                    yield group
+                group, size = {}, 0
+            group[file] = schema
+            size += file.size
+        if len(group) > 1:
+            yield group
+
+
+def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Schema]) -> int:
+    """Write one file that replaces the group, and return the number of deleted files."""
+    location = log.location
+    whole: list[LogFile] = []
+    content = pa.BufferOutputStream()
+    schema = unify_schemas(group.values())
+    if not set(IDENTITY) <= set(schema.names):
+        return 0
+    with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
+        for tables in group_tables(_distinct_rows(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
+            writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
+    if len(whole) < 2:
+        return 0
+    name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
+    with storage.wrap_log_errors(location):
+        write_file(location, name, content.getvalue())
+        return sum(_delete(location, file) for file in whole)
+
+
+def _distinct_rows(
+    log: InferenceLog, schema: pa.Schema, group: Iterable[LogFile], whole: list[LogFile]
+) -> Iterator[pa.Table]:
+    """Yield the distinct rows of the files, and append each completely read file to `whole`."""
+    seen = Deduplicator()
+    for file in group:
+        unreadable: dict[str, str] = {}
+        with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
+            for table in read_file(log.location, file.path, lambda names: None, unreadable, IDENTITY):
+                table = conform(table, schema)
+                hashes = _hash_labels(table) if LABEL in table.column_names else hash_rows(table)
+                yield table.filter(pa.array(seen.first_seen(hashes)))
+            if not unreadable:
+                whole.append(file)
+        log.unreadable.update(unreadable)
+
+
+def _hash_labels(table: pa.Table) -> Array:
+    """Return a hash of the identity of each label, [N] uint64."""
+    hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
+    for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
+        hashes = combine_hashes(hashes, hash_column(table.column(name)))
+    return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
+
+
+def _delete(location: LogLocation, file: LogFile) -> bool:
+    """Delete a file unless its agent has rewritten it, and return True if the file no longer exists."""
+    info = location.filesystem.get_file_info(file.path)
+    if info.type == fs.FileType.NotFound:
+        return True
+    if info.size != file.size or info.mtime != file.changed:
+        _log.info("%s was rewritten during compaction and is kept", file.path)
+        return False
+    with suppress(FileNotFoundError):
+        location.filesystem.delete_file(file.path)
+    return True
+
+
+def _delete_empty(location: LogLocation, folders: Sequence[str]) -> None:
+    """Delete folders that are empty. A bucket has no empty folders."""
+    if not location.is_local:
+        return
+    for folder in folders:
+        with suppress(OSError):  # The folder is not empty.
+            Path(folder).rmdir()

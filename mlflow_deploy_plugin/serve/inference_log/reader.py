@@ -1,0 +1,322 @@
+"""The reader of the inference log. It returns the rows of a time range, each row exactly once, with bounded memory.
+`InferenceLog` reads the rows of a window as stored. A `View` is a table with labels and the columns of all files."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.tabular.streams import group_tables
+from mlflow_deploy_plugin.serve.inference_log import storage
+from mlflow_deploy_plugin.serve.inference_log.labels import (
+    LABEL,
+    LABEL_NUMBER,
+    EndpointLabels,
+    LabelMatches,
+    join_labels,
+)
+from mlflow_deploy_plugin.serve.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
+from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation
+from mlflow_deploy_plugin.serve.inference_log.tables import (
+    Sample,
+    concat_tables,
+    is_list,
+    summarise_lists,
+    unify_schemas,
+)
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, window_at
+
+MAX_ROWS = 100_000
+_TIME = pa.timestamp("us", tz="UTC")
+_FIRST = {
+    EVENT_TIME: _TIME,
+    "_prediction_id": pa.string(),
+    "_variant": pa.string(),
+    "_model": pa.string(),
+    "_version": pa.string(),
+}
+_LAST = {
+    LABEL: pa.string(),
+    LABEL_NUMBER: pa.float64(),
+    RECEIVED_TIME: _TIME,
+    SHADOW: pa.bool_(),
+    "_latency_us": pa.int64(),
+    "_status": pa.int16(),
+    "_request_id": pa.string(),
+    "_segment": pa.string(),
+    "_offset": pa.int64(),
+    "_row": pa.int32(),
+}
+"""The log's own columns that follow the model's columns. The columns `_FIRST` precede the model's columns."""
+_LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
+_LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
+_READERS = 8
+_TRIES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class WindowRows:
+    """The rows that one version answered in a window, without shadow rows. `table` has at most `MAX_ROWS` rows in the
+    order of their hashes, with lists summarised. `rows` is the number of rows, estimated if `is_sampled`.
+    `other_versions` maps "MODEL version N" to the number of rows of other versions."""
+
+    model: str
+    version: str
+    table: pa.Table
+    rows: int
+    is_sampled: bool
+    other_versions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InferenceLog:
+    """An inference log. `unreadable` maps each malformed file, which is skipped, to the reason. Rows received before
+    `since` are skipped: for example, rows of a deleted endpoint of the same name."""
+
+    location: LogLocation
+    unreadable: dict[str, str] = field(default_factory=dict, compare=False)
+    since: datetime | None = None
+
+    @property
+    def failures(self) -> "InferenceLog":
+        """The log of requests without an answer. This log contains the reasons, and no columns of the model."""
+        root, title = (f"{name.rstrip('/')}/{storage.FAILURES}" for name in (self.location.root, self.location.shown))
+        return replace(self, location=replace(self.location, root=root, shown=title))
+
+    def labels(self, endpoint: str) -> EndpointLabels:
+        return EndpointLabels(self.location, endpoint, self.unreadable)
+
+    def endpoints(self) -> list[str]:
+        return storage.list_endpoints(self.location)
+
+    def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
+        """Return the hours that have rows, in ascending order. With a window, return only overlapping hours."""
+        return list(self.walk_hours(endpoint, window))
+
+    def walk_hours(self, endpoint: str, window: Window | None = None, newest_first: bool = False) -> Iterator[Hour]:
+        """Yield the hours that have rows, ascending unless `newest_first`; list each folder when it is reached."""
+        since = self.since
+        if since is None:
+            yield from storage.iter_hours(self.location, endpoint, window, newest_first)
+            return
+        # Scan the rows of an hour before `since`: old files may be compacted or shipped later, and new rows may have
+        # old event times.
+        for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
+            if hour.start >= since or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None:
+                yield hour
+
+    def files(self, hour: Hour) -> list[LogFile]:
+        files = storage.list_files(self.location, hour.folder)
+        return [file for file in files if self._received.may_have_rows(file.changed)]
+
+    def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
+        """Return the hours in order with their files. With a window, return only hours that overlap the window."""
+        if window is None:
+            return _with_rows(storage.list_files_by_hour(self.location, endpoint), self._received)
+        hours = storage.iter_hours(self.location, endpoint, window)
+        return {hour: files for hour in hours if (files := self.files(hour))}
+
+    def batches(
+        self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read. A
+        table lacks the columns that its file lacks. Raises OnnxserveError if the log is unreachable."""
+        for hour in storage.iter_hours(self.location, endpoint, window):
+            yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
+
+    def scan(
+        self, hour: Hour, times: TimeRange, columns: Sequence[str] | None, shadows: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield the rows of an hour that are in the time range, like `batches`."""
+        if self.since is not None:
+            times = replace(times, received_from=max(times.received_from, self.since))
+        yield from scan_hour(self.location, hour.folder, RowFilter(columns, times, shadows), self.unreadable)
+
+    def schema(self, view: "View") -> pa.Schema:
+        """Return the union of the columns of all files in the view. Without files, the schema is empty."""
+
+        def read_schema(file: LogFile) -> pa.Schema | None:
+            try:
+                return pq.read_schema(file.path, filesystem=self.location.filesystem)
+            except FileNotFoundError:
+                raise
+            except (OSError, pa.ArrowException):
+                return None  # A malformed file is reported when its rows are read.
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            for _ in range(_TRIES):
+                files = [file for members in _due_files(self, view).values() for file in members]
+                try:
+                    return unify_schemas(schema for schema in pool.map(read_schema, files) if schema is not None)
+                except FileNotFoundError:  # The file was compacted or expired after the listing.
+                    continue
+        return pa.schema([])
+
+    def count(self, endpoint: str, window: Window) -> int:
+        """Return the number of rows in a window; raise the errors of `batches`."""
+        return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
+
+    def latest_window(self, endpoint: str, every: str, now: datetime) -> Window:
+        """Return the last finished window of length `every` that has rows, or raise NotFound."""
+        unfinished = None
+        for hour in self.walk_hours(endpoint, newest_first=True):
+            for window in self._windows_of(hour, every):
+                if window.end <= now:
+                    return window
+                unfinished = window
+        if unfinished is not None:
+            raise NotFound(
+                f"no finished window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: use "
+                f"--window {unfinished} to judge its rows so far"
+            )
+        raise NotFound(f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}")
+
+    def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
+        """Return the window's rows of the version that has the most rows in the window, or None without rows."""
+        samples: dict[tuple[str, str], Sample] = {}
+        for batch in self.batches(endpoint, window):
+            identities = pc.binary_join_element_wise(batch.column("_model"), batch.column("_version"), "\n")
+            for identity in pc.unique(identities).to_pylist():
+                model, _, version = identity.rpartition("\n")
+                rows = batch.filter(pc.equal(identities, identity))
+                samples.setdefault((model, version), Sample(max_rows)).add(summarise_lists(rows))
+        if not samples:
+            return None
+        counts = {identity: sample.rows() for identity, sample in samples.items()}
+        model, version = chosen = max(counts, key=lambda identity: (counts[identity], identity))
+        return WindowRows(
+            model=model,
+            version=version,
+            table=samples[chosen].table(),
+            rows=counts[chosen],
+            is_sampled=samples[chosen].is_full,
+            other_versions={f"{key[0]} version {key[1]}": rows for key, rows in counts.items() if key != chosen},
+        )
+
+    def labelled(
+        self, endpoint: str, window: Window, max_rows: int = MAX_ROWS, labels: EndpointLabels | None = None
+    ) -> WindowRows | None:
+        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), null without a label."""
+        rows = self.read(endpoint, window, max_rows)
+        if rows is None:
+            return None
+        return replace(rows, table=join_labels(rows.table, labels or self.labels(endpoint)))
+
+    def _windows_of(self, hour: Hour, every: str) -> list[Window]:
+        """Return the windows that have rows in this hour, newest first."""
+        if duration_seconds(every) % 3600 == 0 and self.since is None:
+            # The hour is in a single window. Each file has rows.
+            return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
+        times: set[int] = set()
+        length = duration_seconds(every) * 1_000_000
+        for batch in self.scan(hour, TimeRange(), [EVENT_TIME]):
+            times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
+        return [window_at(number * length, every) for number in sorted(times, reverse=True)]
+
+    @property
+    def _received(self) -> TimeRange:
+        return TimeRange() if self.since is None else TimeRange(received_from=self.since)
+
+
+def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
+    """Return the log at `log_uri`. If an earlier endpoint had the same name, `since` is the endpoint's `rows_since`.
+    Raises InvalidConfig for an unsupported URI."""
+    return InferenceLog(storage.locate_log(log_uri), since=since)
+
+
+@dataclass(frozen=True)
+class View:
+    """A selection of an endpoint's rows, with or without label columns and shadow rows."""
+
+    endpoint: str
+    times: TimeRange = field(default_factory=TimeRange)
+    labels: bool = True
+    shadows: bool = False
+
+
+def view_schema(log: InferenceLog, view: View) -> pa.Schema:
+    """Return the union of the columns of all files; raise NotFound if the endpoint has no rows."""
+    schema = log.schema(view)
+    if not len(schema):
+        require_endpoint(log, view.endpoint)
+    own = _FIRST | _LAST
+    model = {column.name: _for_duckdb(column.type) for column in schema if column.name not in own}
+    fields = _FIRST | model | _LAST
+    if not view.labels:
+        del fields[LABEL], fields[LABEL_NUMBER]
+    return pa.schema(fields.items())
+
+
+def view_tables(
+    log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` includes a label
+    column; the caller may pass the labels. Raises OnnxserveError if the log is unreachable."""
+    if not {LABEL, LABEL_NUMBER} & set(columns):
+        yield from _tables(log, view, set(columns))
+        return
+    labels = labels or log.labels(view.endpoint)
+    keys = labels.key_columns
+    for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
+        # Concatenate only tables whose keys have the same types, because a conversion may change a large integer.
+        alike: dict[tuple[str, ...], list[pa.Table]] = {}
+        for table in tables:
+            types = tuple(str(field.type) for field in table.schema if field.name in keys)
+            alike.setdefault(types, []).append(table)
+        for some in alike.values():
+            yield join_labels(concat_tables(some), labels)
+
+
+def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
+    """Match labels with rows, newest hour first, until all labels match; raise the errors of `view_tables`."""
+    for hour in reversed(log.all_files(endpoint)) if matches.count else ():
+        if matches.matched == matches.count:
+            return
+        for rows in log.scan(hour, TimeRange(), sorted({EVENT_TIME, "_row", *matches.columns}), shadows=True):
+            matches.match(rows)
+
+
+def require_endpoint(log: InferenceLog, endpoint: str) -> None:
+    """Raise NotFound if the log has no rows of the endpoint; the message names the endpoints in the log."""
+    known = log.endpoints()
+    if endpoint in known:
+        return
+    has = f"it has rows of {', '.join(known)}" if known else "no rows have been captured yet"
+    hint = did_you_mean(endpoint, known, has)
+    raise NotFound(f"the inference log {log.location.shown} has no rows of endpoint {endpoint!r}{hint}")
+
+
+def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
+    for hour in _due_files(log, view):
+        yield from log.scan(hour, view.times, sorted(columns), view.shadows)
+
+
+def _due_files(log: InferenceLog, view: View) -> dict[Hour, list[LogFile]]:
+    """Return the hours and files that may have rows in the time range."""
+    return _with_rows(log.all_files(view.endpoint, view.times.window), view.times)
+
+
+def _with_rows(files: Mapping[Hour, Sequence[LogFile]], times: TimeRange) -> dict[Hour, list[LogFile]]:
+    """Return the hours and files that may have rows in the range of receipt times."""
+    due = {hour: [file for file in members if times.may_have_rows(file.changed)] for hour, members in files.items()}
+    return {hour: members for hour, members in due.items() if members}
+
+
+def _for_duckdb(kind: pa.DataType) -> pa.DataType:
+    """Return the type, or a similar type if DuckDB does not support it: half floats and untyped columns."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_null(kind):
+        return pa.string()
+    if is_list(kind):
+        return pa.list_(_for_duckdb(kind.value_type))
+    return kind

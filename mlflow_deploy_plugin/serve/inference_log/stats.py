@@ -1,0 +1,231 @@
+"""Statistics of an endpoint's log: the numbers of rows, files and labels, and of missing rows.
+
+Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json. It contains the time up
+to which the log is complete, and row counts since the state folder was created. It is deleted after `GONE_AFTER`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LabelMatches
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, require_endpoint, view_tables
+from mlflow_deploy_plugin.serve.inference_log.scan import SHADOW, microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, wrap_log_errors, write_file
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange
+
+WATERMARKS = "_watermarks"
+GONE_AFTER = timedelta(days=30)
+"""The age at which a watermark is deleted. A running agent writes its watermark every 30 seconds."""
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Counts of labels: labelled `rows` in the time range, distinct label keys (`names`), and keys that match no row in
+    the log (`unmatched`; None if only a part of the log was read)."""
+
+    rows: int = 0
+    names: int = 0
+    unmatched: int | None = None
+
+
+@dataclass(frozen=True)
+class AgentCounts:
+    """The rows that the agents have counted since their first start, from their `Watermark`; without shadow rows."""
+
+    answered: int
+    captured: int
+    dropped: int
+    shipped: int
+    complete_until: datetime
+
+    def gone(self, rows: int) -> int:
+        """Return the number of rows that were shipped and are no longer among the `rows` in the log."""
+        return max(0, self.shipped - rows)
+
+
+@dataclass(frozen=True)
+class LogStats:
+    """The log of one endpoint.
+
+    Attributes:
+        rows: the number of distinct rows in the time range, without shadow rows.
+        failed_rows: the number of rows of requests without an answer. Only this count includes such rows.
+        first, last: event times of rows, including shadow rows; None if there are no rows.
+        by_version, by_variant, by_hour: row counts by "MODEL version N", by variant, and by the start of the hour.
+        files, size: number of files in the log, and their size in bytes.
+        account: None if no agent has written a watermark for the endpoint.
+        unreadable: malformed files, which no count includes, with the reasons.
+    """
+
+    endpoint: str
+    rows: int
+    shadow_rows: int
+    failed_rows: int
+    first: datetime | None
+    last: datetime | None
+    by_version: Mapping[str, int]
+    by_variant: Mapping[str, int]
+    by_hour: Mapping[datetime, int]
+    files: int
+    size: int
+    labels: LabelCounts
+    account: AgentCounts | None
+    unreadable: Mapping[str, str]
+
+
+def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) -> LogStats:
+    """Count the rows of an endpoint, optionally in a time range. Raises NotFound for an unknown endpoint (the message
+    names the known endpoints), and OnnxserveError if the log is unreachable."""
+    account = _agent_counts(log, endpoint)
+    if account is None and endpoint not in log.failures.endpoints():  # An account shows that it exists.
+        require_endpoint(log, endpoint)
+    files = [file for files in log.all_files(endpoint).values() for file in files]
+    labels = log.labels(endpoint)
+    matches = LabelMatches(labels.index)
+    counts = _RowCounts()
+    view = View(endpoint, times or TimeRange(), shadows=True)
+    for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):
+        matches.match(table)
+        counts.add(table)
+    failed = view_tables(log.failures, View(endpoint, view.times, labels=False), [EVENT_TIME])
+    return LogStats(
+        endpoint=endpoint,
+        rows=sum(counts.by_version.values()),
+        shadow_rows=counts.shadow_rows,
+        failed_rows=sum(map(len, failed)),
+        first=counts.first,
+        last=counts.last,
+        by_version=dict(sorted(counts.by_version.items())),
+        by_variant=dict(sorted(counts.by_variant.items())),
+        by_hour=dict(sorted(counts.by_hour.items())),
+        files=len(files),
+        size=sum(file.size for file in files),
+        labels=LabelCounts(counts.labelled, matches.count, matches.count - matches.matched if times is None else None),
+        account=account,
+        unreadable=dict(log.unreadable),
+    )
+
+
+@dataclass
+class _RowCounts:
+    by_version: Counter[str] = field(default_factory=Counter)
+    by_variant: Counter[str] = field(default_factory=Counter)
+    by_hour: Counter[datetime] = field(default_factory=Counter)
+    shadow_rows: int = 0
+    labelled: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def add(self, table: pa.Table) -> None:
+        times = microseconds_of(table.column(EVENT_TIME))
+        if len(times):
+            first, last = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+            self.first = min(self.first or first, first)
+            self.last = max(self.last or last, last)
+        is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
+        self.shadow_rows += int(is_shadow.sum())
+        answered = table.filter(pa.array(~is_shadow))
+        self.labelled += len(answered) - answered.column(LABEL).null_count
+        hours, counts = np.unique(times[~is_shadow] // HOUR_US, return_counts=True)
+        for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
+            self.by_hour[EPOCH + timedelta(hours=hour)] += count
+        versions = pc.binary_join_element_wise(answered.column("_model"), answered.column("_version"), " version ")
+        no_variants = pa.chunked_array([pa.nulls(len(answered), pa.string())])
+        variants = answered.column("_variant") if "_variant" in answered.column_names else no_variants
+        for counter, column in ((self.by_version, versions), (self.by_variant, variants)):
+            for entry in pc.value_counts(column).to_pylist():
+                counter[str(entry["values"])] += entry["counts"]
+
+
+def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
+    with wrap_log_errors(log.location):
+        marks = [mark for mark in read_watermarks(log.location) if endpoint in mark.endpoints]
+    if log.since is not None:  # Ignore agents of an earlier endpoint of the same name.
+        marks = [mark for mark in marks if not (mark.ended and mark.complete_until < log.since)]
+    if not marks:
+        return None
+    return AgentCounts(
+        answered=sum(mark.answered_rows.get(endpoint, 0) for mark in marks),
+        captured=sum(mark.captured_rows.get(endpoint, 0) for mark in marks),
+        dropped=sum(mark.dropped_rows.get(endpoint, 0) for mark in marks),
+        shipped=sum(mark.shipped_rows.get(endpoint, 0) for mark in marks),
+        complete_until=min(
+            (mark.complete_until for mark in marks if not mark.ended),
+            default=max(mark.complete_until for mark in marks),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """The last watermark of one agent. No count includes shadow rows.
+
+    Attributes:
+        agent: the agent's name, which is the same after a restart.
+        endpoints: the endpoints that the agent's server serves, or has served.
+        complete_until: every row that was answered before this time is in the log, unless it was dropped.
+        ended: True if the server was shut down and all captured rows are in the log.
+        captured_rows: answered rows that are in the log or being shipped. Rows excluded by the spec
+            (`capture.fraction`, `capture.max_rows_per_request`) are not captured.
+        dropped_rows: rows that should have been captured but were not, or that were lost before they reached the log.
+    """
+
+    agent: str
+    endpoints: tuple[str, ...]
+    complete_until: AwareDatetime
+    written_at: AwareDatetime
+    ended: bool = False
+    answered_rows: Mapping[str, int] = field(default_factory=dict)
+    captured_rows: Mapping[str, int] = field(default_factory=dict)
+    dropped_rows: Mapping[str, int] = field(default_factory=dict)
+    shipped_rows: Mapping[str, int] = field(default_factory=dict)
+
+
+_WATERMARK = TypeAdapter(Watermark)
+
+
+def write_watermark(location: LogLocation, mark: Watermark) -> None:
+    """Write the agent's watermark and replace the previous watermark. Raises OSError if the log cannot be written."""
+    write_file(location, f"{WATERMARKS}/{mark.agent}.json", orjson.dumps(mark))
+
+
+def read_watermarks(location: LogLocation) -> list[Watermark]:
+    """Return all watermarks sorted by agent, without malformed files. Raises OSError if the log is unreachable."""
+    marks = []
+    for info in _files(location):
+        with suppress(FileNotFoundError):  # Another process may delete the file.
+            with location.filesystem.open_input_stream(info.path) as stream:
+                content = stream.read()
+            with suppress(ValidationError):
+                marks.append(_WATERMARK.validate_json(content))
+    return marks
+
+
+def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
+    """Delete watermarks after `GONE_AFTER` and return the agents' names; raise OSError if the log is unreachable."""
+    gone = [info for info in _files(location) if info.mtime is not None and info.mtime + GONE_AFTER <= now]
+    for info in gone:
+        with suppress(FileNotFoundError):
+            location.filesystem.delete_file(info.path)
+    return [PurePosixPath(info.path).stem for info in gone]
+
+
+def _files(location: LogLocation) -> Iterator[fs.FileInfo]:
+    selector = fs.FileSelector(str(PurePosixPath(location.root, WATERMARKS)), allow_not_found=True)
+    for info in sorted(location.filesystem.get_file_info(selector), key=lambda info: str(info.path)):
+        name = PurePosixPath(info.path).name
+        if info.type == fs.FileType.File and name.endswith(".json") and not name.startswith("."):
+            yield info

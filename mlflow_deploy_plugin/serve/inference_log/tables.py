@@ -1,0 +1,333 @@
+"""Tables of the log: unify schemas, summarise lists as numbers, convert captured answers to the outputs of their
+version, and identify rows by (`_segment`, `_offset`, `_row`). Hashes of these identities reveal duplicates and select a
+reproducible sample."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, only_answer_columns
+
+_COMPONENTS = 8
+_PROJECTIONS = 8
+_SHORT_BYTES = 256
+IDENTITY = ("_segment", "_offset", "_row")
+
+
+def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """Return the union of the schemas' columns. Two numeric types become the wider type; booleans with numbers become 1
+    and 0. Integers with floats become float64, which is exact up to 2**53. Any other pair of types becomes text."""
+    types: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            known = types.get(field.name)
+            if known is None or known == kind:
+                types[field.name] = kind
+                continue
+            pair = _boolean_as(known, kind), _boolean_as(kind, known)
+            try:
+                both = pa.unify_schemas([pa.schema([("c", kind)]) for kind in pair], promote_options="permissive")
+                types[field.name] = both.field("c").type
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                types[field.name] = pa.large_string() if pa.large_string() in pair else pa.string()
+    return pa.schema(types.items())
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the same rows with the columns and types of `schema`. A column that the table lacks is null."""
+    names = set(table.column_names)
+    columns = [
+        _as_type(table.column(field.name), field.type) if field.name in names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    if all(table.schema == tables[0].schema for table in tables):
+        return pa.concat_tables(tables)
+    schema = unify_schemas(table.schema for table in tables)
+    return pa.concat_tables([conform(table, schema) for table in tables])
+
+
+def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
+    """Replace each column of numeric lists with a few numeric columns. Other lists are unchanged.
+
+    A short vector (a list in Parquet) becomes its components: `probabilities.0`, `probabilities.1`. A long vector or a
+    tensor becomes the mean and standard deviation of each row, `image.mean` and `image.std`, and projections on eight
+    random directions, `image.projection.0` (Johnson and Lindenstrauss; with signs as directions: Achlioptas, PODS
+    2001). Columns in `known` are always created, so that the result does not depend on the rows: `x.mean` requests
+    mean, std and projections; `x.0` and `x.1` request at least these components.
+    """
+    for name in table.column_names:
+        column = table.column(name)
+        if not is_list(column.type):
+            continue
+        components = next((count for count in range(_COMPONENTS) if f"{name}.{count}" not in known), _COMPONENTS)
+        parts = _summarise_list(column, f"{name}.mean" in known, components)
+        if not parts:
+            continue
+        table = table.remove_column(table.column_names.index(name))
+        for suffix, values in parts.items():
+            table = table.append_column(f"{name}.{suffix}", pa.array(values))
+    return table
+
+
+def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return `other` if `kind` is boolean and `other` is numeric, also within lists. Otherwise return `kind`."""
+    if pa.types.is_list(kind) and pa.types.is_list(other):
+        return pa.list_(_boolean_as(kind.value_type, other.value_type))
+    is_number = pa.types.is_integer(other) or pa.types.is_floating(other)
+    return other if pa.types.is_boolean(kind) and is_number else kind
+
+
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    types = pa.types
+    if column.type == kind:
+        return column
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        return pc.cast(column, kind, safe=False)
+    if types.is_dictionary(column.type) or types.is_large_string(column.type) or types.is_string(column.type):
+        return pc.cast(column, kind)
+    if types.is_nested(column.type):
+        texts = [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+    else:
+        texts = [as_text(value) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, kind)])
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -> dict[str, Array]:
+    """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if the values are not numeric."""
+    rows = np.arange(len(column))
+    flat = column.combine_chunks()
+    depth = 0
+    while is_list(flat.type):
+        rows = rows[np.asarray(pc.list_parent_indices(flat))]
+        flat = pc.list_flatten(flat)
+        depth += 1
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    if not any(test(flat.type) for test in is_number):  # If all lists are empty, the value type is null.
+        return {}
+    values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
+    count = len(column)
+    lengths = np.bincount(rows, minlength=count)
+    longest = max(int(lengths.max(initial=0)), components)
+    positions = np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]
+    if depth == 1 and longest <= _COMPONENTS and not is_tensor:
+        table = np.full((count, longest), np.nan)
+        table[rows, positions] = values
+        return {str(position): table[:, position] for position in range(longest)}
+    is_finite = np.isfinite(values)
+    rows, positions, values = rows[is_finite], positions[is_finite], values[is_finite]
+    scattered = splitmix64(np.arange(longest, dtype=np.uint64))
+    with np.errstate(invalid="ignore"):
+        lengths = np.bincount(rows, minlength=count)
+        mean = np.bincount(rows, values, minlength=count) / lengths
+        values -= mean[rows]
+        summary = {"mean": mean, "std": np.sqrt(np.bincount(rows, values**2, minlength=count) / lengths)}
+        for number in range(_PROJECTIONS):
+            signs = np.where(scattered >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
+            sums = np.bincount(rows, values * signs[positions], minlength=count)
+            summary[f"projection.{number}"] = sums / np.sqrt(lengths)
+    return summary
+
+
+def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
+    """Return the number of rows by version, the most frequent version first."""
+    counted = table.select(["_model", "_version"]).group_by(["_model", "_version"]).aggregate([([], "count_all")])
+    return most_first({(row["_model"], row["_version"]): row["count_all"] for row in counted.to_pylist()})
+
+
+def most_first(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
+    """Return the columns; a single answer is added under both of its names, `prediction` and `output.NAME`."""
+    names = {*columns}
+    only_answer = only_answer_columns(artifact.prediction) if artifact is not None else set()
+    return names | only_answer if names & only_answer else names
+
+
+def describe_answers(artifact: Artifact | None, rows: pa.Table, masked: Collection[str]) -> Artifact:
+    """Return the version's description of its outputs, or a guess from the `rows` if the version no longer exists.
+    Masked predictions are treated as numbers."""
+    if artifact is not None and artifact.outputs:
+        return artifact
+    outputs = []
+    for name in rows.column_names:
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+            is_known = name == PREDICTION and name not in masked
+            is_label = is_known and not pa.types.is_floating(rows.column(name).type)
+            outputs.append(Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"))
+    nowhere = Path()
+    return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
+
+
+def captured_outputs(artifact: Artifact, rows: pa.Table, masked: Collection[str]) -> dict[str, Array]:
+    """Return the arrays of the outputs that the log has for every row, by name. Masked labels are equal if their hashes
+    are equal. Masked numbers are excluded, because they cannot be compared."""
+    hidden = with_both_names(masked, artifact)
+    arrays = {}
+    for output in artifact.outputs:
+        if output.role != "label" and OUTPUT_PREFIX + output.name in hidden:
+            continue
+        names = [OUTPUT_PREFIX + output.name, *([PREDICTION] if artifact.prediction == (output.name,) else [])]
+        for name in names:
+            if name in rows.column_names and not rows.column(name).null_count:
+                array = as_array(rows.column(name).combine_chunks())
+                if array is not None:
+                    arrays[output.name] = array
+    return arrays
+
+
+def as_array(column: pa.Array) -> Array | None:
+    """Return the column as an array, [N], or [N, …] for lists of equal length; None if the lengths differ."""
+    shape = [len(column)]
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(lengths) > 1:
+            return None
+        shape.append((lengths or [0])[0] or 0)
+        column = pc.list_flatten(column)
+    values: Array = column.to_numpy(zero_copy_only=False)
+    return values.reshape(shape)
+
+
+class Deduplicator:
+    """A set of hashes with 8 bytes per hash, to detect duplicates."""
+
+    def __init__(self) -> None:
+        self._sorted: list[Array] = []  # Each array is at least twice as long as the next.
+
+    def first_seen(self, hashes: Array) -> Array:
+        """Return True, [N] bool, for each hash that did not occur before, in this call or an earlier call."""
+        distinct, first = np.unique(hashes, return_index=True)
+        is_new = np.ones(len(distinct), dtype=bool)
+        for known in self._sorted:
+            is_new &= ~contains(known, distinct)
+        mask = np.zeros(len(hashes), dtype=bool)
+        mask[first[is_new]] = True
+        if is_new.any():
+            added = distinct[is_new]
+            while self._sorted and len(self._sorted[-1]) < 2 * len(added):
+                added = np.concatenate([self._sorted.pop(), added])
+                added.sort(kind="stable")  # A stable sort merges the two sorted runs fast.
+            self._sorted.append(added)
+        return mask
+
+
+class Sample:
+    """A sample of at most `bound` distinct rows: the rows with the smallest hashes. Duplicates have equal hashes, so
+    duplicates are dropped for any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._tables: list[pa.Table] = []
+        self._hashes: list[Array] = []
+        self._held = 0
+        self.is_full = False
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._hashes.append(hash_rows(table))
+        self._held += len(table)
+        if self._held > 2 * self._bound:
+            self._compact()
+
+    def rows(self) -> int:
+        """Return the number of distinct rows so far. Above `bound` it is an estimate with an error of 1/sqrt(bound)."""
+        self._compact()
+        if not self.is_full:
+            return self._held
+        return round((self._bound - 1) / (float(self._hashes[0][-1]) / 2.0**64))
+
+    def table(self) -> pa.Table:
+        self._compact()
+        return self._tables[0]
+
+    def _compact(self) -> None:
+        table = concat_tables(self._tables)
+        hashes, first = np.unique(np.concatenate(self._hashes), return_index=True)
+        if len(hashes) > self._bound:
+            self.is_full = True
+            hashes, first = hashes[: self._bound], first[: self._bound]
+        self._tables, self._hashes, self._held = [table.take(pa.array(first))], [hashes], len(hashes)
+
+
+def hash_rows(table: pa.Table) -> Array:
+    """Return uniform hashes of (segment, offset, row), [N] uint64. Collisions are practically impossible."""
+    hashes = hash_texts(table.column("_segment"))
+    for name in ("_offset", "_row"):
+        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
+    return hashes
+
+
+def hash_texts(column: pa.ChunkedArray) -> Array:
+    """Return hashes of texts, [N] uint64, which are the same in every process. Null has a separate hash."""
+    texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
+    seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
+    hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
+    return hashes
+
+
+def hash_ids(column: pa.ChunkedArray) -> Array:
+    """Return hashes of texts, [N] uint64: for ids, keys and other short texts, 12 times as fast as `hash_texts`."""
+    texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
+    lengths = np.asarray(pc.binary_length(texts))
+    hashes = np.empty(len(texts), np.uint64)
+    is_long = lengths > _SHORT_BYTES
+    if is_long.any():
+        hashes[is_long] = hash_texts(pa.chunked_array([texts.filter(pa.array(is_long))]))
+    for length in np.flatnonzero(np.bincount(lengths[~is_long])).tolist():
+        of_length = lengths == length
+        _, offsets, content = (alike := texts.filter(pa.array(of_length))).buffers()
+        start = np.frombuffer(offsets, np.int32)[alike.offset]
+        words = np.zeros((len(alike), length // 8 + 1), np.uint64)  # The last byte is for the length.
+        some = np.frombuffer(content or b"", np.uint8, length * len(alike), start)
+        words.view(np.uint8)[:, :length] = some.reshape(len(alike), length)
+        words.view(np.uint8)[:, -1] = length % 8 + 1
+        hashes[of_length] = reduce(combine_hashes, words.T)
+    return hashes
+
+
+def distinct(ascending: Array) -> Array:
+    """Return each value of the ascending array once. NumPy 2.4's `unique` takes 65 times as long for hashes."""
+    return np.compress(np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)], ascending)
+
+
+def contains(ascending: Array, values: Array) -> Array:
+    """Return True for each value that the ascending array contains: [N] bool."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    positions = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    matches: Array = ascending[positions] == values
+    return matches
+
+
+def combine_hashes(hashes: Array, values: Array) -> Array:
+    """Return uniform hashes that depend on `hashes` and `values`, [N] uint64."""
+    return splitmix64(hashes ^ splitmix64(values))
+
+
+def splitmix64(values: Array) -> Array:
+    """Return hashes, [N] uint64, whose bits depend on all bits of the value (Steele, Lea, Flood: OOPSLA 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    scattered: Array = values ^ (values >> np.uint64(31))
+    return scattered

@@ -1,0 +1,206 @@
+"""Loading a version: its memory limit, the warm-up before its first request, and batching if it is possible."""
+
+import logging
+import mmap
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.statedir.files import mark_loading
+from mlflow_deploy_plugin.core.statedir.models import WantedVariant
+from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
+from mlflow_deploy_plugin.serve.protocols import mlflow
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement, memory_limit, open_session, physical_memory
+from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT, CapturedModel
+from mlflow_deploy_plugin.serve.variants import LoadedVersion
+
+logger = logging.getLogger(__name__)
+
+# The op_type of a node in protobuf: field 4, the length, the text (onnx.proto, NodeProto).
+_RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)')
+_OTHERS_BYTES = 384 * 2**20
+"""The memory of supervisor, gunicorn and agent in a container; at most a quarter of its limit is reserved for them."""
+_MEASURABLE_BYTES = 4 * 2**20
+"""The size of files from which their load is measured; loading smaller files mostly takes memory for libraries."""
+_DEFAULT_FACTOR = 2.0
+_TOLERANCE = 1e-3
+"""The tolerance of OpenVINO's outputs in float32, relative to the largest value. The measured differences are 1e-6."""
+_MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class WarmVersion:
+    """A version that is ready to answer. The attributes have the same meaning as in `LoadedVersion`."""
+
+    predictor: Predictor
+    batcher: Batcher | None = None
+    is_deterministic: bool = False
+
+
+def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
+    """Load and warm up the version. If the worker dies during the load, a state file reports the folder to the agent.
+
+    Raises OnnxserveError if the version cannot be loaded; the message may be sent to clients.
+    """
+    try:
+        with mark_loading(state_dir, want.folder):
+            warm = load(want.folder)
+    except OnnxserveError:
+        raise
+    except BaseException as error:
+        pass_exit(error)
+        logger.exception("loading %s %s failed", want.model, want.version)
+        raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
+    artifact = warm.predictor.artifact
+    outputs = tuple(output.name for output in artifact.outputs) or None
+    if outputs and artifact.is_streamable:
+        outputs += (STREAM_OUTPUT,)
+    captured = CapturedModel(want.model, want.version, warm.predictor.schema, artifact.prediction, outputs)
+    loaded = LoadedVersion(want.model, want.version, want.folder, captured=captured, **vars(warm))
+    logger.info("loaded %s %s", want.model, want.version)
+    if warm.batcher is not None:
+        weakref.finalize(loaded, warm.batcher.close).atexit = False
+    weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
+    return loaded
+
+
+def load_warm(
+    folder: Path,
+    placement: Placement,
+    intra_op_num_threads: int,
+    policy: BatchPolicy | None = None,
+    check_determinism: bool = False,
+    timeout_seconds: float = 60.0,
+    concurrency: int = 1,
+) -> WarmVersion:
+    """Load the MLmodel folder, and run the model once on its own example, or if it has none, on a row of zeros.
+
+    Args:
+        policy: the policy for running requests together, if the model allows it; None to run them separately.
+        check_determinism: True to search the graph for random nodes, which takes a second per gigabyte.
+        timeout_seconds: the time limit of the first run, and of every request to a pyfunc (`SideProcess`).
+        concurrency: the maximum number of concurrent requests to a pyfunc.
+
+    Raises:
+        InvalidArtifact: the model cannot be used, or cannot answer its own example, or OpenVINO answers incorrectly.
+        DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
+    """
+    artifact = read_served_artifact(folder)
+    if artifact.flavor == PYTHON_FUNCTION:
+        return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # The server's own threads use all cores.
+    model = OnnxModel.load(folder, placement, intra_op_num_threads)
+    is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
+    example = folder / INPUT_EXAMPLE
+    if example.is_file():
+        try:
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            model.try_out(feeds, timeout_seconds)
+            if placement.device == "openvino" and not has_random_nodes(model.artifact.onnx_file):
+                _compare_with_cpu(model, feeds)
+        except OnnxserveError as error:
+            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+            raise InvalidArtifact(reason) from None
+    else:
+        feeds = model.example_feeds()
+        try:
+            model.try_out(feeds, timeout_seconds)
+        except InferenceError as error:
+            # A graph may legitimately reject a row of zeros. Serve it without a warm-up.
+            logger.info("%s: no warm-up, because the model rejects a row of zeros: %s", folder.name, error.message)
+            if policy is not None:
+                logger.warning("%s: requests are not batched, because the model has no example", folder.name)
+            return WarmVersion(model, is_deterministic=is_deterministic)
+    batcher = None
+    if policy is not None:
+        if reason := unbatchable_reason(model, feeds):
+            logger.warning("%s: requests are not batched: %s", folder.name, reason)
+        else:
+            for size in policy.sizes:
+                model.run(repeat_row(feeds, 0, size))
+            # The tokenizer divides a batch by the lengths of its texts. Padding rows would only be more work.
+            pads = policy.pads and model.artifact.tokenizer is None
+            batcher = Batcher(model.run, replace(policy, pads=pads))
+    if not no_batch_dimension_reason(model.artifact):
+        model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
+    return WarmVersion(model, batcher, is_deterministic)
+
+
+def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
+    """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's output by more than rounding."""
+    on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
+    for name, array in model.run(feeds).items():
+        if not is_close(array, on_cpu[name], _TOLERANCE):
+            raise InvalidArtifact(f"OpenVINO computes its output {name!r} incorrectly: use device cpu")
+
+
+def has_random_nodes(onnx_file: Path) -> bool:
+    """Return True if the graph may draw random numbers. The search in its bytes takes 0.1 s per 100 MB."""
+    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _RANDOM.search(content) is not None
+
+
+class MemoryLimit:
+    """The memory limit of a worker in bytes, or None. A version is loaded next to the served version if both fit.
+
+    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first: the file size times
+    a factor, which the last load of large files has measured (2 without a measurement). The first version is refused
+    only if its files exceed the limit. Loads wait for each other, because the memory of a current load is unknown.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._factor = _MIN_FACTOR
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def loading(self, folder: Path) -> Iterator[None]:
+        """Check that the version in `folder` fits, and measure the memory that the context allocates.
+
+        Raises ModelError if the version would exceed the limit.
+        """
+        if self._limit is None:
+            yield
+            return
+        with self._turn:
+            files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            before = self.used()
+            needed = int(files * self._factor)
+            if before + needed > self._limit:
+                about, used, limit = (f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit))
+                raise ModelError(
+                    f"loading it would take about {about} in addition to the {used} of this worker, and the worker's "
+                    f"limit is {limit} (server.max_worker_memory_bytes)"
+                )
+            yield
+            taken = (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
+            self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
+
+    def used(self) -> int:
+        own, size = psutil.Process(), 0
+        for process in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # The process has just exited.
+                size += process.memory_info().rss
+        return size
+
+
+def worker_limit(configured: int | None, workers: int) -> int | None:
+    """Return the limit of a worker: the configured limit, or a share of the cgroup's memory if that is limited."""
+    if configured is not None:
+        return configured
+    limit = memory_limit()
+    return (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < physical_memory() else None

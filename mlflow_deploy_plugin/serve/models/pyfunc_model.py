@@ -1,0 +1,134 @@
+"""PyfuncPredictor: a loaded version without an ONNX form, with functions for named arrays and for bodies."""
+
+import logging
+import math
+import sys
+import weakref
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.serve.models.side_process import SideProcess
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody, OpaqueResponse
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
+
+logger = logging.getLogger(__name__)
+
+
+class PyfuncPredictor:
+    """A model that runs in its own process (`mlflow_deploy_plugin.serve.pyfunc`), which ends with this object.
+
+    If the signature has no outputs, they are taken from the first response. `schema` rejects all feeds if the model
+    does not accept named arrays.
+    """
+
+    def __init__(self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]) -> None:
+        self._process = process
+        self._most_values = sys.maxsize
+        self.artifact = artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
+        self._source = "but its signature has"
+        self._learn_outputs(answered, "but its own example returned")
+        self.schema = pyfunc_schema(artifact)
+        weakref.finalize(self, process.close)
+
+    @classmethod
+    def load(cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1) -> "PyfuncPredictor":
+        """Start the process and wait until the model has answered its example. Raises InvalidArtifact if that fails."""
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.pyfunc", str(artifact.folder)]
+        process = SideProcess(command, timeout_seconds, concurrency=concurrency)
+        ready = process.start()
+        logger.info("process %s runs the pyfunc in %s", process.pid, artifact.folder)
+        return cls(artifact, process, ready.arrays["outputs"])
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def unavailable_reason(self) -> str:
+        return self._process.unavailable_reason
+
+    @property
+    def queue_seconds(self) -> float:
+        return self._process.queue_seconds
+
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        """Limit the size of responses like `Predictor.limit_values`, before they are encoded or sent."""
+        self._most_values = most * batch_rows
+
+    def run(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None = None,
+        deadline: float = math.inf,
+        parameters: Mapping[str, object] | None = None,
+    ) -> dict[str, Array]:
+        """Run like `Predictor.run`; the model receives the `parameters` that are params of its signature.
+
+        Raises:
+            SchemaMismatch, InferenceError: the model rejects the input, or its outputs differ from earlier outputs.
+            BodyTooLarge: the response has more values than `limit_values` allows.
+            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
+        """
+        fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
+        answer = self._process.request(SideMessage("predict", fields, {"feeds": feeds}), deadline)
+        computed = dict(answer.arrays["outputs"])
+        self._learn_outputs(computed)
+        known = self.artifact.prediction
+        if len(computed) == 1 and len(known) == 1:
+            computed = {known[0]: next(iter(computed.values()))}
+        if computed.keys() != set(known):
+            actual, expected = (join_names(map(repr, names)) for names in (computed, known))
+            raise InferenceError(
+                f"the model returns {actual}, {self._source} {expected}; send it to /invocations, as JSON or CSV"
+            )
+        return {name: computed[name] for name in (known if outputs is None else outputs)}
+
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+        return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+
+    def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
+        """Answer a body of `/invocations` with MLflow's scoring functions; `prediction_id` tags the model's traces.
+
+        Raises the errors of `SideProcess.request`, and BodyTooLarge if the response has more values than `limit_values`
+        allows. If MLflow rejects the body, InvalidRequest, UnsupportedMediaType or InferenceError is raised.
+        """
+        answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
+        outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("outputs", "texts"))
+        self._learn_outputs(outputs)
+        return OpaqueResponse(answer.body, _captured_feeds(answer), outputs or texts)
+
+    def stream(
+        self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
+    ) -> Generator[OpaqueResponse, None, None]:
+        """Yield the parts of the response as JSON; the first part has the feeds. Raises the errors of `answer`."""
+        with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
+            for part in parts:
+                yield OpaqueResponse(part.body, _captured_feeds(part), {})
+
+    def _message(self, kind: str, body: OpaqueBody, prediction_id: str) -> SideMessage:
+        fields = {"content_type": body.content_type, "most_values": self._most_values, "prediction_id": prediction_id}
+        return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
+
+    def _learn_outputs(self, computed: Mapping[str, Array], source: str = "but its first request returned") -> None:
+        """Use the outputs of the first response as the outputs of the model, unless the model's outputs are known."""
+        if self.artifact.outputs or not computed:
+            return
+        outputs = tuple(
+            Output(name, "str" if array.dtype.kind == "O" else array.dtype.name, (-1, *array.shape[1:]))
+            for name, array in computed.items()
+        )
+        self._source = source
+        self.artifact = replace(self.artifact, outputs=outputs, prediction=tuple(computed))
+
+
+def _captured_feeds(answer: SideMessage) -> Feeds:
+    """Return the arrays of a request for the log: the keys, and the inputs if arrays can represent the inputs."""
+    feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
+    return add_keys(feeds, keys) if feeds and keys else feeds or keys

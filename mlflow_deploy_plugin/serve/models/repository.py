@@ -1,0 +1,320 @@
+"""The versions in a worker's memory: load, warm up, swap in with a single assignment, and free the old versions.
+
+A request holds a `ServedVariant` until it is answered, so that exactly one version answers it. A version outside the
+table is freed when its last request ends. If a new version fails to load, the old version remains in use.
+"""
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.statedir.files import WANTED, file_identity, read_state, worker_file, write_state
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, Wanted, WantedEndpoint, WantedVariant, WorkerState
+from mlflow_deploy_plugin.serve import variants
+from mlflow_deploy_plugin.serve.models.loading import WarmVersion, load_version
+from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
+from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedEndpoint, ServedTable, ServedVariant
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+_PYFUNCS_AT_ONCE = 4
+_MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NOT_LOADED = "no model is loaded yet; retry in a moment"
+
+
+class Repository:
+    """The versions in the memory of a worker.
+
+    Attributes:
+        table: the endpoints that are currently served.
+        unloaded: the endpoints that a command has unloaded and another command may load again.
+        has_pyfuncs: True if a side process answers for a version in memory, not counting shadows.
+    """
+
+    def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
+        self.state_dir = state_dir
+        self.table: ServedTable = {}
+        self.unloaded: tuple[str, ...] = ()
+        self.has_pyfuncs = False
+        self._load = load
+        self._listeners: list[Callable[[ServedTable], None]] = []
+        self._publishing = threading.Lock()
+        self._applied: dict[str, WantedEndpoint] = {}
+        self._errors: dict[str, dict[str, str]] = {}
+        self._generation: int | None = None
+        self._seen: tuple[int, int, int] | None = None
+        self._unwritten: WorkerState | None = None
+        """The state of this worker that is not written yet because the disk was full."""
+        self._retiring: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
+        """The replaced versions that requests still use."""
+        self._stopping = threading.Event()
+        self._has_applied = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
+
+    def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
+        """Call a function with the current table, and with the new table after every change."""
+        with self._publishing:
+            self._listeners.append(on_change)
+            on_change(self.table)
+
+    def start(self) -> None:
+        self._follower.start()
+
+    def wait_until_applied(self, seconds: float) -> bool:
+        """Wait until the initially wanted versions are loaded or cannot be loaded; return False after `seconds`."""
+        return self._has_applied.wait(seconds)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._follower.is_alive():
+            self._follower.join()
+        self.table = {}
+        with suppress(OSError):  # gunicorn's `child_exit` removes the file if this fails.
+            worker_file(self.state_dir, os.getpid()).unlink(missing_ok=True)
+
+    def select_variant(
+        self,
+        endpoint: str | None,
+        version: str | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        key: str | None = None,
+        draw: float | None = None,
+        label: str | None = None,
+    ) -> ServedVariant:
+        """Return the variant for a request. The caller must hold the variant until the response is sent.
+
+        Args:
+            endpoint: None for the default endpoint, which is the first endpoint.
+            version: the loaded version that must answer, regardless of its weight. If it is None, the variant depends
+                on `key`, then on the endpoint's sticky header, then on `draw`.
+            headers: the headers with names in lower case.
+            key: the value of the sticky column, which is known only after a variant has decoded the request.
+            draw: a number in [0, 1) that selects a variant by its weight; None for a random number.
+            label: the name of the variant that must answer, or the alias that this variant follows.
+
+        Raises NotReady if no loaded version can answer, and NotFound for an unknown endpoint, version or label.
+        """
+        name, served = self.find(endpoint)
+        if label is not None:
+            for variant_name, variant in served.variants.items():
+                if label in (variant_name, variant.aspects.get("alias")):
+                    return variant
+            raise NotFound(f"endpoint {name!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}")
+        if version is not None:
+            for variant in (*served.answering, *served.variants.values()):
+                if variant.loaded.version == version:
+                    return variant
+            held = ", ".join(served.versions) or "none"
+            raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
+        if not served.answering:
+            raise NotReady(self.unavailable_reason(name))
+        sticky = served.sticky
+        if sticky is not None and sticky.header is not None and key is None:
+            key = headers.get(sticky.header) or None
+        if key is not None:
+            return variants.sticky_variant(served.answering, name, key)
+        return variants.weighted_variant(served.answering, random.random() if draw is None else draw)
+
+    @property
+    def default_endpoint(self) -> str | None:
+        return next(iter(self.table), None)
+
+    def versions(self, endpoint: str) -> tuple[str, ...]:
+        return self.find(endpoint)[1].versions
+
+    def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
+        """Return the endpoint's name and the endpoint (None: the default). Raises the errors of `select_variant`."""
+        table = self.table
+        name = next(iter(table), None) if endpoint is None else endpoint
+        served = table.get(name) if name is not None else None
+        if name is None or served is None:
+            if endpoint is None or self._generation is None:
+                raise NotReady(_NOT_LOADED)
+            if endpoint in self.unloaded:
+                raise NotFound(
+                    f"endpoint {endpoint!r} is unloaded; load it with POST /v2/repository/models/{endpoint}/load"
+                )
+            listed = join_names(map(repr, table), repr(endpoint)) or "none"
+            raise NotFound(f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}")
+        return name, served
+
+    def not_ready_reason(self) -> str:
+        """Return the reason why no endpoint can answer yet; empty if an endpoint can answer or none is configured."""
+        if self._generation is None:
+            return _NOT_LOADED
+        table = self.table
+        answering = (variant.loaded.predictor for served in table.values() for variant in served.answering)
+        if not table or not all(predictor.unavailable_reason for predictor in answering):
+            return ""
+        return self.unavailable_reason(next(iter(table)))
+
+    @property
+    def is_complete(self) -> bool:
+        """True if this worker can answer requests and has loaded all wanted versions."""
+        return not self.not_ready_reason() and not any(self._errors.values())
+
+    def unavailable_reason(self, endpoint: str) -> str:
+        applied, served = self._applied.get(endpoint), self.table.get(endpoint)
+        held = served.variants if served else {}
+        reasons = {name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()}
+        reasons |= (applied.errors if applied else {}) | self._errors.get(endpoint, {})
+        listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
+        return f"endpoint {endpoint!r} has no version that can answer" + (f": {listed}" if listed else "")
+
+    def poll(self) -> None:
+        if (seen := file_identity(self.state_dir / WANTED)) is None:
+            return
+        if seen != self._seen:
+            wanted = read_state(self.state_dir / WANTED, Wanted)
+            self._seen = seen
+            if wanted is None:
+                logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
+                return
+            self._apply(wanted)
+        self._write_state()
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                self.poll()
+            except BaseException:
+                logger.exception("applying %s failed; the served versions remain unchanged", WANTED)
+            self._has_applied.set()
+            if self._stopping.wait(POLL_SECONDS):
+                return
+
+    def _apply(self, wanted: Wanted) -> None:
+        for name in [name for name in self.table if name not in wanted.endpoints]:
+            self._swap({key: served for key, served in self.table.items() if key != name})
+            self._errors.pop(name, None)
+            self._applied.pop(name, None)
+        with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
+            begun = {folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)}
+            for name, endpoint in wanted.endpoints.items():
+                if endpoint == self._applied.get(name) and not self._errors[name]:
+                    continue
+                served, self._errors[name] = self._load_endpoint(name, endpoint, begun)
+                self._applied[name] = endpoint
+                self._swap({**self.table, name: served})
+        if list(self.table) != list(wanted.endpoints):
+            self._swap({name: self.table[name] for name in wanted.endpoints})  # The first endpoint is the default.
+        self.unloaded = wanted.unloaded
+        self._generation = wanted.generation
+        endpoints: dict[str, dict[str, LoadedVariant]] = {}
+        for name, served in self.table.items():
+            errors = self._errors[name]
+            endpoints[name] = {variant: LoadedVariant(error=error) for variant, error in errors.items()}
+            for variant, item in served.variants.items():
+                no_batch, error = no_batch_dimension_reason(item.loaded.predictor.artifact), errors.get(variant, "")
+                endpoints[name][variant] = LoadedVariant(version=item.loaded.version, error=error, no_batch=no_batch)
+        self._unwritten = WorkerState(pid=os.getpid(), generation=wanted.generation, endpoints=endpoints)
+
+    def _write_state(self) -> None:
+        """Write this worker's state to its file if the state has changed. After an error, the next poll tries again."""
+        if self._unwritten is None:
+            return
+        try:
+            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
+        except OSError as error:
+            logger.error("the state of this worker cannot be written: %s", error.strerror)
+            return
+        self._unwritten = None
+
+    def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
+        """Return the folders of the pyfuncs of new endpoints, whose processes are started in parallel."""
+        held = {loaded.folder for loaded in _loaded_versions(self.table)}
+        new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
+        folders = []
+        for folder in {want.folder: None for endpoint in new for want in endpoint.variants.values()}:
+            with suppress(OnnxserveError):  # Loading the version raises the error again.
+                if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+                    folders.append(folder)
+        return folders
+
+    def _load_endpoint(
+        self, endpoint: str, wanted: WantedEndpoint, begun: dict[Path, Future[WarmVersion]]
+    ) -> tuple[ServedEndpoint, dict[str, str]]:
+        """Return the endpoint with its loadable versions, and the errors by variant.
+
+        `begun` contains the loads that have begun, by folder; each load is used once.
+        """
+
+        def load(folder: Path) -> WarmVersion:
+            return begun.pop(folder).result() if folder in begun else self._load(folder)
+
+        before = self.table[endpoint].variants if endpoint in self.table else {}
+        loaded_by_identity = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
+        served_variants, errors, capture = {}, {}, wanted.capture
+        for name, want in wanted.variants.items():
+            old = before.get(name)
+            try:
+                if (identity := _identity(want)) not in loaded_by_identity:
+                    self._wait_for_retiring(want.model)
+                    loaded_by_identity[identity] = load_version(self.state_dir, load, want)
+                loaded = loaded_by_identity[identity]
+            except OnnxserveError as error:
+                errors[name] = error.message
+                kept = f"version {old.loaded.version} remains in use" if old else "no version is in use"
+                logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
+                if old is None:
+                    continue
+                loaded = old.loaded
+            try:
+                captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
+                if capture.mask:
+                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+            except InvalidConfig as error:  # Serving the version would capture columns that must be excluded.
+                errors[name] = error.message
+                logger.error("%s/%s: %s", endpoint, name, error.message)
+                if old is not None:
+                    served_variants[name] = old
+                continue
+            served_variants[name] = ServedVariant(
+                endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
+            )
+        served = variants.make_served_endpoint(served_variants, wanted.sticky)
+        for variant in served.answering:
+            if variant.key is not None and not variants.has_sticky_column(variant.loaded.predictor.schema, variant.key):
+                text = "%s/%s: version %s has no input column %r for sticky variants: the variant is random"
+                logger.warning(text, endpoint, variant.name, variant.loaded.version, variant.key)
+        return served, errors
+
+    def _wait_for_retiring(self, model: str) -> None:
+        """Wait some seconds while a replaced version of the model is in memory, so that no third version is loaded."""
+        deadline = time.monotonic() + _MAX_RETIRING_SECONDS
+        while any(retiring.model == model for retiring in self._retiring) and time.monotonic() < deadline:
+            if self._stopping.wait(_RETIRING_POLL_SECONDS):
+                return
+
+    def _swap(self, table: ServedTable) -> None:
+        all_variants = (variant for served in table.values() for variant in served.variants.values())
+        answering = (variant.loaded for variant in all_variants if not variant.shadow)
+        self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
+        self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
+        with self._publishing:
+            self.table = table
+            for on_change in self._listeners:
+                on_change(table)
+
+
+def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
+    return {variant.loaded for served in table.values() for variant in served.variants.values()}
+
+
+def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
+    return version.model, version.version, version.folder

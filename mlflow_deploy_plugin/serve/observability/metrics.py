@@ -1,0 +1,416 @@
+"""Prometheus metrics of the server, summed over its workers by `core/statedir/metric_files.py`, and V2's statistics."""
+
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.statedir import metric_files
+from mlflow_deploy_plugin.core.statedir.metric_files import OF_VARIANT, Metric, MetricSeries, MmapCounters
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.shadow_compare import ShadowComparison
+from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant
+
+MAX_PREDICTIONS = 100
+"""The maximum number of `prediction` values per version and worker; additional values are counted as "other"."""
+_OTHER = "other"
+_LABEL_LENGTH = 100
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+_SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
+
+_REQUESTS = Metric(metric_files.REQUESTS, "Requests answered.")
+_REQUEST_DURATION = Metric(
+    metric_files.REQUEST_DURATION, "Time from the body's arrival to the complete response.", _SECONDS_BOUNDS
+)
+_PREDICTION_LATENCY = Metric(
+    "ml_prediction_latency_seconds", "Latency of successful predictions, by version only.", _SECONDS_BOUNDS
+)
+_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "Time of the last reply, since 1970.", kind="gauge")
+_REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests rejected by a limit.")
+_WORKER_RESTARTS = Metric("onnxserve_worker_restarts", "Workers that were started to replace dead workers.")
+_REDIS_FAILURES = Metric("onnxserve_redis_failures", "Failed requests to Redis, and failed pings after one.")
+_KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of their API key.")
+_PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
+_BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows per run of a graph.", _ROWS_BOUNDS)
+_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "Time that the oldest request of a run waited.", _SECONDS_BOUNDS)
+_COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time per run of a graph.", _SECONDS_BOUNDS)
+_STREAM_PARTS = Metric("onnxserve_stream_parts", "Parts per streamed response, by outcome.", _ROWS_BOUNDS)
+_FIRST_PART = Metric(
+    "onnxserve_stream_first_part_seconds", "Time to a streamed response's first part.", _SECONDS_BOUNDS
+)
+_CAPTURE_REQUESTS = Metric(
+    "onnxserve_capture_requests",
+    "Requests that were captured in the spool, or dropped because it could not be written.",
+)
+_CAPTURE_ROWS = Metric(
+    metric_files.CAPTURE_ROWS,
+    "Rows that were answered, captured in the spool, or dropped because it could not be written.",
+)
+_FEEDBACK_LABELS = Metric(
+    metric_files.FEEDBACK_LABELS, "Accepted labels of earlier predictions, and requests whose labels were refused."
+)
+_SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
+
+ShadowOutcome = Literal["compared", "failed", "dropped"]
+
+_DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
+"""The bounds of the histogram of differences, for small outputs (probabilities) as well as large outputs (prices)."""
+_SHADOW_REQUESTS = Metric(
+    "onnxserve_shadow_requests",
+    "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
+)
+_SHADOW_ROWS = Metric("onnxserve_shadow_rows", "Rows for which the shadow and the answering variant agree or differ.")
+_SHADOW_DIFFERENCE = Metric(
+    "onnxserve_shadow_difference",
+    "The largest absolute difference per row between the numbers of the shadow and of the response.",
+    tuple(f"{bound:g}" for bound in _DIFFERENCES),
+)
+_SHADOW_DURATION = Metric(
+    "onnxserve_shadow_duration_seconds", "Time per run of a shadow.", tuple(f"{bound:g}" for bound in SECONDS)
+)
+
+Label = str | int | float | bool
+VariantLabels = tuple[str, str, str, str]
+"""The values of the labels `OF_VARIANT`: endpoint, variant, model, version."""
+RequestLabels = tuple[str, str, str, str, str, str]
+"""The values of the variant's labels (empty if no variant was selected), the protocol, and the HTTP status."""
+
+_RequestSlots = tuple[int, int, tuple[int, ...]]
+"""The slots of the request count, of the time of the last request, and of the duration histogram's cells."""
+
+_BatchSlots = tuple[int, int, int]
+"""The slots of the histograms of rows, seconds in the queue and seconds of the run."""
+
+
+CapturedRows = tuple[int, int, bool | None]
+"""The number of rows, the number to capture, and True if these were captured (None: capture skips the request)."""
+
+PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
+"""A function that counts a success, given the captured rows, the run's and the request's seconds, and the outputs."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The statistics of a version for an endpoint, summed over all workers since the server started.
+
+    Attributes:
+        queue_seconds: the total wait of all requests in the batcher.
+        compute_seconds: the total time of all runs; a batch counts once.
+        last_request: the time in seconds since 1970; 0 before the first request.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    request_seconds: float = 0.0
+    rows: int = 0
+    batches: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    last_request: float = 0.0
+
+
+class Metrics:
+    """The metrics of this worker, and the page with the sum over all workers. All methods are thread-safe.
+
+    The folder with the files of all workers is created if it is missing; a link is resolved in the constructor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder.resolve()
+        number, values = 0, None
+        while values is None:  # Reuse a dead worker's file, so that there are never more files than workers.
+            with suppress(BlockingIOError):
+                values = MmapCounters(self.folder / f"counts_{number}.db")
+                self.number = number
+            number += 1
+        self._values = values
+        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes the file by this name.
+        gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
+        self._gauges = MmapCounters(gauges)
+        self._lock = threading.Lock()
+        self._predictions: dict[str, dict[object, int]] = {}
+        self._slots: dict[tuple[str, ...], int] = {}
+        self._served: set[tuple[str, str, str, str]] = set()
+        # The slots of a label set are cached, because each request needs the slots of its labels.
+        self._request_slots, self._batch_slots = cache(self._find_request_slots), cache(self._find_batch_slots)
+        self._row_slots, self._shadow_slots = cache(self._find_row_slots), cache(self._find_shadow_slots)
+        self._captures = {
+            is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
+            for is_written, outcome in ((True, "captured"), (False, "dropped"))
+        }
+
+    def count_request(self, labels: RequestLabels, seconds: float) -> None:
+        """Count one request that took `seconds` from the arrival of its body to the complete response."""
+        bucket = 1 + bisect_left(SECONDS, seconds)
+        with self._lock:
+            requests, last, histograms = self._request_slots(labels)
+            cells = self._values.cells
+            cells[requests] += 1
+            cells[last] = time.time()
+            for slot in histograms:
+                cells[slot] += seconds
+                cells[slot + bucket] += 1
+
+    def count_response(
+        self, variant: ServedVariant | None, protocol: str, status: str, seconds: float, outputs: Mapping[str, Array]
+    ) -> None:
+        """Count one request of any transport, and the labels that it predicted; `outputs` may be empty.
+
+        Without a variant the metric's labels are empty, because the client chooses the text of the endpoint.
+        """
+        if variant is None:
+            self.count_request(("", "", "", "", protocol, status), seconds)
+            return
+        self.count_request((*variant.labels, protocol, status), seconds)
+        for label, rows in predicted_labels(variant.loaded.predictor.artifact, outputs):
+            self.count_prediction(variant.loaded.version, label, rows)
+
+    def count_batch(self, labels: VariantLabels, rows: int, queue_seconds: float, compute_seconds: float) -> None:
+        """Count one run of a graph over `rows` rows; the oldest request waited for `queue_seconds`."""
+        with self._lock:
+            of_rows, of_queue, of_compute = self._batch_slots(labels)
+            self._observe(of_rows, rows, _ROWS)
+            self._observe(of_queue, queue_seconds)
+            self._observe(of_compute, compute_seconds)
+
+    def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
+        """Return `count_batch`, `count_response` and `count_capture` of a success as one function with one lock."""
+        artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
+        label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
+        values = self._values
+        known = self._predictions.setdefault(version, {})
+        lock, now, captures, prediction_slot = self._lock, time.time, self._captures, self._prediction_slot
+        slots: tuple[_BatchSlots, _RequestSlots, tuple[int, ...]] | None = None
+
+        def count(captured: CapturedRows, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
+            nonlocal slots
+            rows, kept, is_written = captured
+            label = outputs.get(label_output)
+            predicted = (
+                [(label.item(), 1)] if label is not None and label.size == 1 else predicted_labels(artifact, outputs)
+            )
+            bucket = 1 + bisect_left(SECONDS, seconds)
+            with lock:
+                if slots is None:
+                    requests_of = self._request_slots((*variant.labels, protocol, "200"))
+                    slots = self._batch_slots(variant.labels), requests_of, self._row_slots(variant.endpoint)
+                (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
+                cells = values.cells
+                cells[of_rows] += rows
+                cells[of_rows + (1 if rows == 1 else 1 + bisect_left(_ROWS, rows))] += 1
+                cells[of_queue + 1] += 1
+                cells[of_compute] += compute_seconds
+                cells[of_compute + 1 + bisect_left(SECONDS, compute_seconds)] += 1
+                for slot in durations:
+                    cells[slot] += seconds
+                    cells[slot + bucket] += 1
+                cells[last] = now()
+                cells[requests] += 1
+                cells[of_capture[0]] += rows
+                if is_written is not None:
+                    cells[of_capture[1 if is_written else 2]] += kept
+                    cells[captures[is_written]] += 1
+                for value, number in predicted:
+                    slot = known.get((type(value), value)) or prediction_slot(known, version, value)
+                    values.cells[slot] += number  # `values.cells` is read again, because the file may have grown.
+
+        return count
+
+    def count_refused(self, reason: str) -> None:
+        """Count one request that a limit rejected. The endpoint is empty, because limits are checked before routing."""
+        self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
+
+    def count_worker_restarts(self, number: int) -> None:
+        self._add(number, _WORKER_RESTARTS)
+
+    def count_redis_failure(self) -> None:
+        self._add(1, _REDIS_FAILURES)
+
+    def count_key(self, key: KeyEntry) -> None:
+        self._add(1, _KEY_REQUESTS, key=key.counted_as or key.name)
+
+    def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:
+        with self._lock:
+            slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
+            self._values.cells[slot] += rows
+
+    def count_stream(self, labels: VariantLabels, outcome: str, parts: int, first_seconds: float) -> None:
+        """Count one streamed response: complete, failed, or abandoned by its caller."""
+        named = _without_variant(labels)
+        with self._lock:
+            self._observe(self._values.slot(_STREAM_PARTS, {**named, "outcome": outcome}), parts, _ROWS)
+            self._observe(self._values.slot(_FIRST_PART, named), first_seconds)
+
+    def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
+        rows, kept, is_written = captured
+        with self._lock:
+            of_capture = self._row_slots(endpoint)
+            cells = self._values.cells
+            cells[of_capture[0]] += rows
+            if is_written is not None:
+                cells[of_capture[1 if is_written else 2]] += kept
+                cells[self._captures[is_written]] += 1
+
+    def count_shadow_capture(self, is_written: bool) -> None:
+        """Count one captured shadow result. Shadow results are never sent to the client."""
+        with self._lock:
+            self._values.cells[self._captures[is_written]] += 1
+
+    def count_shadow(self, labels: VariantLabels, outcome: ShadowOutcome) -> None:
+        with self._lock:  # Find the slot before reading `cells`, because the file may have to grow.
+            slot = self._shadow_slots(labels)[outcome]
+            self._values.cells[slot] += 1
+
+    def count_shadow_comparison(
+        self, labels: VariantLabels, comparison: ShadowComparison, requests: int, seconds: float
+    ) -> None:
+        """Count the requests whose results were compared after one run of the shadow, which took `seconds`."""
+        numbers = comparison.differences[np.isfinite(comparison.differences)]
+        buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the index of the first bound ≥ the number
+        same = int(comparison.same.sum())
+        with self._lock:
+            slots, cells = self._shadow_slots(labels), self._values.cells
+            cells[slots["compared"]] += requests
+            cells[slots["same"]] += same
+            cells[slots["different"]] += len(comparison.same) - same
+            cells[slots["difference"]] += float(numbers.sum())
+            for bucket, rows in buckets.items():
+                cells[slots["difference"] + 1 + bucket] += rows
+            self._observe(slots["seconds"], seconds)
+
+    def count_feedback(self, outcome: str, labels: int) -> None:
+        self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
+
+    def set_served_versions(self, table: ServedTable) -> None:
+        """Set the gauges of the versions that this worker serves now."""
+        served = {variant.labels for endpoint in table.values() for variant in endpoint.variants.values()}
+        with self._lock:
+            self._served |= served
+            for labels in self._served:
+                slot = self._gauges.slot(_SERVED_VERSION, dict(zip(OF_VARIANT, labels, strict=True)))
+                self._gauges.cells[slot] = float(labels in served)
+
+    def page(self) -> bytes:
+        """Return the values of all workers in Prometheus' text format."""
+        return metric_files.prometheus_text(metric_files.read_families(self.folder))
+
+    def statistics(self) -> dict[tuple[str, str, str], Statistics]:
+        """Return the statistics of each (endpoint, model, version), summed over all workers."""
+        summed: dict[tuple[str, str, str], Statistics] = defaultdict(Statistics)
+        counted = metric_files.read_series(self.folder)
+
+        def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
+            for series in counted[metric.name]:
+                yield summed[series.labels["endpoint"], series.labels["model"], series.labels["version"]], series
+
+        for totals, requests in series_of(_REQUESTS):
+            totals.requests += int(requests.value)
+            totals.failures += 0 if requests.labels["status"] == "200" else int(requests.value)
+        for totals, durations in series_of(_REQUEST_DURATION):
+            totals.request_seconds += durations.value
+        for totals, last in series_of(_LAST_REQUEST):
+            totals.last_request = last.value
+        for totals, rows in series_of(_BATCH_ROWS):
+            totals.rows, totals.batches = int(rows.value), int(rows.count)
+        for totals, waited in series_of(_QUEUE_SECONDS):
+            totals.queue_seconds = waited.value
+        for totals, computed in series_of(_COMPUTE_SECONDS):
+            totals.compute_seconds = computed.value
+        return dict(summed)
+
+    def _add(self, number: int, metric: Metric, **labels: str) -> None:
+        known = metric.name, *labels.values()
+        with self._lock:
+            if (slot := self._slots.get(known)) is None:
+                slot = self._slots[known] = self._values.slot(metric, labels)
+            self._values.cells[slot] += number
+
+    def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
+        self._values.cells[histogram] += value
+        self._values.cells[histogram + 1 + bisect_left(bounds, value)] += 1
+
+    def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
+        *of_variant, protocol, status = labels
+        named = {**dict(zip(OF_VARIANT, of_variant, strict=True)), "protocol": protocol}
+        requests = self._values.slot(_REQUESTS, {**named, "status": status})
+        last = self._values.slot(_LAST_REQUEST, _without_variant(of_variant))
+        histograms = [self._values.slot(_REQUEST_DURATION, named)]
+        if status == "200":
+            histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": named["version"]}))
+        return requests, last, tuple(histograms)
+
+    def _find_batch_slots(self, labels: VariantLabels) -> _BatchSlots:
+        slot, named = self._values.slot, _without_variant(labels)
+        return slot(_BATCH_ROWS, named), slot(_QUEUE_SECONDS, named), slot(_COMPUTE_SECONDS, named)
+
+    def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
+        outcomes = "answered", "captured", "dropped"
+        return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": name}) for name in outcomes)
+
+    def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
+        """Return the slots of a shadow: one per outcome, and `same`, `different`, `difference`, `seconds`."""
+        slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
+        requests = {name: slot(_SHADOW_REQUESTS, {**named, "outcome": name}) for name in get_args(ShadowOutcome)}
+        rows = {name: slot(_SHADOW_ROWS, {**named, "agreement": name}) for name in ("same", "different")}
+        of_numbers = {"difference": slot(_SHADOW_DIFFERENCE, named), "seconds": slot(_SHADOW_DURATION, named)}
+        return {**requests, **rows, **of_numbers}
+
+    def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
+        of_type = type(label), label  # The type is needed, because 1 == True in Python. Every label is hashable.
+        if (slot := known.get(of_type)) is not None:
+            return slot
+        if len(known) > MAX_PREDICTIONS:
+            return known[_OTHER]
+        if not known:
+            known[_OTHER] = self._values.slot(_PREDICTIONS, {"model_version": version, "prediction": _OTHER})
+        named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
+        slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
+        return slot
+
+
+def _without_variant(labels: Sequence[str]) -> dict[str, str]:
+    endpoint, _, model, version = labels
+    return {"endpoint": endpoint, "model": model, "version": version}
+
+
+def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
+    """Return each predicted label with its number of rows; empty for a model without labels.
+
+    A label is a value of the label output, or without a label output the class with the highest probability.
+    """
+    for output in artifact.outputs:
+        array = outputs.get(output.name)
+        if array is None or not array.size:
+            continue
+        if output.role == "label":
+            return _count_values(array)
+        if (
+            output.role == "probabilities"
+            and array.shape[1:] == (len(artifact.classes),)
+            and not any(output.role == "label" for output in artifact.outputs)
+        ):
+            return [(artifact.classes[index], rows) for index, rows in _count_values(array.argmax(axis=1))]  # type: ignore[index]
+    return []
+
+
+def _count_values(array: Array) -> list[tuple[Label, int]]:
+    if array.size == 1:
+        return [(array.item(), 1)]
+    if array.dtype.kind == "O":
+        return list(Counter(array.ravel().tolist()).items())
+    values, rows = np.unique(array, return_counts=True)
+    return list(zip(values.tolist(), rows.tolist(), strict=True))

@@ -1,0 +1,45 @@
+"""`python -m mlflow_deploy_plugin.serve.observability.metrics_port STATE_DIR DESCRIPTOR [--gpu]`: the metrics port.
+
+This small process answers only `GET /metrics`, over plain HTTP and without authentication. The supervisor owns the
+listening socket, and restarts this process if it ends. Scrapes do not depend on the workers.
+"""
+
+import asyncio
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.statedir.files import METRICS
+from mlflow_deploy_plugin.core.statedir.metric_files import prometheus_text, read_families
+from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
+
+_MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
+"""The limits of the time and the number of connections. Prometheus waits for 10 s by default."""
+
+
+async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
+    """Answer one request per connection. Connections above the limits of number, size or time are closed."""
+    free = asyncio.Semaphore(_MOST_CONNECTIONS)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The client may be gone or too slow, or may not send HTTP.
+        with suppress(OSError, EOFError, asyncio.LimitOverrunError):
+            if not free.locked():
+                async with free, asyncio.timeout(_MOST_SECONDS):
+                    request = await reader.readuntil(b"\r\n\r\n")
+                    status, page = "404 Not Found", b""
+                    if request.startswith((b"GET /metrics ", b"GET /metrics?")):
+                        families = prometheus_text(read_families(state_dir / METRICS))
+                        status, page = "200 OK", families + gauges_page(state_dir, has_gpu)
+                    headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
+                    writer.transport.set_write_buffer_limits(0)  # `drain` then waits until the response is sent.
+                    writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page)
+                    await writer.drain()
+        writer.transport.abort()
+
+    await (await asyncio.start_server(answer, sock=listener)).serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv))

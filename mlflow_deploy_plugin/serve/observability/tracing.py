@@ -1,0 +1,187 @@
+"""The trace span and the access log line of a request, both optional.
+
+Traces are sent with OTLP if the environment specifies a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); otherwise
+OpenTelemetry is not imported. All variables of the SDK apply:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. A thread sends the spans.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
+
+from mlflow_deploy_plugin.core.errors import RuntimeMissing
+from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.messages import RawRequest, without_keys
+
+logger = logging.getLogger("mlflow_deploy_plugin.request")
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_FLUSH_SECONDS = 1.0
+_FIELDS = {
+    "X-Prediction-Id": "onnxserve.prediction_id",
+    "X-Model-Name": "onnxserve.model",
+    "X-Model-Version": "onnxserve.version",
+    "X-Model-Variant": "onnxserve.variant",
+    "X-Request-Id": "http.request.id",
+}
+"""The log field and span attribute for each response header (ECS's name if ECS has one)."""
+
+
+def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the environment specifies a collector (or the `otlp` exporter) and does not disable the SDK."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "")
+    return exporter == "otlp" or (not exporter and any(environment.get(name) for name in _ENDPOINTS))
+
+
+def open_tracer() -> "Tracer | None":
+    """Return this process's tracer, or None. Raises RuntimeMissing if the OpenTelemetry SDK is missing."""
+    if not tracing_is_on():
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        raise RuntimeMissing(
+            "the environment enables OpenTelemetry traces, but the SDK is not installed: "
+            "pip install 'mlflow-onnxserve[otel]'"
+        ) from None
+    attributes = {"service.version": __version__}
+    if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        attributes["service.name"] = "onnxserve"  # The SDK itself reads a name from the environment.
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracer(provider, exporter)
+
+
+class Tracer:
+    """A tracer that creates one span per request, as a child of the client's span if `traceparent` is sent."""
+
+    def __init__(self, provider: Any, exporter: Any) -> None:
+        from opentelemetry.trace import SpanKind, StatusCode
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._exporter = exporter
+        self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+        self._kind, self.error = SpanKind.SERVER, StatusCode.ERROR
+        self._closing = threading.Event()
+        # Start the thread now: workers close while the interpreter exits, and Python 3.12 then cannot start a thread.
+        self._closer = threading.Thread(target=self._shut_down, name="onnxserve-traces", daemon=True)
+        self._closer.start()
+
+    @contextmanager
+    def request(
+        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
+    ) -> Iterator[tuple[Any, str]]:
+        """Open the span of a request; yield it and the `traceparent` (W3C). Header names are in lower case."""
+        parent = self._propagator.extract(headers)
+        with self._tracer.start_as_current_span(
+            name, parent, self._kind, attributes=attributes, record_exception=False
+        ) as span:
+            carrier: dict[str, str] = {}
+            self._propagator.inject(carrier)
+            yield span, carrier["traceparent"]
+
+    def phases(self, marks: Sequence[tuple[str, float]]) -> None:
+        """Add child spans to the current request after the fact, so that a request without a trace has no overhead.
+
+        `marks` are (name, begin in `time.perf_counter()`) in order; the last mark only ends the previous span.
+        """
+        offset = time.time_ns() - int(time.perf_counter() * 1e9)
+        for (name, begun), (_, ended) in pairwise(marks):
+            span = self._tracer.start_span(name, start_time=offset + int(begun * 1e9))
+            span.end(offset + int(ended * 1e9))
+
+    def close(self) -> None:
+        """Send the remaining spans, for at most a second.
+
+        The SDK exceeds its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is then shut down.
+        """
+        self._closing.set()
+        self._closer.join(_FLUSH_SECONDS)
+        if self._closer.is_alive():
+            self._exporter.shutdown()
+
+    def _shut_down(self) -> None:
+        self._closing.wait()
+        self._provider.shutdown()
+
+
+class Response(Protocol):
+    """The parts of a response, of any transport, that are used in its span and its log line."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def status(self) -> int: ...
+
+
+AnyResponse = TypeVar("AnyResponse", bound=Response)
+
+
+def observe_request(
+    request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
+) -> AnyResponse:
+    """Handle the request. Trace it (header `traceparent`) if there is a tracer, and log it with `logs_requests`."""
+    if not (tracer or logs_requests):
+        return handle()
+    path = without_keys(request.path)[:500]
+    fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
+    began = time.perf_counter()
+    opened: AbstractContextManager[tuple[Any, str]] = nullcontext((None, ""))
+    if tracer:
+        opened = tracer.request(_span_name(request.method, path), request.headers, fields)
+    with opened as (span, traceparent):
+        response = handle()
+        named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
+        if request.caller:
+            named["user.name"] = request.caller
+        if tracer:
+            response.headers["traceparent"] = traceparent
+            span.set_attributes({"http.response.status_code": response.status, **named})
+            if response.status >= 500:  # OpenTelemetry's HTTP conventions define only such statuses as errors.
+                span.set_status(tracer.error)
+    if logs_requests:
+        seconds = time.perf_counter() - began
+        extra = {
+            **fields,
+            **named,
+            "http.response.status_code": response.status,
+            "http.request.body.bytes": len(request.body),
+            "http.response.body.bytes": len(response.body),
+            "event.duration": int(seconds * 1e9),
+        }
+        if tracer:
+            extra["trace.id"] = traceparent.split("-")[1]
+        logger.info(
+            "%s %s %d in %.2f ms, X-Request-Id %s%s",
+            fields["http.request.method"],
+            path,
+            response.status,
+            seconds * 1000,
+            named.get("http.request.id", "-"),
+            f", key {request.caller}" if request.caller else "",
+            extra=extra,
+        )
+    return response
+
+
+def _span_name(method: str, path: str) -> str:
+    """Return the method and the route with placeholders for names, as OpenTelemetry's HTTP conventions require."""
+    parts = path.split("/")[:8]
+    for position in range(2, len(parts)):
+        if parts[position - 1] in ("models", "versions", "endpoints"):
+            parts[position] = "{" + parts[position - 1][:-1] + "}"
+    return f"{method[:20]} {'/'.join(parts)[:100]}"

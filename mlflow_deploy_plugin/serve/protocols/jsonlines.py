@@ -1,0 +1,134 @@
+"""JSON Lines (https://jsonlines.org, also NDJSON): each input line is a record or row, each output line a prediction.
+
+A thousand lines are converted to arrays at a time, so that a large body does not become Python objects all at once.
+Each line must contain all required columns.
+"""
+
+import io
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from mlflow_deploy_plugin.core.column_names import PREDICTION
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.serve.protocols.content import check_row_aligned, dump_json, json_type, load_json, rows_of
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, concatenate_feeds
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
+
+NO_LINES = "the data has no rows; at least one line is needed"
+_CHUNK = 1000
+_MOST_BLANK = 100_000
+
+_Line = tuple[int, Any]
+"""The number of a line, counted from 1, and its document."""
+
+
+class LineReader:
+    """A reader that receives pieces of a body and yields feeds of up to a thousand lines.
+
+    Every method raises InvalidRequest if a line is not JSON or is of another JSON type than the first line,
+    SchemaMismatch with the line number if a line does not fit the signature, and BodyTooLarge above `most_bytes`.
+    """
+
+    def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
+        self._schema = schema
+        self._most_bytes = most_bytes
+        self._unfinished = bytearray()
+        self._number = 0
+        self._blank = 0
+        self._kind: str | None = None
+
+    def feed(self, piece: bytes) -> Iterator[Feeds]:
+        """Yield the feeds of the lines that this piece completes."""
+        whole, end, rest = piece.rpartition(b"\n")
+        if end:
+            yield from self.read(b"".join((self._unfinished, whole, end)))
+            self._unfinished.clear()
+        self._unfinished += rest
+        self._check_size(self._number + 1, len(self._unfinished))
+
+    def end(self) -> Iterator[Feeds]:
+        """Yield the feeds of the last line, which may lack a line break."""
+        yield from self.read(bytes(self._unfinished))
+
+    def read(self, whole: bytes) -> Iterator[Feeds]:
+        lines = self._lines(whole)
+        while chunk := list(islice(lines, _CHUNK)):
+            self._kind = self._kind or json_type(chunk[0][1])
+            yield _feeds(chunk, self._kind, self._schema)
+
+    def _lines(self, whole: bytes) -> Iterator[_Line]:
+        for line in io.BytesIO(whole):
+            self._number += 1
+            self._check_size(self._number, len(line))
+            if line.isspace():
+                self._blank += 1
+                if self._blank > _MOST_BLANK:
+                    raise InvalidRequest(f"line {self._number} is the {self._blank}th blank line; send only rows")
+            else:
+                try:
+                    yield self._number, load_json(line, "it is ")
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"line {self._number}: {error.message}") from None
+
+    def _check_size(self, number: int, size: int) -> None:
+        if size > self._most_bytes:
+            raise BodyTooLarge(f"line {number} is larger than this server's limit of {self._most_bytes} bytes")
+
+
+def decode(body: bytes, schema: Schema) -> Feeds:
+    """Return the feeds in a body. All lines are objects, all are arrays, or (for one column) all are bare values.
+
+    Raises the errors of `LineReader`, and SchemaMismatch if there are no lines.
+    """
+    parts = list(LineReader(schema).read(body))
+    if not parts:
+        raise SchemaMismatch(NO_LINES)
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return concatenate_feeds(parts)
+    except ValueError:
+        raise SchemaMismatch("the lines contain tensors of different shapes") from None
+
+
+def encode(prediction: Array | dict[str, Array]) -> bytes:
+    """Return one prediction per line: a value, a list of values, or an object with the outputs by name.
+
+    Raises SchemaMismatch if an output does not have one value, or list of values, per row.
+    """
+    if isinstance(prediction, dict):
+        return b"".join(dump_json(row) + b"\n" for row in rows_of(prediction))
+    check_row_aligned({PREDICTION: prediction})
+    if prediction.dtype.kind not in "fiub" or not prediction.size:
+        return b"".join(dump_json(row) + b"\n" for row in prediction)
+    # Encode all numbers in one call, then turn the text between two rows into a line break.
+    end, begin = (prediction.ndim - 1) * b"]", (prediction.ndim - 1) * b"["
+    return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
+
+
+def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
+    """Return the feeds of some lines. If the lines do not fit the signature, the error names the first wrong line."""
+    required = {column.name for column in schema.columns if column.required} if kind == "object" else set()
+    for number, document in chunk:
+        if isinstance(document, dict) != (kind == "object"):
+            raise InvalidRequest(f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}")
+        if required and not required <= document.keys() and (missing := schema.missing_columns(document)):
+            raise SchemaMismatch(f"line {number}: {missing.message}", column=missing.column)
+    try:
+        return _read([document for _, document in chunk], kind, schema)
+    except SchemaMismatch as error:
+        for number, document in chunk:
+            try:
+                _read([document], kind, schema)
+            except SchemaMismatch as line_error:
+                why = f"line {number}: {line_error.message.replace(', row 0', '', 1)}"
+                raise SchemaMismatch(why, column=line_error.column) from None
+        raise SchemaMismatch(f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}", column=error.column) from None
+
+
+def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:
+    return schema.from_records(documents) if kind == "object" else schema.from_array(documents)

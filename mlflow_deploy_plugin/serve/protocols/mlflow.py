@@ -1,0 +1,331 @@
+"""MLflow's scoring protocol: the body of `/invocations`, in JSON or CSV, and its response.
+
+https://mlflow.org/docs/latest/genai/serving/custom-apps.html and `mlflow/pyfunc/scoring_server/__init__.py` (3.17):
+A JSON body contains exactly one of `dataframe_split`, `dataframe_records`, `instances` and `inputs`; CSV has a header.
+`params` is accepted and ignored. The signature determines the types of CSV columns, and the header is not guessed.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain, islice
+from string import whitespace
+from typing import Any
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.core.messages import wrong_separator
+from mlflow_deploy_plugin.core.tabular.csv_file import MISSING_TEXTS
+from mlflow_deploy_plugin.serve.protocols.content import (
+    CSV,
+    JSON,
+    dump_json,
+    json_object,
+    json_type,
+    load_json,
+    media_type,
+)
+from mlflow_deploy_plugin.serve.protocols.large_json import read_large_csv, read_large_feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+_ACCEPTED = (JSON, CSV)
+_COLUMN_NAME_TYPES = {str, int}
+_TABLE_FIELDS = frozenset({"dataframe_split", "dataframe_records"})
+_SPLIT_KEYS = {"columns", "data", "index"}
+
+MOST_COLUMNS = 100_000
+MOST_LINES = 1_000_000
+"""The maximum number of lines in a CSV text. Larger tables are sent as Arrow, or in several requests."""
+_FLOATS = frozenset({"float32", "float64"})
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+
+
+def asks_for_stream(body: bytes) -> bool:
+    """Return True for a JSON object with `"stream": true`, as OpenAI's clients and MLflow's agents send it."""
+    if b'"stream"' not in body:
+        return False
+    with suppress(InvalidRequest):  # The reader of the body raises the error.
+        return json_object(body).get("stream") is True
+    return False
+
+
+def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """Return the feeds in the body of `/invocations`.
+
+    Raises UnsupportedMediaType if the body is not JSON or CSV in UTF-8 or its content type has other parameters,
+    InvalidRequest if it cannot be parsed or has none of the four fields, and SchemaMismatch if it does not fit the
+    signature.
+    """
+    media = media_type(content_type, _ACCEPTED)
+    parameters = _parameters(content_type or "", media) if content_type != media else {}
+    if media == CSV:
+        return read_csv(body, schema, parameters.get("header") != "absent")
+    if (feeds := read_large_feeds(body, schema)) is not None:
+        return feeds
+    document = load_json(body)
+    if not isinstance(document, dict):
+        fields = ", ".join(_FIELD_DECODERS)
+        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object with one of {fields} is expected")
+    return decode_document(document, schema)
+
+
+def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
+    if len(document) == 1:
+        ((field, value),) = document.items()
+        if read := _FIELD_DECODERS.get(field):
+            return read(value, schema)
+    present = [field for field in _FIELD_DECODERS if field in document]
+    if len(present) != 1:
+        holds = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
+        raise InvalidRequest(
+            f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; this object has {holds}"
+        )
+    params = document.get("params")
+    if params is not None and not isinstance(params, dict):
+        raise InvalidRequest(f"params is a JSON {json_type(params)}; an object is expected")
+    return _FIELD_DECODERS[present[0]](document[present[0]], schema)
+
+
+def is_table(content_type: str | None, body: bytes) -> bool:
+    """Return True if MLflow treats a valid body as a table: CSV, `dataframe_split` or `dataframe_records`."""
+    if media_type(content_type, _ACCEPTED) == CSV:
+        return True
+    may_be = b"dataframe_" in body or b"\\u" in body  # The field's letters may be escaped.
+    return may_be and not _TABLE_FIELDS.isdisjoint(json_object(body))
+
+
+def encode(prediction: Array | dict[str, Array]) -> bytes:
+    """Return `{"predictions": …}`: nested lists, a mapping from outputs to lists, or records."""
+    return dump_json({"predictions": prediction})
+
+
+def _parameters(content_type: str, media: str) -> dict[str, str]:
+    """Return the content type's parameters: `charset`, and for CSV `header=present|absent` (RFC 4180).
+
+    Other parameters, such as MLflow 1's `format=pandas-split`, would change the meaning and are rejected.
+    """
+    parameters: dict[str, str] = {}
+    for parameter in content_type.split(";")[1:]:
+        name, _, value = (part.strip(' \t"') for part in parameter.partition("="))
+        name, value = name.lower(), value.lower()
+        if name == "header" and media == CSV:
+            if value not in ("present", "absent"):
+                raise UnsupportedMediaType(f"the Content-Type has header={value[:40]!r}; present or absent is expected")
+        elif name and name != "charset":
+            known = "only charset and header are" if media == CSV else "only charset is"
+            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; {known} supported")
+        parameters[name] = value
+    return parameters
+
+
+def _decode_split(value: object, schema: Schema) -> Feeds:
+    """Decode pandas' `to_dict(orient="split")`. Its `index` is ignored, as in MLflow's response."""
+    if not isinstance(value, dict) or not isinstance(value.get("data"), list):
+        raise InvalidRequest("dataframe_split must be an object with the arrays `columns` and `data`")
+    if unknown := value.keys() - _SPLIT_KEYS:
+        raise InvalidRequest(f"dataframe_split has {min(unknown)[:60]!r}; it may have columns, data and index")
+    index, columns = value.get("index"), value.get("columns")
+    if index is not None and (not isinstance(index, list) or len(index) != len(value["data"])):
+        raise InvalidRequest(f"dataframe_split: index must be an array with one label per row ({len(value['data'])})")
+    if columns is None:
+        return schema.from_array(value["data"])
+    if columns == [*schema.names]:  # This check covers most requests and is faster than checking every type.
+        return schema.from_rows(schema.names, value["data"])
+    types = set(map(type, columns)) if isinstance(columns, list) else {object}
+    if not types <= _COLUMN_NAME_TYPES:
+        raise InvalidRequest("dataframe_split: columns must be an array of names")
+    return schema.from_rows(columns if types == {str} else list(map(str, columns)), value["data"])
+
+
+def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
+    """Decode columns or tensors by name, a single record (without lists), several records, or rows without names."""
+    if isinstance(value, dict):
+        is_record = schema.columns and value and list not in set(map(type, value.values()))
+        return schema.from_records([value]) if is_record else schema.from_columns(value)
+    rows = _checked_rows(field, value)
+    return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
+
+
+def _checked_rows(field: str, value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{field} is a JSON {json_type(value)}; an array is expected")
+    return value
+
+
+_FIELD_DECODERS: dict[str, Callable[[object, Schema], Feeds]] = {
+    "dataframe_split": _decode_split,
+    "dataframe_records": lambda value, schema: schema.from_records(_checked_rows("dataframe_records", value)),
+    "instances": partial(_decode_named_or_rows, "instances"),
+    "inputs": partial(_decode_named_or_rows, "inputs"),
+}
+BODY_FORMS = _FIELD_DECODERS.keys()
+"""The fields of a JSON body, of which exactly one is present. Chats and prompts have none of these fields."""
+
+
+def take_column(document: dict[str, object], name: str) -> list[object] | None:
+    """Remove a column from a JSON document of `/invocations`, and return its values; None if the column is missing."""
+    form = next((form for form in BODY_FORMS if form in document), None)
+    content = document[form] if form else document  # The document of a chat is itself the row.
+    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
+        has_key = any(name in row for row in content)
+        return [row.pop(name, None) for row in content] if has_key else None
+    if not isinstance(content, dict):
+        return None
+    columns, rows = content.get("columns"), content.get("data")
+    if form != "dataframe_split":
+        values = content.pop(name, None)
+        return values if isinstance(values, list | None) else [values]
+    if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
+        return None
+    position = columns.index(name)
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        return None  # MLflow rejects such a document.
+    columns.pop(position)
+    return [row.pop(position) for row in rows]
+
+
+def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
+    """Return the feeds in a CSV text. An empty field is null, and so is pandas' NA in a numeric column.
+
+    A line of ASCII whitespace is skipped, but a quoted blank is a value. Without a header, the fields are the
+    signature's columns in order; the columns of a tensor do not need names.
+
+    Raises:
+        InvalidRequest: the text is not UTF-8 or CSV, or has too many lines or columns.
+        SchemaMismatch: a field does not have its column's type, a row and the header differ in length, or there are no
+            rows.
+    """
+    if len(body) > MOST_COLUMNS:  # Reject too many lines or columns before parsing.
+        returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
+        if (count := body.count(b"\n") + returns) > MOST_LINES:
+            raise InvalidRequest(
+                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, or send Arrow"
+            )
+        _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
+    if has_header and schema.columns:
+        check_separator(body, schema.names)
+    if (feeds := read_large_csv(body, schema, has_header)) is not None:
+        return feeds
+    lines = _parse_csv(body)
+    if has_header:
+        header, rows = lines[0], lines[1:]
+        _check_header(header, schema)
+    else:
+        header = list(schema.names) if schema.columns else [str(position) for position in range(len(lines[0]))]
+        rows = lines
+    for row, fields in enumerate(rows):
+        if len(fields) != len(header):
+            whose = "the header" if has_header else "the model's signature"
+            raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
+    if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
+        with suppress(ValueError):  # On failure, the code below reports bad values.
+            if "_" not in "".join(chain.from_iterable(rows)):
+                numbers = [list(map(float, fields)) for fields in rows]
+                del lines, rows
+                return schema.from_rows(header, numbers)
+    if schema.columns:
+        types: dict[str, str] = {column.name: column.type for column in schema.columns}
+    else:  # All fields have the type of the tensor.
+        types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
+        types |= dict.fromkeys(schema.keys, "str")
+    texts = zip(*rows, strict=True)
+    columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
+    del lines, rows, texts  # Free these lists, which take ten times the memory of the body.
+    return schema.from_rows(header, list(zip(*columns, strict=True)))
+
+
+def check_separator(body: bytes, names: Collection[str]) -> None:
+    """Raise SchemaMismatch if the header of a CSV separates the names of columns with another mark than a comma."""
+    header = body[: max(body.find(b"\n"), 0)]
+    if b"," not in header:
+        line = header.decode("utf-8-sig", "replace").rstrip("\r")
+        if line not in names and (reason := wrong_separator([line], names)):
+            raise SchemaMismatch(reason)
+
+
+def _check_header(header: Sequence[str], schema: Schema) -> None:
+    """Raise SchemaMismatch if the first line is a row instead of a header.
+
+    Numbers are accepted as names if the model has such columns, or if the numbers are the positions of the columns.
+    """
+    try:
+        numbers = list(map(float, header))
+    except ValueError:
+        return
+    if schema.columns:
+        is_header = not schema.dtypes.keys().isdisjoint(header)
+    else:
+        is_header = numbers in (list(range(len(header))), list(range(1, len(header) + 1)))
+    if not is_header:
+        raise SchemaMismatch(
+            "the first line of the CSV has numbers instead of column names; send text/csv; "
+            "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)"
+        )
+
+
+def _parse_csv(body: bytes) -> list[list[str]]:
+    """Return the fields of each line. The result has at least one line.
+
+    Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many columns.
+    """
+    try:
+        texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
+        reader = csv.reader(texts, strict=True)
+        # Test the raw line, as `tabular.csv_records` does, because a quoted blank is a value.
+        lines = [fields for fields in reader if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
+    except csv.Error as error:
+        raise InvalidRequest(f"the body is not valid CSV: {error}") from None
+    if not lines:
+        raise InvalidRequest("the CSV is empty; a header line and at least one row are expected")
+    _check_column_count(len(lines[0]))
+    return lines
+
+
+def _check_column_count(count: int) -> None:
+    if count > MOST_COLUMNS:
+        raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are allowed")
+
+
+def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[object]:
+    """Return the values of one column. Parse the fields in one call, unless a field is missing, wrong or has `_`."""
+    read = _FIELD_READERS.get(types.get(name, "string"), str)
+    if read is str:
+        return [text or None for text in fields]
+    try:
+        if "_" not in "".join(fields):
+            return list(map(int if read is _integer else read, fields))
+    except (KeyError, ValueError):
+        pass  # Missing and wrong values are read one by one below.
+    values: list[object] = []
+    for row, text in enumerate(fields):
+        if not text or text in MISSING_TEXTS:
+            values.append(None)
+            continue
+        try:
+            if "_" in text:  # Python would parse "1_000", but it is not a number in CSV.
+                raise ValueError
+            values.append(read(text))
+        except (KeyError, ValueError):
+            why = f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is not {types[name]}"
+            raise SchemaMismatch(why, column=name) from None
+    return values
+
+
+def _integer(text: str) -> int | float:
+    """Return an int, or a float for a number with a point or an exponent; the schema checks that it is whole."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+_FIELD_READERS: dict[str, Callable[[str], object]] = {
+    **dict.fromkeys(("double", "float", "float16", "float32", "float64"), float),
+    **dict.fromkeys(("integer", "long"), _integer),
+    **{f"{sign}int{bits}": _integer for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(("boolean", "bool"), lambda text: _BOOLEANS[text.strip().lower()]),
+}

@@ -1,0 +1,127 @@
+"""Decode and encode TensorFlow Serving's REST protocol (https://www.tensorflow.org/tfx/serving/api_rest).
+
+`instances` (row format) are answered with `predictions`, and `inputs` (column format) with `outputs`. A single input or
+output has no name. Every model has one signature, `serving_default`. Text and bytes may be `{"b64": …}`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.serve.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.values import short_repr
+
+SIGNATURE = "serving_default"
+
+_DEEPEST = 32
+_DTYPES = {
+    "float16": "DT_HALF",
+    "float32": "DT_FLOAT",
+    "float64": "DT_DOUBLE",
+    "bool": "DT_BOOL",
+    "str": "DT_STRING",
+    **{f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
+    """Return the feeds in the body of a `:predict`, and True if the body has `instances`: the response is then by row.
+
+    Raises InvalidRequest if the body is not JSON, does not have exactly one of `instances` and `inputs`, or names
+    another signature, and SchemaMismatch if the values do not fit.
+    """
+    document = json_object(body)
+    if b'"b64"' in body:
+        document = decode_base64(document, schema)
+    signature = document.get("signature_name", SIGNATURE)
+    if signature not in ("", SIGNATURE):
+        raise InvalidRequest(f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}")
+    if ("instances" in document) == ("inputs" in document):
+        raise InvalidRequest("the JSON object must have either instances (row format) or inputs (column format)")
+    if "instances" in document:
+        rows = document["instances"]
+        if not isinstance(rows, list):
+            raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
+        return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows), True
+    inputs = document["inputs"]
+    if isinstance(inputs, dict):
+        return schema.from_columns(inputs), False
+    if not isinstance(inputs, list):
+        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object or an array is expected")
+    return schema.from_array(inputs), False
+
+
+def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
+    """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A single output is not named.
+
+    Raises SchemaMismatch if the response must be by row and an output does not have one value per row.
+    """
+    named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES} or outputs
+    field = "predictions" if is_by_row else "outputs"
+    if len(named) == 1:
+        return dump_json({field: next(iter(named.values()))})
+    return dump_json({field: rows_of(named) if is_by_row else named})
+
+
+def decode_base64(document: object, schema: Schema) -> Any:
+    """Return the document with each `{"b64": …}` replaced by its text; a column of bytes remains base64.
+
+    Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested too deeply.
+    """
+    binary = schema.binary_columns
+
+    def decoded(value: object, depth: int, is_binary: bool) -> object:
+        if depth > _DEEPEST:
+            raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
+        if isinstance(value, list):
+            return [decoded(entry, depth + 1, is_binary) for entry in value]
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != {"b64"}:
+            return {name: decoded(entry, depth + 1, is_binary or name in binary) for name, entry in value.items()}
+        return value["b64"] if is_binary else base64_text(value["b64"], "b64")
+
+    texts = {column.name for column in schema.columns if column.type == "string"}
+    return decoded(document, 0, bool(binary) and texts == binary)
+
+
+def status(endpoint: str, versions: Sequence[str]) -> bytes:
+    """Return the body of `GET /v1/models/NAME` for loaded versions. KServe's V1 client needs `ready`."""
+    ok = {"error_code": "OK", "error_message": ""}
+    states = [{"version": version, "state": "AVAILABLE", "status": ok} for version in versions]
+    return dump_json({"name": endpoint, "ready": bool(versions), "model_version_status": states})
+
+
+def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) -> bytes:
+    """Return the body of `GET /v1/models/NAME/metadata`: the inputs and outputs of `:predict`."""
+    if schema.columns:
+        inputs = {column.name: _tensor_info(column.name, COLUMN_TYPES[column.type], (-1,)) for column in schema.columns}
+    else:
+        named = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
+        inputs = {name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in named.items()}
+    outputs = {
+        output.name: _tensor_info(output.name, output.dtype, output.shape)
+        for output in artifact.outputs
+        if output.dtype in _DTYPES
+    }
+    signature = {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
+    return dump_json(
+        {
+            "model_spec": {"name": endpoint, "signature_name": "", "version": version},
+            "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+        }
+    )
+
+
+def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, object]:
+    """Return a TensorInfo in protobuf's JSON format, in which 64-bit integers are strings."""
+    dimensions = [{"size": str(size), "name": ""} for size in shape]
+    return {
+        "dtype": _DTYPES.get(dtype, "DT_INVALID"),
+        "tensor_shape": {"dim": dimensions, "unknown_rank": False},
+        "name": name,
+    }

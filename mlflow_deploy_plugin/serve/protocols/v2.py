@@ -1,0 +1,296 @@
+"""The Open Inference Protocol V2 over REST, with Triton's binary tensor data.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md and
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+
+The inputs of a request are the inputs of the graph, or the columns of a column-based signature as [N] or [N, 1]. All
+outputs are computed, because the inference log contains all outputs.
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.protocols import v2_tensors
+from mlflow_deploy_plugin.serve.protocols.content import (
+    JSON,
+    base64_text,
+    dump_json,
+    json_object,
+    json_type,
+    media_type,
+)
+from mlflow_deploy_plugin.serve.protocols.large_json import load_infer_request
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, array_datatype, datatype_of, from_binary
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.values import fits_shape, shape_text, short_repr
+
+OCTETS = "application/octet-stream"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+"""The extensions of https://github.com/triton-inference-server/server/tree/main/docs/protocol that are supported."""
+
+_CURL = "application/x-www-form-urlencoded"
+"""The default content type of `curl -d`, as in the protocol's examples."""
+
+_UNSUPPORTED = ("shared_memory_region", "classification")
+
+
+class RequestedOutput(NamedTuple):
+    """An output of the response, in JSON or as bytes after the JSON. An empty name means all outputs."""
+
+    name: str
+    is_binary: bool = False
+
+
+class V2Request(NamedTuple):
+    """A decoded infer request of REST or gRPC. `id` is empty if the request has no id."""
+
+    id: str
+    feeds: Feeds
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Mapping[str, object]
+
+
+def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
+    """Decode the body of an infer request. Header names are in lower case.
+
+    The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must be JSON, bytes or curl's
+    default, or UnsupportedMediaType is raised. Raises InvalidRequest if the body is not an infer request, and
+    SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, its datatype or the model.
+    """
+    if content_type := headers.get("content-type"):
+        media_type(content_type, (JSON, OCTETS, _CURL))
+    text, binary = body, memoryview(b"")
+    if (header := headers.get(HEADER_LENGTH.lower())) is not None:
+        if not (header.isascii() and header.isdigit()) or len(header) > 12:
+            raise InvalidRequest(f"{HEADER_LENGTH} is {header[:40]!r}; the number of bytes of the JSON is expected")
+        length = int(header)
+        if length > len(body):
+            raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
+        text, binary = body[:length], memoryview(body)[length:]
+    if (large := load_infer_request(text)) is not None:
+        with suppress(OnnxserveError):  # The second attempt reports the error with the elements as they were sent.
+            return _decode_document(large, binary, artifact, schema)
+    return _decode_document(json_object(text), binary, artifact, schema)
+
+
+def _decode_document(
+    document: Mapping[str, object], binary: memoryview, artifact: Artifact, schema: Schema
+) -> V2Request:
+    with np.errstate(over="raise"):
+        arrays = _read_inputs(document.get("inputs"), binary, schema)
+    return V2Request(
+        read_id(document.get("id")),
+        bind_tensors(arrays, schema),
+        requested_outputs(document, artifact),
+        parameters_of("the request", document),
+    )
+
+
+def encode(
+    request: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the response, whose default id is `request_id`, and a header with the JSON's length if bytes follow."""
+    entries, blobs = [], []
+    for output in resolve_outputs(request.outputs, outputs):
+        array = outputs[output.name]
+        entry: dict[str, object] = {"name": output.name, "shape": array.shape, "datatype": array_datatype(array)}
+        if output.is_binary:
+            blobs.append(v2_tensors.to_binary(array))
+            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            entry["data"] = array.ravel()
+        entries.append(entry)
+    document = {"model_name": endpoint, "model_version": version, "id": request.id or request_id, "outputs": entries}
+    text = dump_json(document)
+    if not blobs:
+        return text, {}
+    return b"".join([text, *blobs]), {HEADER_LENGTH: str(len(text))}
+
+
+def server_metadata() -> dict[str, object]:
+    return {"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS}
+
+
+def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> dict[str, Any]:
+    """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs and outputs of the graph.
+
+    A free dimension is -1. If the graph lacks a batch dimension, `parameters` contains the reason.
+    """
+    inputs, outputs = (
+        [
+            {"name": entry.name, "datatype": datatype_of(entry.dtype), "shape": entry.shape}
+            for entry in entries
+            if datatype_of(entry.dtype)
+        ]
+        for entries in (artifact.inputs, artifact.outputs)
+    )
+    document = {"name": endpoint, "versions": versions, "platform": platform(artifact)}
+    reason = no_batch_dimension_reason(artifact)
+    parameters = {"parameters": {"batch_dimension": f"none: {reason}"}} if reason else {}
+    return {**document, "inputs": inputs, "outputs": outputs, **parameters}
+
+
+def platform(artifact: Artifact) -> str:
+    """Return Triton's name for the model's runtime; Triton has no name for MLflow's pyfunc."""
+    return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
+
+
+def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
+    """Return the tensors by name. The bytes of tensors without `data` are read from `binary`, in order."""
+    if not isinstance(entries, list):
+        raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    is_only, by_column, by_input = len(entries) == 1, schema.dtypes, schema.tensor_schema.dtypes
+    start = 0
+    for position, entry in enumerate(entries):
+        head = v2_tensors.read_tensor_header(position, entry)
+        size = parameters_of(head, entry).get("binary_data_size")
+        name = head.name
+        if name in arrays or not (is_only or name in by_column or name in by_input or name in schema.keys):
+            raise refused_name(head, arrays, schema)  # Do not decode the values: 100,000 unknown tensors took 3 s.
+        if (size is None) == ("data" not in entry):
+            raise head.mismatch(" needs either data or the parameter binary_data_size")
+        if size is None:
+            arrays[name] = head, v2_tensors.from_json(head, entry["data"])
+            continue
+        if type(size) is not int or not 0 <= size <= len(binary) - start:
+            left = len(binary) - start
+            raise head.mismatch(f": binary_data_size is {short_repr(size)}, but {left} bytes are left")
+        arrays[name] = head, from_binary(head, binary[start : start + size], holds_bytes(head, schema))
+        start += size
+    if start != len(binary):
+        raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
+    return arrays
+
+
+def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
+    """Return True if the elements of a binary tensor are the values of a column of bytes."""
+    is_binary = head.name in schema.binary_columns or (bool(schema.binary_columns) and len(schema.columns) == 1)
+    return is_binary and head.content_type != "base64"
+
+
+def read_id(value: object) -> str:
+    """Return a request's id, or "". Raises InvalidRequest if the id is not a string of printable characters."""
+    value = "" if value is None else value
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidRequest(f"id is {short_repr(value)}; a string of printable characters is expected")
+    return value
+
+
+def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the `parameters` of a request, an input or an output; empty if they are null or missing.
+
+    Raises InvalidRequest if they are not an object, or if a parameter that would change the response is not supported.
+    """
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"{owner}: parameters is a JSON {json_type(parameters)}; an object is expected")
+    for name in _UNSUPPORTED:
+        if name in parameters:
+            raise InvalidRequest(f"{owner}: the parameter {name} is not supported")
+    return parameters
+
+
+def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
+    """Return the error for a tensor whose name is unknown or repeated. `before` has the names of earlier tensors."""
+    if head.name in before:
+        return head.mismatch(" is repeated")
+    known = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
+    return head.mismatch(f" is unknown; the model's inputs are {join_names(known, head.name)}")
+
+
+def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
+    """Return the feeds of the graph from tensors that are its inputs or the signature's columns.
+
+    If the model has a single column or input, a single tensor may have any name, as in MLServer, whose codecs call it
+    `input-1`. Texts from MLServer's Base64Codec are decoded. Raises SchemaMismatch if a tensor is unknown or missing,
+    or does not fit.
+    """
+    if isinstance(schema, KeyedSchema):
+        own, keys = schema.split(arrays)
+        return schema.attach(bind_tensors(own, schema.model), {name: array for name, (_, array) in keys.items()})
+    if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(schema.tensor_schema.dtypes):
+        arrays = dict.fromkeys(schema.dtypes, *arrays.values())
+    by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()
+    if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
+        by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
+    fed = schema if by_column else schema.tensor_schema
+    dtypes, data = fed.dtypes, {}
+    if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
+        (tensor,), (model_input,) = arrays.values(), fed.tensors
+        if not fits_shape(model_input.shape, tensor[1].shape):
+            if schema.columns and tensor[1].shape[1:] in ((), (1,)):  # The name is probably wrong.
+                raise refused_name(tensor[0], (), schema)
+            expected = shape_text(model_input.shape)
+            raise tensor[0].mismatch(f" is used as {model_input.name!r}; the shape {expected} is expected")
+        arrays = dict.fromkeys(dtypes, tensor)
+    for name, (head, array) in arrays.items():
+        if name not in dtypes:
+            raise refused_name(head, (), schema)
+        v2_tensors.check_datatype(head, dtypes[name])
+        if by_column and array.ndim != 1:
+            if array.shape[1:] != (1,):
+                raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
+            array = array.reshape(-1)
+        if head.content_type == "base64" and array.dtype.kind == "O" and name not in fed.binary_columns:
+            texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
+            array = np.array(texts, dtype=object).reshape(array.shape)
+        data[name] = array
+    return fed.from_columns(data)
+
+
+def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tuple[RequestedOutput, ...]:
+    """Return the outputs that a request names; by default, all outputs that have a V2 datatype.
+
+    The outputs of a pyfunc may be unknown before its first prediction; then any name is accepted. Raises InvalidRequest
+    or SchemaMismatch if `outputs` is invalid, or a name is unknown or repeated.
+    """
+    is_binary = _flag("the request", document, "binary_data_output", False)
+    known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
+    entries = document.get("outputs")
+    entries = [] if entries is None else entries
+    if not isinstance(entries, list):
+        raise InvalidRequest(f"outputs is a JSON {json_type(entries)}; an array of objects is expected")
+    requested: dict[str, RequestedOutput] = {}
+    for position, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest(f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected")
+        if known and name not in known:
+            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model's outputs are {join_names(known, name)}")
+        if name in requested:
+            raise SchemaMismatch(f"output {name!r} is repeated")
+        requested[name] = RequestedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
+    return tuple(requested.values()) or tuple(RequestedOutput(name, is_binary) for name in known or [""])
+
+
+def resolve_outputs(requested: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
+    """Return the requested outputs, with the names in the response. Raises SchemaMismatch if an output is missing."""
+    if len(requested) == 1 and not requested[0].name:
+        return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
+    for output in requested:
+        if output.name not in outputs:
+            gives = join_names(outputs, output.name)
+            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model's outputs are {gives}")
+    return requested
+
+
+def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> bool:
+    value = parameters_of(label, entry).get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{label}: the parameter {name} is {short_repr(value)}; true or false is expected")
+    return value

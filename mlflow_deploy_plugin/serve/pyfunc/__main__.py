@@ -1,0 +1,128 @@
+"""The side processes of a worker (`serve/pyfunc/process.py`), for a model without an ONNX form and for explanations.
+
+python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR     predicts with the model in FOLDER
+python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR    explains predictions of ONNX models
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, pass_exit
+from mlflow_deploy_plugin.serve.protocols import side_messages
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.pyfunc.process import (
+    Answer,
+    answer_all,
+    error_summary,
+    load_failure,
+    version_differences,
+)
+
+_log = logging.getLogger("mlflow_deploy_plugin.serve.pyfunc")
+
+_SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""Environment variables for the model. MLflow's scoring server also sets the first variable, and models may read it."""
+_PREDICTION_ID = "onnxserve.prediction_id"
+"""The tag of an MLflow trace that contains the ID of the prediction."""
+_EXPERIMENT_SECONDS = 2.0
+"""The maximum time that the start waits for MLflow to find the experiment of the traces."""
+_RETRY_SECONDS = 60.0
+_NICENESS = 10
+"""The niceness of the explainer process, so that predictions have priority."""
+
+
+def main() -> None:
+    subject, descriptor = sys.argv[1], int(sys.argv[2])
+    if subject == "explain":
+        answer_all(descriptor, "explainer", start_explainer)
+    else:
+        answer_all(descriptor, "pyfunc", partial(start_scorer, Path(subject)))
+
+
+def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
+    """Load the model, and return the ready message and the function that answers requests. Raises InvalidArtifact."""
+    os.environ.update(_SERVING)
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # like the server; MLflow's default is gRPC
+    for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # Each refused request would log a warning.
+    try:
+        from mlflow.tracing import context as tracing_context
+
+        from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer  # The image lacks mlflow and pandas.
+    except ImportError as error:
+        raise InvalidArtifact(
+            f"a model without an ONNX form needs mlflow and pandas, which are not fully installed here ({error}): "
+            "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model"
+        ) from None
+    lookup = threading.Thread(target=find_experiment, daemon=True)
+    lookup.start()
+    lookup.join(_EXPERIMENT_SECONDS)
+    try:
+        scorer = Scorer.load(folder)
+    except ImportError as error:
+        needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
+        others = ", ".join(version_differences(folder))
+        logged = f" (it was logged with {others})" if others else ""
+        _log.exception("the model cannot be loaded; its requirements are in %s", folder / "requirements.txt")
+        raise InvalidArtifact(
+            f"the model needs {needed}, which is not installed here{logged}: "
+            "run `pip install -r` with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; "
+            "to include your own modules in the model, log it with `code_paths`"
+        ) from None
+    except BaseException as error:  # noqa: BLE001 - loading runs the model's code
+        pass_exit(error)
+        _log.exception("the model cannot be loaded")
+        raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
+
+    def answer(question: SideMessage) -> Iterator[SideMessage]:
+        most = question.fields["most_values"]
+        if question.kind == "predict":
+            yield scorer.predict(question.arrays["feeds"], most, question.fields["parameters"])
+            return
+        content_type, keys = question.fields["content_type"], question.fields["keys"]
+        with tracing_context(tags={_PREDICTION_ID: question.fields["prediction_id"]}):
+            if question.kind == "stream":
+                yield from scorer.stream(content_type, question.body, most, keys)
+            else:
+                yield scorer.invoke(content_type, question.body, most, keys)
+
+    return SideMessage(side_messages.READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
+
+
+def find_experiment() -> None:
+    """Find the experiment of the traces once. MLflow would search in each request, and a failure takes minutes."""
+    import mlflow  # optional package
+
+    identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
+    while name or identity:
+        try:
+            mlflow.set_experiment(name, None if name else identity)
+            return
+        except mlflow.MlflowException as error:
+            _log.warning("traces are logged to the experiment Default until %s is found: %s", name or identity, error)
+            time.sleep(_RETRY_SECONDS)
+
+
+def start_explainer() -> tuple[SideMessage, Answer]:
+    """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is missing.
+
+    With numba, the first explanation takes 20 s instead of 10 ms, and 120 MB more. matplotlib takes 30 MB and 0.5 s.
+    """
+    os.nice(_NICENESS)
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # With None, importing it fails.
+    try:
+        from mlflow_deploy_plugin.serve.pyfunc import explainer  # This imports shap, which may be missing.
+    except ImportError as error:
+        raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
+    return SideMessage(side_messages.READY_MESSAGE), explainer.answer
+
+
+if __name__ == "__main__":
+    main()

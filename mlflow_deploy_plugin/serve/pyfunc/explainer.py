@@ -1,0 +1,206 @@
+"""SHAP's permutation explainer on ONNX models, one request at a time.
+
+shap works on a matrix of numbers, so each cell is replaced by a code: the index of its value among the distinct values
+of its column in the background and the request. Therefore strings, dates and missing values can be explained, and
+numbers are not rounded. shap 0.51 compares cells with `np.isclose`, which is exact for codes below 100,000.
+
+Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
+https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import shap
+from pyarrow.types import is_floating
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.tabular.streams import read_parquet
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.runtime.explained import (
+    ExplainedFeature,
+    explained_columns,
+    explained_features,
+    explained_outputs,
+)
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+
+BACKGROUND_ROWS = 100
+_MIN_ROWS = 10
+_MATRIX_BYTES = 128 * 1024 * 1024
+"""The maximum bytes of a permutation's matrix of masked rows. Models with many columns use fewer background rows."""
+_MAX_MODELS = 4
+"""The maximum number of models in memory. The least recently used model is removed."""
+_RUN_ROWS = 2048
+_SEED = 0
+
+_load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
+
+
+def answer(request: SideMessage) -> SideMessage:
+    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and the column and output names.
+
+    The request contains the model's `folder`, `max_evals`, `seed`, the rows as `feeds`, and the time limit `seconds`.
+    Raises InferenceError, InvalidRequest or DeadlineExceeded.
+    """
+    fields = request.fields
+    deadline = time.monotonic() + fields["seconds"]
+    try:
+        model = _load_model(Path(fields["folder"]))
+        rows = dict(request.arrays["feeds"])
+        background = _read_background(model, most_background_rows(model, rows), _SEED)
+        contributions = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
+    except InferenceError:
+        raise
+    except OnnxserveError as error:
+        raise InvalidRequest(error.message) from None
+    except _TimeIsUp:
+        message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, or set a "
+        raise errors.DeadlineExceeded(message + f"smaller max_evals (it was {fields['max_evals']})") from None
+    described = {
+        "columns": [feature.name for feature in contributions.features],
+        "outputs": contributions.outputs,
+        "background": {"source": background.source, "rows": contributions.background_rows},
+    }
+    arrays = {"values": contributions.values, "base_values": contributions.base_values}
+    return SideMessage("explained", described, {"explained": arrays})
+
+
+@dataclass(frozen=True, eq=False)
+class RowContributions:
+    """The contributions `values` [N, C, K] (float64) of C features to the K predicted numbers of N rows.
+
+    `outputs` are the K classes or output names. `base_values` [K] are the means over the background.
+    """
+
+    features: list[ExplainedFeature]
+    outputs: list[str | int | float | bool]
+    values: Array
+    base_values: Array
+    background_rows: int
+
+
+def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
+    """Return the maximum number of background rows. Raises the errors of `explained_features`."""
+    features = len(explained_features(model.artifact, rows))
+    return min(BACKGROUND_ROWS, max(_MATRIX_BYTES // (8 * features * (2 * features + 1)), _MIN_ROWS))
+
+
+def explain_rows(
+    model: OnnxModel, background: Feeds, rows: Feeds, max_evals: int, seed: int, deadline: float = math.inf
+) -> RowContributions:
+    """Explain the predictions for rows, separately for each row. Raises InvalidRequest or InferenceError.
+
+    Each row takes `max_evals` evaluations with all background rows. `deadline` is a time of `time.monotonic`.
+    """
+    features = explained_features(model.artifact, rows)
+    coded = _CodedModel(model, features, background, rows, deadline)
+    values, base_values = coded.explain(max_evals, seed)
+    return RowContributions(features, coded.names, values, base_values, len(coded.background))
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """The rows that explained predictions are compared with. `source` is `reference` or `input_example`."""
+
+    feeds: Feeds
+    source: str
+
+
+def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
+    """Return random rows of the model's reference sample or its input example. Raises InvalidArtifact."""
+    artifact = model.artifact
+    try:
+        if (path := artifact.reference_file) is not None:
+            schema = model.schema if model.schema.columns else model.schema.tensor_schema
+            table = read_parquet(path, list(schema.names))
+            if table.num_rows > most_rows:
+                chosen = np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)
+                table = table.take(np.sort(chosen))
+            sampled = {name: table.column(name) for name in schema.names}
+            floats = {name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)}
+            typed = cast_columns(schema.dtypes, floats)
+            columns = {name: column.to_pylist() for name, column in sampled.items()} | typed
+            return Background(schema.from_columns(columns), "reference")
+        example = artifact.folder / INPUT_EXAMPLE
+        if example.is_file():
+            feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
+            return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
+    except (OSError, pa.ArrowException) as error:
+        why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
+        raise InvalidArtifact(f"the model's reference or example rows cannot be read: {why}") from None
+    except OnnxserveError as error:
+        raise InvalidArtifact(f"the model's reference or example rows are invalid: {error.message}") from None
+    raise InvalidArtifact("the model has neither reference rows nor an input example, which explanations need")
+
+
+_read_background = lru_cache(_MAX_MODELS)(read_background)
+
+
+class _TimeIsUp(Exception):
+    """The deadline of an explain request has passed."""
+
+
+class _CodedModel:
+    """The function for shap, from a matrix of codes (see the module) to a matrix of predicted numbers.
+
+    `background` is a matrix [N, features] of float64. `names` are the result's column names, which the first call sets.
+    """
+
+    def __init__(
+        self, model: OnnxModel, features: list[ExplainedFeature], background: Feeds, rows: Feeds, deadline: float
+    ) -> None:
+        self._model, self._features, self._deadline = model, features, deadline
+        self._explained = explained_outputs(model.artifact)
+        self._like = rows  # Only the shapes and dtypes of these rows are used.
+        self._values: list[Array] = []  # The list has the distinct values of each feature.
+        self.names: list[str | int | float | bool] = []
+        codes = []
+        for feature in features:
+            both = np.concatenate([feature.values(background), feature.values(rows)])
+            unique, indices = np.unique(both, return_inverse=True)
+            self._values.append(unique)
+            codes.append(indices.astype(np.float64))
+        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(feature.values(background))])
+
+    def __call__(self, matrix: Array) -> Array:
+        parts = []
+        for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
+            if time.monotonic() > self._deadline:
+                raise _TimeIsUp
+            outputs = self._model.run(self._feeds(rows), [output.name for output in self._explained])
+            self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
+            if len(numbers) != len(rows):
+                raise InvalidRequest(f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained")
+            parts.append(numbers)
+        return np.concatenate(parts)
+
+    def _feeds(self, matrix: Array) -> Feeds:
+        feeds = {name: np.empty((len(matrix), *like.shape[1:]), dtype=like.dtype) for name, like in self._like.items()}
+        for feature, values, codes in zip(self._features, self._values, matrix.T.astype(np.intp), strict=True):
+            for name, position in feature.places:
+                feeds[name].reshape(len(matrix), -1)[:, position] = values[codes]
+        return feeds
+
+    def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
+        """Explain each row separately, so that its contributions do not depend on other rows."""
+        masker, values = shap.maskers.Independent(self.background, max_samples=len(self.background)), []
+        for row in self._rows:
+            explainer = shap.PermutationExplainer(self, masker, seed=seed)
+            explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
+            values.append(explanation.values[0])
+            base_values = explanation.base_values[0]
+        # Restore the last dimension, which shap drops if its size is 1.
+        return np.array(values).reshape(*self._rows.shape, -1), np.reshape(base_values, -1)

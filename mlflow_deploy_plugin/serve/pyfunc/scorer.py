@@ -1,0 +1,759 @@
+"""A loaded pyfunc that answers request bodies like MLflow's scoring server, and also accepts named arrays.
+
+MLflow's functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
+response. Errors differ from MLflow's: invalid input is a 400 instead of a 5xx, and responses never contain a traceback.
+"""
+
+import base64
+import inspect
+import io
+import json
+import logging
+import math
+import os
+import pdb
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from functools import partial, wraps
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.pyfunc import load_model, scoring_server
+from mlflow.tracing import context as tracing_context
+from mlflow.tracing import get_bridged_tracer_provider
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Map, Object
+from mlflow.types.schema import Array as ArrayType
+from pandas.api.types import is_object_dtype
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols import side_messages
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.pyfunc.process import clean_message, error_summary, load_failure
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.serve.runtime.model import too_many_values
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UNNAMED_OUTPUT, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import key_array
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, short_repr
+
+_log = logging.getLogger(__name__)
+
+_A_DATE = "an ISO 8601 date such as 2013-07-01T12:30:00, from 1678 to 2261"
+_ISO_8601 = re.compile(
+    r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?", re.ASCII
+)
+"""The strings that are read as dates. pandas would also accept `now` and `2024/01/02`."""
+_ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_MOST_WHOLE = 2**1023
+"""The limit of the integers that become floats. A larger integer may have no float."""
+_TEXTS = pd.Series([""]).dtype
+"""The dtype of a column of strings: `str` since pandas 3, object in older versions."""
+_MISSING_TEXT: float | None = pd.Series(["", None])[1]
+"""The value that pandas uses for a missing string: NaN since pandas 3, None in older versions."""
+_MOST_STEPS = 1_000
+"""The maximum length of a list or mapping that is searched for nested estimators."""
+
+
+_LATER: dict[int, type[OnnxserveError]] = {429: errors.TooManyRequests, 503: errors.NotReady}
+"""The errors that clients retry, by the HTTP status of MLflow's error."""
+
+
+class NotRepresentable(Exception):
+    """A value cannot be represented as named arrays."""
+
+
+def to_model_input(
+    feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], names: Mapping[str, str | int]
+) -> Any:
+    """Return the input of `predict` for arrays that match the signature. Raises SchemaMismatch for invalid base64."""
+    # A model may change its input, so copy the arrays.
+    arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
+    if not artifact.columns:
+        return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
+    for name, array in arrays.items():
+        try:
+            if types[name] == "binary":
+                arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
+        except ValueError:  # binascii.Error is a ValueError.
+            why = f"column {name!r} (binary) contains a string that is not base64"
+            raise SchemaMismatch(why, column=name) from None
+    return pd.DataFrame({names[name]: array for name, array in arrays.items()})
+
+
+def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
+    """Parse ISO 8601 dates to datetime64[ns], independently of other rows. Raises SchemaMismatch for other values."""
+    values = column.astype(object)
+    is_iso = values.map(lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))))
+    texts = values.where(is_iso.astype(bool))
+    dates = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
+    is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        # Numbers are rejected: pandas writes milliseconds, which MLflow would read as nanoseconds (dates in 1970).
+        why = f"{short_repr(values.iloc[row])} is not {_A_DATE}; in pandas use to_json(date_format='iso')"
+        raise SchemaMismatch(f"column {name!r} (datetime), row {row}: {why}", column=str(name))
+    return np.asarray(dates.dt.as_unit("ns"))
+
+
+def _read_date_param(name: str, value: Any) -> Any:
+    """Return a datetime param, or a list of them, by the rules of columns. Raises SchemaMismatch for other values.
+
+    MLflow would pass on the server's time for `now` and `today`, and a missing date for `NaT`.
+    """
+    if isinstance(value, list):
+        return [_read_date_param(name, entry) for entry in value]
+    if value is None:
+        return None
+    try:
+        (moment,) = _read_dates(name, pd.Series([value], dtype=object))
+    except SchemaMismatch:
+        raise SchemaMismatch(f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}", column=name) from None
+    if _ISO_DAY.fullmatch(str(value)):
+        return value  # MLflow converts a day to a datetime.date.
+    return moment.astype("datetime64[us]").item()
+
+
+def _with_doubles(value: Any, kind: Any) -> Any:
+    """Return a value of an array, object or map with floats in place of whole numbers where `kind` has doubles.
+
+    MLflow only accepts an integer for a double if the array has another double. A column of doubles accepts integers.
+    """
+    if kind == DataType.double:
+        is_whole = type(value) is int and abs(value) < _MOST_WHOLE
+        return float(value) if is_whole else value
+    if isinstance(kind, ArrayType) and isinstance(value, list):
+        return [_with_doubles(entry, kind.dtype) for entry in value]
+    if isinstance(kind, ArrayType) and isinstance(value, np.ndarray):
+        if kind.dtype == DataType.double and value.dtype.kind in "iu":
+            return value.astype(float)
+        return [_with_doubles(entry, kind.dtype) for entry in value] if value.dtype.kind == "O" else value
+    if isinstance(kind, Object) and isinstance(value, dict):
+        kinds = {part.name: part.dtype for part in kind.properties}
+        return {name: _with_doubles(entry, kinds.get(name)) for name, entry in value.items()}
+    if isinstance(kind, Map) and isinstance(value, dict):
+        return {name: _with_doubles(entry, kind.value_type) for name, entry in value.items()}
+    return value
+
+
+def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the rows that have the column in a JSON document of MLflow, and their values."""
+    split = document.get("dataframe_split")
+    table = split if isinstance(split, dict) else {}
+    columns, data = table.get("columns"), table.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and name in columns:
+        position = columns.index(name)
+        for number, row in enumerate(data):
+            if isinstance(row, list) and len(row) == len(columns):
+                yield number, row[position]
+    for field in ("dataframe_records", "instances", "inputs"):
+        rows = document.get(field)
+        if isinstance(rows, dict) and name in rows:
+            yield from enumerate(rows[name] if isinstance(rows[name], list) else [rows[name]])
+        elif isinstance(rows, list):
+            yield from ((number, row[name]) for number, row in enumerate(rows) if isinstance(row, dict) and name in row)
+
+
+def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
+    """Convert the data that MLflow has read from a body to a table, for a model with columns."""
+    is_row = np.isscalar(data)
+    if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
+        is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
+    return pd.DataFrame([data] if is_row else data)
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float | np.number | np.bool_) else value
+
+
+def _refuse_other_values(name: str | int, column: "pd.Series[Any]") -> None:
+    """Raise SchemaMismatch if a column, for which the signature has strings, has a value that is not a string."""
+    if pd.api.types.infer_dtype(column) == "string":
+        return
+    for row, value in enumerate(column):
+        if not isinstance(value, str) and not _is_missing(value):
+            plain = value.item() if isinstance(value, np.generic) else value
+            why = f"{short_repr(plain)} is not a string"
+            raise SchemaMismatch(f"column {name!r} (string), row {row}: {why}", column=str(name))
+
+
+def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
+    """Return a string column with `missing` in place of its missing values, independently of other rows."""
+    # Also convert categories: before pandas 3, their missing values are NaN, but None in other string columns.
+    if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    texts = column.astype(object).where(column.notna(), missing)
+    is_plain = missing is not None and all(isinstance(value, str) for value in column.dropna())
+    return texts.astype(_TEXTS) if is_plain else texts
+
+
+def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
+    """Yield the attributes of a model and of each nested scikit-learn estimator."""
+    parts, seen = [model], set[int]()
+    while parts:
+        part = parts.pop()
+        if id(part) in seen or isinstance(part, type):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Mapping | list | tuple):
+            parts += (part.values() if isinstance(part, Mapping) else part) if len(part) < _MOST_STEPS else ()
+        elif part is model or hasattr(part, "get_params"):
+            fields: dict[str, Any] = getattr(part, "__dict__", {})
+            parts += fields.values()
+            yield fields
+
+
+def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
+    """Return the value (None or NaN) of missing strings in each training column; `otherwise` if unknown."""
+    # The key is the name of a column; the empty name means all columns.
+    learned: dict[str, set[float | None]] = {"": set()}
+    for fields in _estimator_fields(model):
+        known, columns = fields.get("categories_"), fields.get("feature_names_in_")
+        known = known if isinstance(known, list) else []  # A custom estimator may have any attribute.
+        columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
+        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
+            known = [np.array(["", None])] * len(columns)
+        for name, categories in zip(columns, known, strict=False):
+            if isinstance(categories, np.ndarray) and any(isinstance(category, str) for category in categories):
+                missing = {None if category is None else np.nan for category in categories if _is_missing(category)}
+                learned[str(name)] = learned.get(str(name), set()) | missing
+                learned[""] |= missing
+    missing_by_name = {name: learned.get(str(name)) or learned[""] for name in names}
+    return {name: next(iter(values)) if len(values) == 1 else otherwise for name, values in missing_by_name.items()}
+
+
+def to_outputs(prediction: Any) -> dict[str, Array]:
+    """Convert a prediction to named arrays. Raises NotRepresentable for values other than numbers and strings."""
+    if isinstance(prediction, pd.DataFrame):
+        named = {str(name): _array(prediction.iloc[:, index]) for index, name in enumerate(prediction.columns)}
+        if len(named) != prediction.shape[1]:
+            raise NotRepresentable("two columns have the same name")
+        return named
+    if isinstance(prediction, Mapping):
+        return {str(name): _array(value) for name, value in prediction.items()}
+    return {UNNAMED_OUTPUT: _array(prediction)}
+
+
+def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
+    """Convert an answer that `to_outputs` rejects: to one output with a JSON string per row, or to columns of values.
+
+    Raises NotRepresentable if the number of rows or the names differ, or JSON cannot represent a value.
+    """
+    answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
+    if isinstance(answers, str | Mapping) or not np.iterable(answers):
+        answers = [answers]
+    try:
+        if len(answers) != rows:
+            raise NotRepresentable(f"an answer to {rows} rows has {len(answers)} entries")
+        if len(names) == 1:
+            return {names[0]: _json_texts(answers)}
+        if not all(isinstance(answer, Mapping) for answer in answers):
+            raise NotRepresentable(f"an answer does not contain {', '.join(names)}")
+        columns = {name: [row.get(name) for row in answers] for name in names if any(name in row for row in answers)}
+        return {name: _plain_or_json(values) for name, values in columns.items()}
+    except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
+        raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
+
+
+def _plain_or_json(values: list[Any]) -> Array:
+    try:
+        return _array(values)
+    except NotRepresentable:
+        return _json_texts(values)
+
+
+def _json_texts(values: Any) -> Array:
+    as_json = _AS_TEXT[_NESTED]
+    return _texts(values, lambda value: value if value is None or isinstance(value, str) else as_json(value))
+
+
+def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
+    """Return a model's input as arrays for the log, the inverse of `to_model_input`. Raises NotRepresentable."""
+    try:
+        if columns := artifact.columns or artifact.logged_columns:
+            frame = _as_table(data, types)
+            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+            kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
+            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
+        if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
+            data = {artifact.inputs[0].name: data}
+        if artifact.tensors and isinstance(data, Mapping):
+            dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in artifact.inputs}
+            arrays = {name: np.asarray(data[name]).astype(dtype) for name, dtype in dtypes.items()}
+            return {
+                name: _typed(array.ravel(), "str", "string").reshape(array.shape) if array.dtype.kind == "O" else array
+                for name, array in arrays.items()
+            }
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise NotRepresentable(str(error)) from None
+    raise NotRepresentable("the body does not match the signature")
+
+
+def _typed(column: Any, dtype: str, kind: str) -> Array:
+    if dtype == "str":
+        as_text = _AS_TEXT.get(kind, _text)
+        return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
+    if dtype == "bool" and column.isna().any():  # A cast to bool would make null false and NaN true.
+        dtype = "float32"
+    return np.asarray(column.to_numpy(dtype=dtype))
+
+
+def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
+    return object_array([as_text(value) for value in values])
+
+
+def _is_missing(value: Any) -> bool:
+    """Return True for None, NaN and pandas' missing values."""
+    # numpy cannot convert ragged lists to an array.
+    return not isinstance(value, list) and bool(np.ndim(value) == 0 and pd.isna(value))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # MLflow reads strings in `instances` as 0-d arrays.
+        value = value.item()
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is not a string")
+    return value
+
+
+def _iso(value: Any) -> str:
+    return str(pd.Timestamp(value).isoformat())
+
+
+_NESTED = "object, array or map"
+_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_AS_TEXT: dict[str, Callable[[Any], str]] = {
+    "datetime": _iso,
+    "binary": lambda value: base64.b64encode(value).decode(),
+    # orjson does not support numpy arrays of strings.
+    _NESTED: lambda value: orjson.dumps(
+        value, lambda item: item.tolist() if isinstance(item, np.ndarray | np.generic) else str(item), _JSON_OPTIONS
+    ).decode(),
+}
+
+
+def _array(value: Any) -> Array:
+    """Return an output as an array whose first dimension is the rows. A scalar is a single row."""
+    if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+        array = _of_pandas(value)
+    else:
+        try:  # numpy does not convert scipy's sparse matrices.
+            array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+        except ValueError:
+            raise NotRepresentable("an output is ragged") from None
+    array = np.atleast_1d(array)
+    if array.dtype.kind == "M":
+        return _texts(array.reshape(-1), _iso).reshape(array.shape)
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    if array.dtype.kind == "O":
+        if all(isinstance(entry, str) for entry in array.flat):
+            return array
+        with suppress(ValueError):
+            listed = np.array(array.tolist())
+            if listed.dtype.kind in "iubf":
+                return listed
+        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+            raise NotRepresentable("an output contains a missing string, which some protocols cannot represent")
+        raise NotRepresentable("an output contains objects that are neither numbers nor strings")
+    if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
+        return array
+    raise NotRepresentable(f"an output contains {array.dtype} values, which are neither numbers nor strings")
+
+
+def _of_pandas(value: Any) -> Array:
+    if isinstance(value.dtype, np.dtype):
+        return np.asarray(value)
+    if pd.api.types.is_bool_dtype(value.dtype) and not pd.isna(value).any():
+        return np.asarray(value.to_numpy(dtype=bool))
+    if pd.api.types.is_numeric_dtype(value.dtype):
+        whole = pd.api.types.is_integer_dtype(value.dtype) and not pd.isna(value).any()
+        return np.asarray(value.to_numpy(dtype=np.int64 if whole else np.float64, na_value=0 if whole else np.nan))
+    return np.asarray(value.astype(object))
+
+
+_SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
+
+
+def count_values(prediction: Any) -> int:
+    """Return the number of values (numbers, strings, …) in a model's answer."""
+    if isinstance(prediction, pd.DataFrame):
+        object_columns = [index for index, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)]
+        of_cells = count_values(prediction.iloc[:, object_columns].to_numpy()) if object_columns else 0
+        return prediction.size - len(prediction) * len(object_columns) + of_cells
+    parts: Sequence[Any]
+    if isinstance(prediction, Mapping):
+        parts = [*prediction.values()]
+    elif isinstance(prediction, list | tuple):
+        parts = prediction
+    elif isinstance(prediction, np.ndarray | pd.Series) and is_object_dtype(prediction.dtype):
+        parts = np.ravel(prediction).tolist()
+    else:
+        shape = getattr(prediction, "shape", None)  # A custom object may have any `shape`.
+        return math.prod(shape) if isinstance(shape, tuple) else 1
+    kinds = set(map(type, parts))  # Compare types, which is fast for a million numbers.
+    is_flat = all(kind in _SINGLE or issubclass(kind, np.generic) for kind in kinds)
+    return len(parts) if is_flat else sum(map(count_values, parts))
+
+
+def _strict_json(text: str) -> bytes:
+    """Return MLflow's JSON with null for NaN and infinity, because MLflow writes them as invalid JSON."""
+    if "NaN" in text or "Infinity" in text:
+        text = json.dumps(json.loads(text, parse_constant=lambda word: None))
+    return text.encode()
+
+
+def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[OnnxserveError]:
+    """Return the error class for a status that clients retry (`_LATER`), otherwise `otherwise`."""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    return _LATER.get(status, otherwise)
+
+
+class _Recorder:
+    """A model for MLflow's `invocations` that records its input, output and error.
+
+    An output may have at most `most` values: each value takes 50 bytes and over 1 µs as JSON. `convert` is applied to
+    the data that MLflow has read. The columns in `keys` are not passed to the model but stored in `key_arrays`.
+    """
+
+    def __init__(
+        self, model: Any, most: int, convert: Callable[[Any], Any] = lambda data: data, keys: Sequence[str] = ()
+    ) -> None:
+        self._model, self.most, self._convert, self._keys = model, most, convert, keys
+        self.key_arrays: dict[str, Array] = {}
+        self.metadata = model.metadata
+        self.data: Any = None
+        self.params: Any = None
+        self.prediction: Any = None
+        self.error: BaseException | None = None
+        self.is_too_large = False
+
+    def take_keys(self, document: dict[str, Any]) -> None:
+        """Remove the key columns from a JSON document: pandas rounds large integers if any value is missing."""
+        for name in self._keys:
+            if (values := mlflow_protocol.take_column(document, name)) is not None:
+                self.key_arrays[name] = key_array(name, values)
+
+    def predict(self, data: Any, params: Any = None) -> Any:
+        if isinstance(data, pd.DataFrame):
+            for name in [name for name in self._keys if name in data]:
+                column = data.pop(name).astype(object)
+                self.key_arrays[name] = key_array(name, column.where(column.notna(), None).tolist())
+        self.data, self.params = data, params
+        try:
+            self.data = self._convert(data)
+            self.params = self._read_params(params)
+            self.prediction = self._model.predict(self.data, params=self.params)
+        except MlflowException:
+            raise
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            self.error = error
+            raise RuntimeError from error  # MLflow would replace an Exception by its own error.
+        if count_values(self.prediction) > self.most:
+            self.is_too_large = True
+            raise RuntimeError
+        return self.prediction
+
+    def _read_params(self, params: Any) -> Any:
+        """Return the params with dates by the rules of columns."""
+        schema = self.metadata.get_params_schema()
+        if schema is None or not isinstance(params, dict):
+            return params
+        dates = [spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params]
+        return {**params, **{name: _read_date_param(name, params[name]) for name in dates}}
+
+
+def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
+    """Return a signature's inputs with some types replaced, for MLflow's body readers."""
+    if schema is None or schema.is_tensor_spec():
+        return schema
+    kinds = [types.get(spec.type, spec.type) if isinstance(spec.type, DataType) else spec.type for spec in schema]
+    return Schema([ColSpec(kind, spec.name, spec.required) for kind, spec in zip(kinds, schema, strict=True)])
+
+
+def load_scorer(folder: Path) -> "Scorer":
+    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load the model."""
+    _log.addHandler(logging.NullHandler())  # The errors of a command do not show a traceback.
+    try:
+        return Scorer.load(folder)
+    except BaseException as error:  # noqa: BLE001 - A model's own code may raise any error.
+        pass_exit(error)
+        raise errors.InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
+
+
+class Scorer:
+    """A loaded model. Its methods raise the same errors as `SideProcess.request`."""
+
+    def __init__(self, model: Any, artifact: Artifact) -> None:
+        self._model = model
+        self._artifact = artifact
+        self._schema = model.metadata.get_input_schema()
+        self._types: dict[str, str] = {}
+        self._names: dict[str, str | int] = {}
+        if columns := artifact.columns or artifact.logged_columns:
+            kinds = [kind.name if isinstance(kind, DataType) else _NESTED for kind in self._schema.input_types()]
+            named = [column.name for column in columns]
+            self._types = dict(zip(named, kinds, strict=True))
+            self._names = dict(zip(named, self._schema.input_names(), strict=True))
+        self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
+        self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
+        self._missing: dict[str | int, float | None] = {}
+        as_csv, as_json = {DataType.datetime: DataType.string}, {}  # MLflow's CSV reader rejects dates.
+        if artifact.columns:
+            original = model
+            with suppress(NotImplementedError):
+                original = model.get_raw_model()
+            # Python models expect None for a missing string.
+            is_python = artifact.framework.startswith("pyfunc.")
+            self._missing = _missing_texts(original, self._texts, None if is_python else _MISSING_TEXT)
+            as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
+        # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and null as the string "None".
+        self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
+        self._nested = {
+            spec.name: spec.type
+            for spec in self._schema or ()
+            if spec.name is not None and isinstance(spec.type, ArrayType | Object | Map)
+        }
+        self._booleans = [spec.name for spec in self._schema or () if spec.name and spec.type == DataType.boolean]
+        self._has_warned = False
+
+    @classmethod
+    def load(cls, folder: Path) -> "Scorer":
+        """Load the MLmodel folder with `mlflow.pyfunc.load_model`, and raise its errors."""
+        if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
+            os.environ.setdefault("KERAS_BACKEND", backend)  # Set this before the next line imports Keras.
+        model, artifact = load_model(str(folder)), read_served_artifact(folder)
+        if artifact.task == "agent/v1/responses" and artifact.logged_columns:
+            # These models validate requests themselves, and MLflow's signature rejects the names of tools.
+            opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
+            columns = [
+                ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
+                for spec in model.metadata.get_input_schema()
+            ]
+            model.metadata.signature.inputs = Schema(columns)
+            with suppress(MlflowException):  # Each trace would repeat this warning.
+                get_bridged_tracer_provider()  # This may create a database, so do it before the first request.
+        return cls(model, artifact)
+
+    def debug(self) -> None:
+        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators."""
+        python_model = getattr(self._model._model_impl, "python_model", None)
+        owner, name = (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
+        predict = original = getattr(owner, name)
+        if inspect.ismethod(predict):
+            original = partial(inspect.unwrap(predict.__func__), predict.__self__)
+        setattr(owner, name, wraps(predict)(partial(pdb.runcall, original)))  # MLflow reads the parameters of predict.
+
+    def warm_up(self) -> dict[str, Array]:
+        """Predict the model's example if there is one, and return the outputs with zero rows."""
+        example = self._artifact.folder / INPUT_EXAMPLE
+        if not example.is_file():
+            return {}
+        try:
+            with tracing_context(enabled=False):
+                outputs = self.invoke(JSON, example.read_bytes()).arrays.get("outputs", {})
+        except OnnxserveError as refusal:
+            _log.warning("the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message)
+            return {}
+        return {name: array[:0] for name, array in outputs.items()}
+
+    def invoke(
+        self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+    ) -> SideMessage:
+        """Answer a body of `/invocations`, with arrays for the log. The columns `keys` are not passed to the model."""
+        recorder, text = self._score(self._model, content_type, body, most_values, keys)
+        return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
+
+    def _score(
+        self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
+    ) -> tuple[_Recorder, str]:
+        """Predict for a body of `/invocations`, and return the recorder and MLflow's answer."""
+        mime_type = content_type.partition(";")[0].strip()
+        recorder = _Recorder(model, most_values, self._converted, keys)
+        try:
+            data: Any = body
+            if mime_type == JSON:  # MLflow would parse bytes twice. json keeps integers above 64 bits.
+                with suppress(ValueError):  # MLflow reports the error.
+                    data = json.loads(body)
+            if isinstance(data, dict):
+                if scoring_server.is_unified_llm_input(data):  # A chat is not a table.
+                    recorder = _Recorder(model, most_values, keys=keys)
+                recorder.take_keys(data)
+                self._make_doubles(data)
+                self._refuse_missing_booleans(data)
+            else:
+                data = body
+            schema = self._json_schema if mime_type == JSON else self._csv_schema
+            has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
+            if mime_type == "text/csv" and has_columns:
+                mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
+            if mime_type == "text/csv" and keys and has_columns:  # MLflow must read a key such as 007 as text.
+                texts = (ColSpec(DataType.string, name, required=False) for name in keys)
+                schema = Schema([*(schema or ()), *texts])
+            answer = scoring_server.invocations(data, content_type, recorder, schema)
+        except SchemaMismatch:
+            raise
+        except MlflowException as error:
+            raise self._refusal(recorder, error) from None
+        except Exception as error:  # noqa: BLE001 - MLflow's readers may raise any class
+            _log.info("a body could not be read", exc_info=True)
+            if recorder.prediction is not None:
+                raise InferenceError(f"the answer cannot be written as JSON: {error_summary(error)}") from None
+            raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
+        if answer.status != 200:
+            kind = errors.UnsupportedMediaType if answer.status == 415 else InvalidRequest
+            raise kind(clean_message(answer.response))
+        return recorder, answer.response
+
+    def stream(
+        self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+    ) -> Iterator[SideMessage]:
+        """Yield the parts of `predict_stream` as JSON, and an end. The first part has `feeds` and `keys` to log."""
+        reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
+        recorder, _ = self._score(reader, content_type, body, most_values, keys)
+        arrays = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
+        try:
+            for part in self._model.predict_stream(recorder.data, params=recorder.params):
+                if count_values(part) > most_values:
+                    raise errors.BodyTooLarge(too_many_values(most_values))
+                text = io.StringIO()
+                scoring_server.unwrapped_predictions_to_json(part, text)
+                yield SideMessage(side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
+                arrays = {"feeds": {}}
+        except errors.BodyTooLarge:
+            raise
+        except MlflowException as error:
+            raise _error_class(error, SchemaMismatch)(clean_message(error.message)) from None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - A model may raise any error.
+            _log.exception("the model refused a request")
+            raise InferenceError(f"the model cannot compute this input: {error_summary(error)}") from None
+        yield SideMessage("end")
+
+    def predict(
+        self, feeds: Mapping[str, Array], most_values: int = sys.maxsize, parameters: Mapping[str, Any] | None = None
+    ) -> SideMessage:
+        """Return named outputs for arrays that match the signature. Parameters that its params lack are ignored."""
+        data = to_model_input(feeds, self._artifact, self._types, self._names)
+        known = self._model.metadata.get_params_schema() or ()
+        params = {spec.name: parameters[spec.name] for spec in known if spec.name in parameters} if parameters else None
+        return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
+
+    def outputs_of(
+        self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
+    ) -> dict[str, Array]:
+        """Return named outputs for a frame, arrays, or a mapping of arrays."""
+        recorder = _Recorder(self._model, most_values, self._converted)
+        if isinstance(data, pd.DataFrame):
+            for name in [name for name in self._nested if name in data]:
+                data[name] = [_with_doubles(value, self._nested[name]) for value in data[name]]
+        try:
+            return to_outputs(recorder.predict(data, params or None))
+        except (MlflowException, RuntimeError) as error:
+            raise self._refusal(recorder, error) from None
+        except NotRepresentable as error:
+            message = f"the answer cannot be represented as named arrays ({error}); send the request to /invocations"
+            raise InferenceError(message) from None
+
+    def _converted(self, data: Any) -> Any:
+        """Return the data of a request with parsed dates, and with the missing strings that the model expects."""
+        if not self._dates and not self._missing and not isinstance(data, pd.DataFrame):
+            return data
+        try:
+            table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
+        except ValueError as error:
+            raise SchemaMismatch(f"the columns are not a table: {error}") from None
+        doubled = {*table.columns[table.columns.duplicated()]}
+        if name := next((name for name in (*self._dates, *self._texts) if name in doubled), None):
+            raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
+        for name in [name for name in self._dates if name in table]:
+            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates, which need no parsing.
+                table[name] = _read_dates(name, table[name])
+        for name in [name for name in self._texts if name in table]:
+            if table is not data:  # MLflow reads numbers of `inputs` and `instances` as strings.
+                table[name] = table[name].map(_number_as_text, na_action="ignore")
+            _refuse_other_values(name, table[name])
+        for name, missing in self._missing.items():
+            if name in table:
+                table[name] = _text_column(table[name], missing)
+        return table
+
+    def _make_doubles(self, document: dict[str, Any]) -> None:
+        """Convert whole numbers in the nested columns of a JSON document; see `_with_doubles`."""
+        if not self._nested:
+            return
+        table = document.get("dataframe_split")
+        if isinstance(table, dict) and isinstance(table.get("data"), list) and isinstance(table.get("columns"), list):
+            kinds = [self._nested.get(str(name)) for name in table["columns"]]
+            table["data"] = [
+                list(map(_with_doubles, row, kinds)) if isinstance(row, list) and len(row) == len(kinds) else row
+                for row in table["data"]
+            ]
+        for field in ("dataframe_records", "inputs", "instances"):
+            value = document.get(field)
+            rows = value if isinstance(value, list) else [value]
+            for row in [row for row in rows if isinstance(row, dict)]:
+                for name in self._nested.keys() & row.keys():
+                    row[name] = _with_doubles(row[name], self._nested[name])
+
+    def _refuse_missing_booleans(self, document: dict[str, Any]) -> None:
+        """Raise SchemaMismatch for a null in a boolean column, which MLflow would read as false."""
+        for name in self._booleans:
+            for row, value in _json_values(document, name):
+                if value is None:
+                    where = f"column {name!r} (boolean), row {row}"
+                    raise SchemaMismatch(f"{where}: null is neither true nor false", column=name)
+
+    def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
+        if recorder.is_too_large:
+            return errors.BodyTooLarge(too_many_values(recorder.most))
+        if isinstance(recorder.error, SchemaMismatch):
+            return recorder.error
+        if recorder.error is not None:
+            _log.error("the model refused a request", exc_info=recorder.error)
+            return InferenceError(f"the model cannot compute this input: {error_summary(recorder.error)}")
+        is_read = recorder.data is not None
+        kind = _error_class(error, SchemaMismatch if is_read else InvalidRequest)
+        return kind(clean_message(str(getattr(error, "message", error))))
+
+    def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
+        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if an array is missing."""
+        arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
+        try:
+            return {**arrays, "outputs": to_outputs(recorder.prediction)}
+        except NotRepresentable:
+            rows = max(map(len, arrays["feeds"].values()), default=0)
+            names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
+        try:
+            arrays["texts"] = to_texts(recorder.prediction, rows, names)
+        except NotRepresentable as error:
+            self._warn_once(error)
+        return arrays
+
+    def _log_feeds(self, data: Any) -> Feeds:
+        try:
+            if self._artifact.undescribed and not self._artifact.logged_columns:
+                raise NotRepresentable("its signature has no columns that the inference log supports")
+            return to_feeds(data, self._artifact, self._types)
+        except NotRepresentable as error:
+            self._warn_once(error)
+            return {}
+
+    def _warn_once(self, reason: NotRepresentable) -> None:
+        if not self._has_warned:
+            _log.warning("some rows or values of this model are not captured: %s", reason)
+            self._has_warned = True

@@ -1,0 +1,199 @@
+"""Feeds (arrays by ONNX input name, rows first) and the dimensions that a graph declares for its inputs.
+
+`NarrowedFeeds` also contain the values as they were sent, since a graph may take narrower numbers than the signature.
+
+Dimensions must be equal only if they share a symbolic name
+(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a free
+first dimension, the first dimensions all have the same name or no name, and an output has a free first dimension. If
+all first dimensions are fixed at 1, a request is a single row. For any other graph, a request also counts as one row.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output
+
+Array = npt.NDArray[Any]
+Dtype = np.dtype[Any]
+Feeds = dict[str, Array]
+
+_FREE, _ONE = (-1,), (1,)
+_TEXT_BYTES = 64  # The size of a str object without its characters.
+
+ArrayLayout = tuple[str, str, Sequence[int], int]
+"""The name, dtype (`str`: texts), shape and number of bytes of an array."""
+SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+"""The dimensions, as (input, axis), of each symbolic name that several dimensions share."""
+
+
+class NarrowedFeeds(dict[str, Array]):
+    """Feeds and the same rows as they were sent. `sent` is keyed by the name of an entry of `Schema.sent_inputs`."""
+
+    __slots__ = ("sent",)
+    sent: Mapping[str, Array]
+
+
+def object_array(values: Sequence[object]) -> Array:
+    """Return values as an array of objects, [N]. np.array would unpack lists and mappings."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def as_table(array: Array) -> Array:
+    """Return an array as a table, [N, values per row]. numpy's reshape cannot derive the width if N is 0."""
+    return array.reshape(len(array), prod(array.shape[1:]))
+
+
+def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
+    """Return feeds that contain the same rows as they were sent. A constructor would take three times as long."""
+    feeds = NarrowedFeeds(fed)
+    feeds.sent = sent
+    return feeds
+
+
+def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return the arrays as they were sent: the feeds, unless the graph takes narrower numbers."""
+    return feeds.sent if isinstance(feeds, NarrowedFeeds) else feeds
+
+
+def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
+    """Return the concatenated rows of several feeds. Raises ValueError if their shapes differ."""
+
+    def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
+        if len(arrays) == 1:
+            return dict(arrays[0])  # A single request is not copied.
+        return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+
+    if all(isinstance(part, NarrowedFeeds) for part in parts):
+        return narrowed_feeds(join(parts), join([sent_arrays(part) for part in parts]))
+    return join(parts)
+
+
+def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
+    fed = {name: array[rows] for name, array in feeds.items()}
+    if isinstance(feeds, NarrowedFeeds):
+        return narrowed_feeds(fed, {name: array[rows] for name, array in feeds.sent.items()})
+    return fed
+
+
+def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
+    """Return one row of every input, repeated. For `times=1` the result is a view."""
+    rows = {name: array[number : number + 1] for name, array in feeds.items()}
+    return rows if times == 1 else {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
+
+
+def row_count(arrays: Mapping[str, Array]) -> int:
+    """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if no array has rows."""
+    return max((len(array) for array in arrays.values() if array.ndim), default=0)
+
+
+def array_bytes(arrays: Mapping[str, Array]) -> int:
+    """Return the approximate number of bytes of the arrays in memory."""
+    total = 0
+    for array in arrays.values():
+        total += array.nbytes
+        if array.dtype.char == "O":
+            total += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
+    return total
+
+
+def pack_arrays(
+    arrays: Mapping[str, Array], dump_texts: Callable[[list[object]], bytes]
+) -> tuple[list[ArrayLayout], list[memoryview]]:
+    """Return the layout of each array, which can be written as JSON, and the contents of the arrays."""
+    layout: list[ArrayLayout] = []
+    contents: list[memoryview] = []
+    for name, array in arrays.items():
+        is_text = array.dtype.kind == "O"
+        text = dump_texts(array.reshape(-1).tolist()) if is_text else b""
+        content = memoryview(text) if is_text else np.ascontiguousarray(array).data
+        layout.append((name, "str" if is_text else array.dtype.str, array.shape, content.nbytes))
+        contents.append(content)
+    return layout, contents
+
+
+def unpack_arrays(
+    layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
+) -> tuple[dict[str, Array], memoryview]:
+    """Return the arrays that `pack_arrays` packed, and the rest of `content`. Arrays of numbers are views of `content`.
+
+    Raises ValueError or TypeError if the layout or the contents are malformed.
+    """
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape, size in layout:
+        if dtype == "str":
+            array = object_array(load_texts(bytes(content[:size])))
+        elif np.dtype(dtype).kind not in "fiub":
+            raise ValueError(f"an array has the unsupported dtype {dtype}")
+        else:
+            array = np.frombuffer(content[:size], dtype=dtype)
+        arrays[name] = array.reshape(shape)
+        content = content[size:]
+    return arrays, content
+
+
+def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
+    """Return dimension names for a tensor. If its first dimension is free, that dimension is the rows of a table."""
+    return tuple("rows" if (axis, size) == (0, -1) else "" for axis, size in enumerate(shape))
+
+
+def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
+    places: dict[str, list[tuple[str, int]]] = {}
+    for entry in inputs:
+        for axis, name in enumerate(entry.dimension_names):
+            if name:
+                places.setdefault(name, []).append((entry.name, axis))
+    return tuple((name, tuple(dimensions)) for name, dimensions in places.items() if len(dimensions) > 1)
+
+
+def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
+    """Return a message about dimensions that share a name but not a size; empty if there are no such dimensions."""
+    for name, places in shared:
+        sizes = [feeds[entry].shape[axis] for entry, axis in places]
+        if len(set(sizes)) > 1:
+            index = next(i for i, size in enumerate(sizes) if size != sizes[0])
+            (input_name, first), (other_name, second) = places[0], places[index]
+            return (
+                f"the model's dimension {name!r} must have one size, but {input_name!r} has {sizes[0]} (dimension "
+                f"{first}) and {other_name!r} has {sizes[index]} (dimension {second})"
+            )
+    return ""
+
+
+def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
+    """Return the reason why the first dimensions are not rows; empty if they are, or if the model has columns."""
+    if columns:
+        return ""
+    firsts = [entry.shape[:1] for entry in inputs]
+    answered = {output.shape[:1] if output.dtype != "map" else _FREE for output in outputs}
+    if not inputs:
+        return "it has no inputs"
+    if all(first == _ONE for first in firsts) and answered <= {_ONE, _FREE}:
+        return ""
+    for entry, first in zip(inputs, firsts, strict=True):
+        if first != _FREE:
+            return f"its input {entry.name!r} " + (f"has the fixed first size {first[0]}" if first else "is a scalar")
+    if len({entry.dimension_names[:1] for entry in inputs}) > 1:
+        named = ", ".join(f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})" for entry in inputs[:5])
+        return f"the first dimensions of its inputs are not the same: {named}"
+    if outputs and _FREE not in answered:
+        return "none of its outputs has a free first dimension"
+    return ""
+
+
+def no_batch_dimension_reason(artifact: Artifact) -> str:
+    """Return the reason why a request has a fixed number of rows; empty if the number is free or there is no graph."""
+    columns, inputs = artifact.columns, artifact.inputs
+    if artifact.flavor == PYTHON_FUNCTION:
+        return ""
+    if fixed := next((entry for entry in inputs if entry.shape[:1] == _ONE), None):
+        return f"its input {fixed.name!r} has the fixed first size 1"
+    if columns and (fixed := next((entry for entry in inputs if entry.shape[:1] != _FREE), None)):
+        return f"its input {fixed.name!r} has no free first dimension"
+    return rowless_reason(columns, inputs, artifact.outputs)

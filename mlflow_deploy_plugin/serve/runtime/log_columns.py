@@ -1,0 +1,124 @@
+"""Requests and answers as a table: the columns of the inference log and of a model's reference sample.
+
+Such a table has the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME`
+for other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared as text.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+_TRUTH = {"true": "1", "false": "0"}
+
+
+def to_log_columns(
+    schema: Schema, prediction: tuple[str, ...], feeds: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the columns of a request by name, [N] each (tensors: [N, …]), in a stable order."""
+    columns = schema.to_columns(feeds)
+    for name, array in outputs.items():
+        columns[output_column(prediction, name, array)] = array
+    return columns
+
+
+def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
+    return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
+
+
+def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
+    """Return the two columns that may contain the only output, depending on its shape; empty for several outputs."""
+    return {PREDICTION, OUTPUT_PREFIX + prediction[0]} if len(prediction) == 1 else set()
+
+
+def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the rows with the numbers in the types of the signature. Fractions are rounded.
+
+    A CSV file has only 64-bit numbers, and may have floats for integers and booleans. If the conversion would change an
+    integer, the column remains unchanged, and a later check reports the column. Rows of the log must use
+    `cast_columns_losslessly`. `dtypes` are numpy dtypes; a column that is not in `dtypes` remains unchanged.
+    """
+    cast = dict(rows)
+    for name, values in rows.items():
+        if name not in dtypes:
+            continue
+        dtype = np.dtype("O" if dtypes[name] == "str" else dtypes[name])
+        # An integer column accepts any numbers. A float column accepts only floats, so that integers stay integers.
+        sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
+        if values.dtype.kind not in sources:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            converted = values.astype(dtype)
+        if dtype.kind == "f":
+            is_same = np.array_equal(np.isfinite(converted), np.isfinite(values))
+        else:
+            is_same = np.array_equal(converted, values)
+        if is_same:
+            cast[name] = converted
+    return cast
+
+
+def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the rows, with a column in the type of the signature if this cast is lossless for every value.
+
+    `dtypes` are numpy dtypes by column. Texts and columns that are not in `dtypes` remain unchanged.
+    """
+    cast = dict(rows)
+    for name, values in rows.items():
+        dtype = dtypes.get(name, "str")
+        if dtype == "str" or values.dtype.kind == "O" or values.dtype == dtype:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            converted = values.astype(dtype)
+            back = converted.astype(values.dtype)
+        is_same = np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
+        if is_same and _is_in_range(values, converted) and _is_in_range(converted, values):
+            cast[name] = converted
+    return cast
+
+
+def _is_in_range(floats: Array, integers: Array) -> bool:
+    """Return True if the floats are within the range of the integers' type.
+
+    Casting back and forth would accept the first float above the range: the largest integers round to this float.
+    """
+    if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(integers.dtype)
+    return bool(((floats >= float(limits.min)) & (floats < float(limits.max) + 1.0)).all())
+
+
+def as_key(value: object) -> str | None:
+    """Return the text to compare a key by: `as_text` of the value, but 1 or 0 for a boolean in any spelling.
+
+    The same boolean may be 1 in the log and True in a CSV file.
+    """
+    text = as_text(value)
+    return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
+
+
+def as_text(value: object) -> str | None:
+    """Return a label or key as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, np.generic):  # The text of a float32 is 0.1, but its item is 0.10000000149011612.
+        return as_text(value.item() if value.dtype != np.float32 else float(str(value)))
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value.normalize(), "f") if value.is_finite() else as_text(float(value))
+    return str(value)

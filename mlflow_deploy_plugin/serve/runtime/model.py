@@ -1,0 +1,368 @@
+"""Loaded versions as functions of named arrays: the protocol `Predictor` of the data plane, and `OnnxModel`."""
+
+import math
+import re
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InferenceError,
+    InvalidArtifact,
+    OnnxserveError,
+    pass_exit,
+)
+from mlflow_deploy_plugin.serve.runtime import session as sessions
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
+from mlflow_deploy_plugin.serve.runtime.binding import BoundSession, can_bind
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS, check_rows
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, OPENVINO, Arena, Placement, describe_error, quiet_options
+from mlflow_deploy_plugin.serve.runtime.tokenizer import Run, TextBudget, TextTokenizer
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(string)": "str",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_UNKNOWN = re.compile(r"unk__\d+$")
+"""The names that tf2onnx and shape inference generate for unknown sizes. Such names are not dimension names."""
+_FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
+"""The operators of ONNX Runtime 1.31 that crash the process if they receive no rows, steps or pixels."""
+_SMALL_RUN = (16,)
+"""The maximum first dimension of a run that needs little memory (`Arena`). A scalar always needs little memory."""
+RUN_ROWS = 2**12
+"""The maximum number of rows in one run. Larger runs take more memory and are not faster per row."""
+_VALUES_OF_ONE = {"str": 4, "map": 16}
+"""The number of numeric values that take as much memory as one text, or as one mapping of a ZipMap."""
+
+
+class Predictor(Protocol):
+    """One version as a function of named arrays; usually an `OnnxModel`.
+
+    Attributes:
+        queue_seconds: the seconds that the last `run` (or `answer`) of this thread waited in the queue.
+        unavailable_reason: the reason why the version cannot compute now; empty if it can.
+    """
+
+    artifact: Artifact
+    schema: Schema
+
+    @property
+    def queue_seconds(self) -> float: ...
+
+    @property
+    def unavailable_reason(self) -> str: ...
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+        """Compute the named outputs (default: all outputs) for feeds that `schema` has made.
+
+        Raises:
+            InferenceError: the model refuses the input.
+            BodyTooLarge: the outputs have more values than `limit_values` allows.
+            DeadlineExceeded: the computation did not start by `deadline`, in `time.perf_counter()`.
+        """
+        ...
+
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+        """Return the result of `predict` for the outputs of `run`. `of_table` is True if the request was a table."""
+        ...
+
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        """Refuse requests whose outputs have more than `most` values, multiplied by `batch_rows` for a batch."""
+        ...
+
+
+def too_many_values(most: int) -> str:
+    return (
+        f"the answer has more than {most} values, which is the server's limit: send fewer rows or smaller rows (a "
+        "larger server.max_body_bytes allows more)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueBody:
+    """The body of a request that only the version can decode, because some inputs of the version are not arrays.
+
+    If `is_streamed` is True, the answer is sent as events. `keys` are columns that are captured but not model inputs.
+    """
+
+    content_type: str
+    content: bytes
+    is_streamed: bool = False
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueResponse:
+    """The JSON that answers an `OpaqueBody`.
+
+    `feeds` and `outputs`, which may be empty, contain the inputs and outputs that are arrays, as in `Predictor.run`.
+    """
+
+    content: bytes
+    feeds: Feeds
+    outputs: dict[str, Array]
+
+
+class OnnxModel:
+    """A loaded graph, as a `Predictor`.
+
+    `max_text_characters` is the maximum number of characters that are tokenized for a request to a text model.
+    """
+
+    queue_seconds, unavailable_reason = 0.0, ""
+    max_text_characters = sys.maxsize
+
+    def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
+        self._tokenizer: TextTokenizer | None = None
+        artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
+        dimensions = {  # A dimension without a name has an empty string.
+            node.name: tuple(
+                size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
+            )
+            for node in (*session.get_inputs(), *session.get_outputs())
+        }
+        inputs = tuple(replace(entry, dimension_names=dimensions.get(entry.name, ())) for entry in artifact.inputs)
+        self.artifact = replace(artifact, inputs=inputs)
+        signature = artifact.columns, artifact.tensors
+        is_foreign = artifact.framework == "onnx"
+        self.schema = compile_schema(*signature, inputs, artifact.outputs, artifact.refusals, is_foreign)
+        outputs = self.artifact.outputs
+        self._output_names = [output.name for output in outputs]
+        self._has_columns = bool(self.artifact.columns)
+        # Only the parity check proves that rows are independent, because it computes rows together with other rows.
+        self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
+        self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
+        if self._marks:
+            self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
+        # An output whose first dimension has another name does not have rows. An example is the frames of a sound.
+        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
+        if artifact.flavor != "onnx":
+            of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
+        row_outputs = [
+            output
+            for output in outputs
+            if self._has_columns or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
+        ]
+        self._row_values = sum(  # A free size counts as 1 until a run shows the size.
+            _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:])) for output in row_outputs
+        )
+        self._has_free_sizes = any(
+            not output.shape or -1 in (output.shape[1:] if output in row_outputs else output.shape)
+            for output in outputs
+        )
+        self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
+        self.limit_values(sys.maxsize)
+        is_on_openvino = dict(placement.providers).keys() == {OPENVINO}
+        self._run_once: Run = partial(sessions.run_on_openvino, session) if is_on_openvino else session.run
+        self._compute = self._compute_large = self._run_once
+        self._small_run = None
+        if placement.is_bound and can_bind(session):
+            self._compute = self._compute_large = BoundSession(session, placement).run
+        elif session.get_providers() == ["CPUExecutionProvider"]:
+            # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).
+            own = getattr(session, "_sess", session)
+            self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
+        if artifact.tokenizer is not None:
+            self._tokenizer = TextTokenizer(artifact.tokenizer)
+            self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
+            self._run_once = self._tokenizer.feeding(self._run_once)
+
+    @classmethod
+    def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
+        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing like `open_session`.
+
+        Raises InvalidArtifact if the folder or its graph cannot be used, or a file has changed since it was saved.
+        """
+        artifact = read_artifact(folder)
+        check_digests(artifact)
+        return cls(artifact, sessions.open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
+
+    def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        self._most_values = most * batch_rows
+        self._answer_rows = max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
+        self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
+        self._small_rows = min(_SMALL_RUN, (self._most_rows,))
+
+    def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
+        """Return `already` plus the number of values of the outputs. Raises BodyTooLarge above the limit."""
+        count = already + sum(output.size for output in outputs)
+        if count > self._most_values:
+            raise BodyTooLarge(too_many_values(self._most_values))
+        return count
+
+    def run(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None = None,
+        deadline: float = math.inf,
+        first_row: int = 0,
+        budget: TextBudget | None = None,
+    ) -> dict[str, Array]:
+        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors count from `first_row`.
+
+        `budget` is the rest of a text model's budget for the request, of which `feeds` are a piece.
+        """
+        names = self._output_names if outputs is None else list(outputs)
+        if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
+            reason = f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
+            raise InferenceError(f"the model cannot compute this input: {reason}")
+        compute = self._compute
+        compute_large = self._compute_large
+        if self._tokenizer is not None:
+            budget = budget or TextBudget(self.max_text_characters, deadline)
+            compute = compute_large = partial(compute, budget=budget)
+        for array in feeds.values():
+            if array.shape[:1] > self._small_rows:
+                if len(array) > self._most_rows and (joined := self._run_in_pieces(outputs, feeds, len(array), budget)):
+                    return joined
+                compute = compute_large
+                break
+            if self._has_columns:  # All columns have the same length.
+                break
+        try:
+            values = compute(names + self._marks, feeds, self._small_run)
+        except BaseException as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+            raise _refusal_of(error) from None
+        if self._marks:
+            check_rows(values.pop(), self._reason, first_row)
+        for position, value in enumerate(values):
+            if type(value) is list:
+                values[position] = object_array(value)
+        if self._has_free_sizes:
+            self._check_values(values)
+        return dict(zip(names, values, strict=True))
+
+    def _run_in_pieces(
+        self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None
+    ) -> dict[str, Array]:
+        """Compute a table in pieces. Return an empty mapping if an output does not have one entry per row."""
+        if rows > self._answer_rows:
+            raise BodyTooLarge(
+                f"the answer to {rows} rows has {rows * self._row_values} values, which is too many: send at "
+                f"most {self._answer_rows} rows (a larger server.max_body_bytes allows more)"
+            )
+        pieces, count = [], 0
+        for start in range(0, rows, RUN_ROWS):
+            piece = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
+            pieces.append(self.run(piece, outputs, first_row=start, budget=budget))
+            if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
+                return {}
+            count = self._check_values(pieces[-1].values(), count)
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def try_out(self, feeds: Feeds, seconds: float) -> None:
+        """Run a new graph for the first time. Raises the errors of `run`, and InvalidArtifact after a timeout."""
+        options = quiet_options()
+        options.add_run_config_entry("gpu_graph_id", "-1")  # CUDA graphs need fixed addresses.
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            values = self._run_once(self._output_names + self._marks, feeds, options)
+        except BaseException as error:  # noqa: BLE001 - see run
+            if options.terminate:
+                raise InvalidArtifact(f"the model did not compute its first answer within {seconds:g} s") from None
+            raise _refusal_of(error) from None
+        finally:
+            timer.cancel()
+        if self._marks:
+            check_rows(values.pop(), self._reason)
+
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+        """Return the array of a single prediction output, or a mapping of several prediction outputs.
+
+        A stock `onnx` model returns a mapping, like its pyfunc in MLflow. For columns, or a table without a signature,
+        the result is an array with one record per row, unless an output has several values per row.
+        """
+        names = self.artifact.prediction
+        if self.artifact.flavor != "onnx":
+            return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+        named = {name: outputs[name] for name in names}
+        is_table = self._has_columns or (of_table and not self.artifact.has_signature)
+        rows = {len(array) if array.ndim else -1 for array in named.values()}
+        is_single_value = len(rows) == 1 and all(array.size == len(array) for array in named.values() if array.ndim)
+        if not is_table or not is_single_value:
+            return named
+        columns = [array.reshape(-1).tolist() for array in named.values()]
+        return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
+
+    def graph_feeds(self, feeds: Feeds) -> Feeds:
+        """Return the arrays that the graph takes: the feeds, or the tokens of a text model."""
+        return feeds if self._tokenizer is None else self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
+
+    def example_feeds(self) -> Feeds:
+        """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""
+        feeds: Feeds = {}
+        text = "" if self._tokenizer is None else "a"  # An empty text may have no tokens.
+        for entry in self.artifact.inputs:
+            shape = [1 if size == -1 else size for size in entry.shape]
+            blank = text if entry.dtype == "str" else 0
+            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
+        return feeds
+
+
+def _refusal_of(error: BaseException) -> OnnxserveError:
+    """Return the error of a run that failed with any error. Raises an error that is an exit (`pass_exit`)."""
+    pass_exit(error)
+    if isinstance(error, BodyTooLarge | DeadlineExceeded):  # The budget of a text model is spent.
+        return error
+    return InferenceError(f"the model cannot compute this input: {describe_error(error)}")
+
+
+def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:
+    """Bind graph inputs to the signature by name. If the names differ, bind the stacked columns to the only input."""
+    inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
+    outputs = tuple(
+        # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to probability per row.
+        Output(node.name, "map" if node.type.startswith("seq(map(") else _dtype(node), _shape(node))
+        for node in session.get_outputs()
+        if node.name != REFUSED_ROWS
+    )
+    tensors = artifact.tensors
+    if artifact.columns:
+        names = tuple(column.name for column in artifact.columns)
+        if {entry.name for entry in inputs} <= set(names):
+            inputs = [replace(entry, columns=(entry.name,)) for entry in inputs]
+        elif len(inputs) == 1:
+            inputs = [replace(inputs[0], columns=names)]
+        else:
+            raise InvalidArtifact(
+                f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's columns {list(names)}"
+            )
+    elif not tensors:
+        tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
+    prediction = tuple(output.name for output in outputs)
+    return replace(artifact, tensors=tensors, inputs=tuple(inputs), outputs=outputs, prediction=prediction)
+
+
+def _dtype(node: "ort.NodeArg") -> str:
+    try:
+        return _DTYPES[node.type]
+    except KeyError:
+        raise InvalidArtifact(
+            f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of numbers, booleans "
+            "and texts can: add a Cast or a ConcatFromSequence to the graph (onnxserve wrap converts a sequence of "
+            "fixed length into tensors)"
+        ) from None
+
+
+def _shape(node: "ort.NodeArg") -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())

@@ -1,0 +1,152 @@
+"""The MLmodel folder of a model without an ONNX form: the part of its signature that can be expressed as named arrays.
+
+If an input is an object, a map, a nested array or defined by type hints, only `/invocations` serves the model
+(`Artifact.undescribed`), and the log contains JSON texts. Dates (ISO 8601) and bytes (base64) are strings.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.serve.runtime import artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_symbols
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.values import Missing
+
+UNNAMED_OUTPUT = "prediction"
+"""The name of the only output of a model if the signature does not specify a name."""
+
+_AS_STRINGS = {"datetime", "binary"}
+_AS_JSON = {"object", "array", "map", "any"}
+_ONLY_INPUT = "input"
+
+
+def read_served_artifact(folder: Path) -> Artifact:
+    """Return the content of an ONNX or pyfunc folder. Raises InvalidArtifact if the model cannot be served."""
+    document = read_mlmodel(folder)
+    try:
+        flavors = document.get("flavors") or ()
+        if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
+            return _pyfunc_artifact(folder, document)
+    except MALFORMED as error:
+        raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+    return artifact.read_artifact(folder)
+
+
+@dataclass(frozen=True)
+class FrameSchema(Schema):
+    """The columns of a pyfunc's pandas frame. Optional columns may be absent, and texts may be missing."""
+
+    def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
+        columns = tuple(column for column in self.columns if column.required or column.name in data)
+        names = {column.name for column in columns}
+        present = FrameSchema(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
+        return Schema.from_columns(present, data)
+
+    @cached_property
+    def _replacements(self) -> Mapping[str, str | Missing | None]:
+        return dict.fromkeys(self.names, Missing.KEPT)
+
+
+@dataclass(frozen=True)
+class UndescribedSchema(Schema):
+    """The schema of a pyfunc whose inputs are not named arrays. The schema refuses every array with `reason`."""
+
+    reason: str = ""
+    logged_columns: tuple[Column, ...] = ()
+
+    @cached_property
+    def capture_schema(self) -> Schema:
+        return Schema(self.logged_columns, (), _column_inputs(self.logged_columns))
+
+    def _refuse(self, *data: object, **named: object) -> NoReturn:
+        raise SchemaMismatch(self.reason)
+
+    from_columns = from_records = from_array = from_rows = _refuse
+    tensor_schema = property(_refuse)
+
+
+def pyfunc_schema(pyfunc: Artifact) -> Schema:
+    """Return the schema that converts columns, rows and tensors into feeds of this pyfunc."""
+    if pyfunc.undescribed:
+        return UndescribedSchema((), (), (), reason=pyfunc.undescribed, logged_columns=pyfunc.logged_columns)
+    schema = compile_schema(pyfunc.columns, pyfunc.tensors, pyfunc.inputs)
+    return FrameSchema(schema.columns, (), schema.inputs) if pyfunc.columns else schema
+
+
+def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
+    signature = document.get("signature") or {}
+    columns, tensors, undescribed = _read_inputs(signature, bool(document.get("is_signature_from_type_hint")))
+    logged, columns = (columns, ()) if undescribed else ((), columns)
+    inputs = _column_inputs(columns) + tuple(
+        Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
+        for tensor in tensors
+    )
+    fields = json.loads(signature.get("outputs") or "[]")  # Without fields, the first answer shows the outputs.
+    outputs = []
+    for entry in fields:
+        name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
+        if entry.get("type") == "tensor":
+            spec = entry["tensor-spec"]
+            outputs.append(Output(name, artifact.TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
+        else:
+            outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
+    return Artifact(
+        folder=folder,
+        onnx_file=folder,
+        flavor=PYTHON_FUNCTION,
+        mlflow_version=str(document.get("mlflow_version", "")),
+        model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
+        run_id=str(document.get("run_id") or ""),
+        columns=columns,
+        tensors=tensors,
+        inputs=inputs,
+        outputs=tuple(outputs),
+        prediction=tuple(output.name for output in outputs),
+        framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix("mlflow."),
+        undescribed=undescribed,
+        task=str((document.get("metadata") or {}).get("task") or ""),
+        is_streamable=document["flavors"][PYTHON_FUNCTION].get("streamable") is True,
+        logged_columns=logged,
+    )
+
+
+def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
+    return tuple(Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns)
+
+
+def _read_inputs(
+    signature: Mapping[str, Any], takes_objects: bool
+) -> tuple[tuple[Column, ...], tuple[artifact.Tensor, ...], str]:
+    """Return the columns and the tensors of a signature, and the reason if they are incomplete (otherwise empty)."""
+    fields = json.loads(signature.get("inputs") or "[]")
+    if not fields:
+        return (), (), "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV"
+    if takes_objects:
+        return (), (), "this model takes Python objects; send requests to /invocations, as JSON or CSV"
+    columns: list[Column] = []
+    tensors: list[artifact.Tensor] = []
+    undescribed = ""
+    for position, entry in enumerate(fields):
+        name = artifact.checked_name(entry.get("name", str(position)))
+        if entry.get("type") == "tensor":
+            spec = entry["tensor-spec"]
+            if spec["dtype"] not in artifact.TENSOR_DTYPES:
+                return (), (), f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, as JSON or CSV"
+            tensors.append(artifact.read_tensor(entry))
+            continue
+        kind: Any = entry.get("type")
+        if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
+            undescribed = f"the column {name!r} has the type {kind}; send requests to /invocations, as JSON or CSV"
+            if kind not in _AS_JSON:
+                return (), (), undescribed
+        is_binary = kind == "binary"
+        kind = kind if kind in COLUMN_TYPES else "string"
+        columns.append(Column(name, kind, entry.get("required", True), is_binary))
+    return tuple(columns), tuple(tensors), undescribed

@@ -1,0 +1,129 @@
+"""Key columns (`capture.keys`): columns of a request that are not model inputs, such as the id of a customer.
+
+The values of the keys (texts, numbers or booleans, possibly missing) are captured and passed in `NarrowedFeeds.sent`.
+An integer keeps all its digits even if another value is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    NarrowedFeeds,
+    narrowed_feeds,
+    object_array,
+    sent_arrays,
+)
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.values import LISTS, short_repr
+
+_INTEGERS = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53)
+
+
+@dataclass(frozen=True)
+class KeyedSchema(Schema):
+    """The schema of a model whose requests may also have the columns `keys`. An absent column has missing values."""
+
+    model: Schema = field(default_factory=lambda: Schema((), (), ()))
+
+    def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
+        own, keys = self.split(data)
+        return self.attach(self.model.from_columns(own), keys)
+
+    def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
+        own, keys = self.split(data)
+        return self.attach(self.model.from_frame(own), keys)
+
+    def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
+        own = records
+        if not self.columns and all(isinstance(record, Mapping) for record in records):
+            own = [self.split(record)[0] for record in records]  # The columns other than the keys form the tensor.
+        feeds = self.model.from_records(own)
+        return self.attach(feeds, {name: [record.get(name) for record in records] for name in self.keys})
+
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
+        positions = {name: position for position, name in enumerate(names) if name in self.keys}
+        own_names, own = names, rows
+        is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
+        if positions and is_table and not self.columns:
+            others = [position for position, name in enumerate(names) if name not in positions]
+            own_names, own = [names[i] for i in others], [[row[i] for i in others] for row in rows]
+        feeds = self.model.from_rows(own_names, own)
+        return self.attach(feeds, {name: [row[position] for row in rows] for name, position in positions.items()})
+
+    def from_array(self, values: object) -> Feeds:
+        return self.attach(self.model.from_array(values), {})
+
+    @property
+    def tensor_schema(self) -> Schema:
+        return self.model.tensor_schema
+
+    def split(self, data: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
+        keys = {name: data[name] for name in self.keys if name in data}
+        return {name: values for name, values in data.items() if name not in keys}, keys
+
+    def attach(self, feeds: Feeds, keys: Mapping[str, Any]) -> NarrowedFeeds:
+        """Return the feeds with the values of the keys.
+
+        Raises SchemaMismatch if a key does not have one value per row, or if a value of a key is a list or an object.
+        """
+        rows, arrays = self.count_rows(feeds), {}
+        for name in self.keys:
+            values = keys.get(name)
+            if values is None:
+                values = [None] * rows
+            elif isinstance(values, np.ndarray):
+                values = values.reshape(-1) if values.shape[1:] == (1,) else values
+            elif not self.has_rows and not isinstance(values, list | tuple):
+                values = [values]  # There is one value for the whole request.
+            if not isinstance(values, list | tuple) and np.ndim(values) != 1:
+                raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected", column=name)
+            if len(values) != rows:
+                raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows", column=name)
+            array = key_array(name, values)
+            arrays[name] = array if self.has_rows else array.reshape(())
+        return add_keys(feeds, arrays)
+
+
+def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
+    """Return the schema that also reads the columns `keys`, or the schema unchanged if there are no keys."""
+    if not keys:
+        return schema
+    fields = schema.columns, schema.tensors, schema.inputs, schema.has_rows, schema.refusals, keys, schema.is_foreign
+    return KeyedSchema(*fields, model=schema)
+
+
+def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
+    """Return the feeds together with the arrays of keys, which are captured."""
+    return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
+
+
+def key_array(name: str, values: Sequence[object] | Array) -> Array:
+    """Return an array of a key's values: numbers or booleans, or objects if a value is a text or missing.
+
+    Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an object.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
+        return values
+    cells: list[object] = list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
+    present = [value for value in cells if value is not None]
+    kinds = set(map(type, present))
+    integers = [value for value in present if type(value) is int]
+    if kinds in ({float}, {float, int}) and all(value in _EXACT for value in integers):
+        return np.array(cells, dtype=np.float64)  # None becomes NaN.
+    if kinds == {bool} or (kinds == {int} and all(value in _INTEGERS for value in integers)):
+        return np.array(cells) if len(present) == len(cells) else object_array(cells)
+    if not kinds <= {str}:
+        for row, value in enumerate(cells):
+            if not isinstance(value, str | int | float | bool | None):
+                why = f"{short_repr(value)} is neither a text nor a number nor a boolean"
+                raise SchemaMismatch(f"key {name!r}, row {row}: {why}", column=name)
+        cells = [as_text(value) for value in cells]
+    return object_array(cells)

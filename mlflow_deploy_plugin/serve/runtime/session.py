@@ -1,0 +1,428 @@
+"""An ONNX Runtime session with explicit providers and threads. Opening fails if the specified device cannot be used.
+
+Optimised graphs are not stored, because storing them makes the first load slower (653 instead of 202 ms for 201 MB).
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, OnnxserveError, RuntimeMissing
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
+
+_PROVIDERS: dict[Device, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_CPU, OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
+_BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
+"""The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same name in lower case."""
+_OF_TENSORRT = "trt_"
+_DRIVER = "libcuda.so.1"
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_OWN_MEMORY = Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_KEEP_SECONDS = 1.0
+"""The memory of a large run remains allocated for this time, so that the next run can reuse it."""
+
+_CPP = re.compile(
+    r"Load model from .*? failed: ?|Exception during loading: ?"
+    r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
+    r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: "
+)
+"""The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The device and the provider options of a session.
+
+    Attributes:
+        device_id: the CUDA index of the GPU.
+        options: the provider options. An option that is None has ONNX Runtime's default.
+        engine_cache: the default folder for TensorRT engines. With None, engines are not stored.
+        io_binding: True to copy inputs into page-locked buffers first (`serve/runtime/binding.py`), as CUDA graphs
+            require.
+        listed: the providers by ONNX Runtime's names, with their options, instead of a device.
+    """
+
+    device: Device = "cpu"
+    device_id: int = 0
+    options: ProviderOptions = field(default_factory=ProviderOptions)
+    engine_cache: Path | None = None
+    io_binding: bool = False
+    listed: Sequence[Mapping[str, Mapping[str, object]]] = ()
+
+    def __str__(self) -> str:
+        return "server.providers" if self.listed else f"--device {self.device}"
+
+    @property
+    def is_bound(self) -> bool:
+        return self.io_binding or self.options.enable_cuda_graph
+
+    @property
+    def providers(self) -> list[tuple[str, dict[str, str]]]:
+        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A device has no CPU fallback."""
+        if self.listed:
+            entries = (item for entry in self.listed for item in entry.items())
+            return [(name, {key: str(value) for key, value in options.items()}) for name, options in entries]
+        if self.device == "cpu":
+            return [(_CPU, {})]
+        if self.device == "openvino":
+            return [(OPENVINO, {"device_type": "CPU", "precision": "FP32"})]
+        options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
+        texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
+        cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
+        cuda["device_id"] = str(self.device_id)
+        if self.device == "cuda":
+            return [(_PROVIDERS["cuda"], cuda | ({"enable_cuda_graph": "1"} if self.options.enable_cuda_graph else {}))]
+        tensorrt = {name: text for name, text in texts.items() if name.startswith(_OF_TENSORRT)}
+        tensorrt["device_id"] = str(self.device_id)
+        folder = self.options.trt_engine_cache_path or self.engine_cache
+        if folder is not None:
+            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+        if self.options.enable_cuda_graph:
+            tensorrt["trt_cuda_graph_enable"] = "1"
+        return [(_PROVIDERS["tensorrt"], tensorrt), (_PROVIDERS["cuda"], cuda)]
+
+
+ON_CPU = Placement()
+
+OLDEST_ONNXRUNTIME = (1, 29)
+"""The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27 computes forests incorrectly
+(measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
+_OLDEST_OPENVINO = (1, 24)
+"""The oldest supported version of the OpenVINO build, whose newest release is older than `OLDEST_ONNXRUNTIME`.
+`_check_weights` and `_FORESTS` exclude the faults of these versions, except one: an integer division by zero on the CPU
+provider ends the process. A missing cosine is an error of ONNX Runtime."""
+_FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+
+
+def import_onnxruntime() -> Any:
+    """Return the module, with telemetry disabled unless the environment enables telemetry.
+
+    Since 1.29, importing ONNX Runtime writes a machine id into HOME and reports loaded models to Microsoft. Raises
+    RuntimeMissing if ONNX Runtime is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as module  # The module is heavy, and two distributions provide it.
+    except ImportError:
+        raise RuntimeMissing(
+            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
+        ) from None
+    if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
+        module.disable_telemetry_events()  # Another package may have imported the module already.
+    return module
+
+
+def available_cores(processes: int = 1) -> int:
+    """Return the cores per process from the affinity and the cgroup quotas, which ONNX Runtime ignores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    for folder in cgroup_folders("cpu"):
+        with contextlib.suppress(OSError):
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            if quota not in ("max", "-1"):
+                cores = min(cores, int(quota) // int(period))
+    return max(1, cores // processes)
+
+
+def cgroup_folders(controller: str) -> Iterator[Path]:
+    """Yield the cgroup folders that limit this process: its own and the parents (cgroups(7)). Some may not exist."""
+    with contextlib.suppress(OSError):
+        for line in _OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or controller in controllers.split(","):  # In cgroups 2, the line has no controllers.
+                top = _CGROUPS / controller if controllers else _CGROUPS
+                folder = top / path.lstrip("/")
+                yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
+
+
+def open_session(
+    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
+) -> "ort.InferenceSession":
+    """Return a session that runs only on the device or on the listed providers of `placement`.
+
+    ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a missing library is an error, and so
+    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`), or a listed provider without a node.
+
+    Raises:
+        RuntimeMissing: ONNX Runtime is not installed, or is too old (for the model).
+        DeviceUnavailable: the device would not be used.
+        InvalidArtifact: the file is not a model that ONNX Runtime can load.
+    """
+    module = import_onnxruntime()
+    is_old = (version := tuple(map(int, module.__version__.split(".")[:2]))) < OLDEST_ONNXRUNTIME
+    if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
+            f"or 'onnxruntime-gpu>={oldest}' for CUDA"
+        )
+    check_device_libraries(module, placement)
+    if is_old:
+        _check_weights(onnx_file)
+    providers = dict(placement.providers)
+    names = list(providers)
+    if OPENVINO in providers and providers[OPENVINO].get("device_type", "CPU") == "CPU":
+        providers[OPENVINO].setdefault("num_of_threads", str(intra_op_num_threads))
+    options = session_options(module, intra_op_num_threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if _CPU in names else "1")
+    try:
+        try:
+            # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
+            session = module.InferenceSession(str(onnx_file), options, [*providers.items()], enable_fallback=0)
+        except Exception:
+            if _CPU in names:
+                raise
+            # A session with the CPU shows the reason: its operators, or an error that names an operator.
+            options = session_options(module, intra_op_num_threads)
+            session = module.InferenceSession(str(onnx_file), options, [*providers.items(), _CPU], enable_fallback=0)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        reason = describe_error(error)
+        if names == [_CPU]:
+            raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
+        raise DeviceUnavailable(f"the model does not run with {placement} ({names[0]}): {reason}") from None
+    used = [name for name in session.get_providers() if not placement.listed or operators_of(session, name)]
+    if unused := [name for name in names if name not in (*used, _CPU)]:
+        raise DeviceUnavailable(
+            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: its hardware, driver or "
+            "libraries are missing, one of its options is wrong, or it has no operator of the model"
+        )
+    if _CPU not in names and (on_cpu := operators_of(session, _CPU)):
+        raise DeviceUnavailable(
+            f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
+            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}"
+        )
+    if is_old and operators_of(session, _CPU) & _FORESTS:
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model has a forest: "
+            "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'"
+        )
+    return session
+
+
+_MESSAGES: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "ExternalData"},
+    "ExternalData": {2: ""},
+}
+"""The messages of onnx.proto that contain external data, by the numbers of their fields. "" is a text: a location."""
+
+
+def _check_weights(onnx_file: Path) -> None:
+    """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24 reads sparse tensors anywhere."""
+    from google.protobuf import descriptor_pb2, message, message_factory  # Only the OpenVINO build needs protobuf.
+
+    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
+    for kind, fields in _MESSAGES.items():
+        declared = schema.message_type.add(name=kind)
+        for number, inner in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
+            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
+            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
+    folder, reason = onnx_file.parent.resolve(), f"ONNX Runtime cannot load {onnx_file.name}: "
+    try:
+        unread = [message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes())]
+    except message.DecodeError:
+        raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
+    while unread:
+        for declared, parts in unread.pop().ListFields():
+            unread += parts if declared.message_type else []
+            for text in () if declared.message_type else parts:
+                name = text.decode(errors="replace")
+                if "\0" in name or "_ORT_MEM_ADDR_" in name or not (folder / name).resolve().is_relative_to(folder):
+                    raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
+
+
+def run_on_openvino(
+    session: "ort.InferenceSession", names: Sequence[str], feeds: "Feeds", options: "ort.RunOptions | None" = None
+) -> list[Any]:
+    """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
+
+    OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.
+    """
+    for name, array in feeds.items():
+        if array.size and array.dtype.kind == "f" and array.min() != array.min():
+            raise ValueError(f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number")
+        if array.size and array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
+            raise ValueError(f"{name!r} has a number above 32 bits, which OpenVINO cannot represent")
+    return list(session.run(names, feeds, options))
+
+
+class Arena:
+    """The memory that the CPU `session` of ONNX Runtime keeps for its next large run.
+
+    ONNX Runtime keeps the memory of the largest simultaneous runs: 174 MB for a small CNN with 1 to 512 rows in four
+    threads. If each run returned its memory, 1,000 rows would take twice as long. Therefore a thread returns the memory
+    after a pause. While the process uses more than half of its limit (`limit_memory`), each large run returns it.
+    """
+
+    def __init__(self, session: "ort.InferenceSession") -> None:
+        self._session = session
+        self._keeping, self._shrinking, self._terminated = (quiet_options() for _ in range(3))
+        for options in (self._shrinking, self._terminated):
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._terminated.terminate = True
+        self._last_run = 0.0
+        self._reference = weakref.ref(self)
+
+    def run(
+        self, outputs: Sequence[str], feeds: Mapping[str, object], options: "ort.RunOptions | None" = None
+    ) -> list[object]:
+        """Compute a large run. Raises the errors of `InferenceSession.run`. `options` are ignored."""
+        try:
+            options = self._shrinking if _keeper.is_memory_short() else self._keeping
+            return list(self._session.run(outputs, feeds, options))
+        finally:
+            self._last_run = time.monotonic()
+            _keeper.watch(self._reference)
+
+    def is_idle(self) -> bool:
+        return time.monotonic() > self._last_run + _KEEP_SECONDS
+
+    def shrink(self) -> None:
+        with contextlib.suppress(Exception):  # This run computes no node; at its end, the arena shrinks.
+            self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
+
+
+class _ArenaKeeper:
+    """Returns the memory of idle arenas in this process to the system, in a separate thread."""
+
+    def __init__(self) -> None:
+        self.limit = memory_limit() // 2
+        self._grown: set[weakref.ref[Arena]] = set()  # No lock: each operation on the set is atomic.
+        self._starting = threading.Lock()
+        self._thread = threading.Thread()
+
+    def is_memory_short(self) -> bool:
+        """Return True if this process uses more memory than the limit. Read the peak first, which takes 1 µs."""
+        if getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
+            return False
+        with contextlib.suppress(OSError):
+            return int(_OWN_MEMORY.read_bytes().split()[1]) * _PAGE_BYTES > self.limit
+        return True  # macOS has no /proc/self/statm.
+
+    def watch(self, arena: "weakref.ref[Arena]") -> None:
+        """Shrink the arena as soon as it is idle."""
+        self._grown.add(arena)
+        if not self._thread.is_alive():  # After a fork, the thread does not exist in the child process.
+            with self._starting:
+                if not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._follow, name="onnxserve-arenas", daemon=True)
+                    self._thread.start()
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(_KEEP_SECONDS / 4)
+            for reference in list(self._grown):
+                arena = reference()
+                if arena is None or arena.is_idle() or self.is_memory_short():
+                    # Discard the arena before it shrinks, so that a run that ends meanwhile adds the arena again.
+                    self._grown.discard(reference)
+                    if arena is not None:
+                        arena.shrink()
+                del arena  # Without the reference, a replaced version is freed during the next sleep.
+
+
+def limit_memory(limit: int | None, processes: int = 1) -> None:
+    """Set the maximum memory of this process. None means the machine's limit divided by the number of `processes`."""
+    _keeper.limit = (limit or memory_limit() // processes) // 2
+
+
+def memory_limit() -> int:
+    """Return the memory of the machine in bytes, or the smallest limit of a cgroup that contains this process."""
+    limits = [physical_memory()]
+    for folder in cgroup_folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # The files of cgroups 2 and cgroups 1.
+            with contextlib.suppress(OSError, ValueError):  # A file may be absent or contain "max".
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
+def physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+
+
+_keeper = _ArenaKeeper()
+
+
+def quiet_options() -> "ort.RunOptions":
+    """Return the options of a run that does not log. The exception contains the reason for a failure."""
+    options = import_onnxruntime().RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def describe_error(error: BaseException) -> str:
+    """Return ONNX Runtime's message in one line, without prefix codes and build paths. Our own errors are unchanged."""
+    if isinstance(error, OnnxserveError):
+        return error.message
+    text = one_line(str(error))
+    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    text = _CPP.sub("", text)
+    words = [word for word in text.split(" ") if not word.startswith("/")]
+    return " ".join(words)[:500]
+
+
+def check_device_libraries(module: ModuleType, placement: Placement) -> None:
+    """Load the libraries of the device. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
+    available, names = module.get_available_providers(), [name for name, _ in placement.providers]
+    if missing := next((name for name in names if name not in available), ""):
+        build = _BUILDS.get(missing, "")
+        remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'" if build else ""
+        raise DeviceUnavailable(
+            f"{placement} needs ONNX Runtime's {build or missing} build; this build has {', '.join(available)}{remedy}"
+        )
+    if "GPU" not in map(_BUILDS.get, names):
+        return
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        raise DeviceUnavailable(
+            f"{placement} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
+            "for a container, use docker run --gpus all"
+        ) from None
+    module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
+
+
+def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.SessionOptions":
+    options = module.SessionOptions()
+    options.intra_op_num_threads = intra_op_num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
+    return options
+
+
+def operators_of(session: "ort.InferenceSession", provider: str = "") -> set[str]:
+    """Return the operators that a session of `session_options` runs after optimization, on all or on one provider."""
+    parts = session.get_provider_graph_assignment_info()
+    return {node.op_type for part in parts if provider in ("", part.ep_name) for node in part.get_nodes()}

@@ -1,0 +1,267 @@
+"""The tokenizer of a text model: it converts a column of texts into the token arrays of the graph, before each run.
+
+The schema, the batcher and the capture of a text model only see texts. The `tokenizers` library (Rust) tokenizes as in
+training, without torch or transformers. Texts of similar length are computed together, because a run pads its texts to
+the longest text.
+
+A tokenizer that truncates would tokenize the complete text first. Therefore only the start of a long text is tokenized
+if the tokenizer is known to read a text word by word (`_reads_words`).
+"""
+
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InvalidArtifact,
+    NotInstalled,
+    SchemaMismatch,
+    pass_exit,
+)
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.artifact import TokenizerSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.values import short_repr
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+_MAX_CHARACTERS = 200_000
+"""The maximum number of characters of a text: they may take half a second and 90 MB."""
+_CHARACTERS_AT_ONCE = 20_000
+"""The number of characters that are tokenized between two looks at the clock, unless a single text is longer."""
+_CHARACTERS_PER_TOKEN = 8
+"""The length of the first start of a text that is tokenized. English has 4 to 5 characters per token."""
+_ADDS_SPACES = r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""The characters of Chinese, around which BertNormalizer adds spaces."""
+_BECOMES_SPACE = r"\u037a\ufc5e-\ufc63\ufe70-\ufe7e\uff9e\uff9f"
+"""The letters of which NFKD and StripAccents leave at most a space."""
+_END_OF_WORD = re.compile(rf"[^\W_{_ADDS_SPACES}{_BECOMES_SPACE}](?= [^\W_])")
+"""The place where a text may be cut: a single space between letters or digits, which nothing combines with.
+
+The excluded letters may end with a space after the normalizer, which the rest of the text could extend.
+"""
+_LOCAL_NORMALIZERS = {
+    "BertNormalizer",
+    "Lowercase",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Precompiled",
+    "Prepend",
+    "Strip",
+    "StripAccents",
+}
+_SPLIT_AT_SPACES = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
+_SPLIT_MORE = {"Digits", "Punctuation"}
+_RUN_TOKENS = 2**11
+"""The maximum number of tokens in one run, unless a single text is longer. Larger runs are not faster per token."""
+
+Run = Callable[..., list[Array]]
+"""A session's `run(output names, feeds, options)`."""
+
+_Tokens = tuple[list[int], list[int]]
+"""The ids and the type ids of a row's tokens. The type ids are empty if the graph does not read them."""
+
+
+@dataclass(slots=True)
+class TextBudget:
+    """The characters that a request may still have tokenized, and its deadline in `time.perf_counter()`."""
+
+    characters: int = sys.maxsize
+    deadline: float = math.inf
+
+    def spend(self, characters: int) -> None:
+        """Raise BodyTooLarge if the request has more characters than the server's limit."""
+        self.characters -= characters
+        if self.characters < 0:
+            raise BodyTooLarge(
+                "the texts of the request have too many characters to tokenize: send fewer or shorter texts (a larger "
+                "server.max_text_characters allows more)"
+            )
+
+    def check_deadline(self) -> None:
+        if time.perf_counter() >= self.deadline:
+            raise DeadlineExceeded("the request's deadline passed before all its texts were computed")
+
+
+class TextTokenizer:
+    """The tokenizer of a saved model. All threads may call it.
+
+    Raises NotInstalled if `tokenizers` is not installed, and InvalidArtifact if its file cannot be read.
+    """
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        try:
+            from tokenizers import Tokenizer  # Only text models need this library.
+        except ImportError:
+            raise NotInstalled(
+                "a text model needs tokenizers, which is not installed: pip install 'mlflow-onnxserve[text]'"
+            ) from None
+        try:
+            self._tokenizer = Tokenizer.from_file(str(spec.file))
+        except BaseException as error:  # noqa: BLE001 - the library raises the class Exception, and panics
+            pass_exit(error)
+            raise InvalidArtifact(f"{spec.file.name} cannot be read: {one_line(error, 300)}") from None
+        self._spec = spec
+        self._padding: dict[str, Any] = self._tokenizer.padding or {}
+        self._has_types = "token_type_ids" in spec.graph_inputs
+        self._tokenizer.no_padding()  # The lengths of the texts determine which texts are padded together.
+        truncation = self._tokenizer.truncation or {}
+        cuts = truncation.get("direction") == "right" and _reads_words(self._tokenizer)
+        self._truncated_length = truncation["max_length"] if cuts else 0
+
+    def feeds(self, texts: Sequence[str]) -> Feeds:
+        """Return the arrays [N, longest] int64 by graph input. Raises SchemaMismatch for a text that is refused."""
+        return self._pad(self._tokenize(texts, TextBudget()))
+
+    def feeding(self, run: Run) -> Run:
+        """Return a function like `run` whose only feed is texts [N]. It may compute several runs.
+
+        Its last argument is the `TextBudget` of the request. It raises the errors of this budget, and SchemaMismatch.
+        """
+
+        def run_texts(
+            names: Sequence[str], feeds: Feeds, options: object = None, budget: TextBudget | None = None
+        ) -> list[Array]:
+            (texts,) = feeds.values()
+            budget = budget or TextBudget()
+            rows = self._tokenize(texts.tolist(), budget)
+            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
+            parts, start = [], 0
+            while start < len(order):
+                budget.check_deadline()
+                end = start + max(_RUN_TOKENS // len(rows[order[start]][0]), 1)
+                parts.append(run(names, self._pad([rows[row] for row in order[start:end]]), options))
+                start = end
+            places = np.argsort(order)
+            return [np.concatenate(arrays)[places] for arrays in zip(*parts, strict=True)]
+
+        return run_texts
+
+    def _tokenize(self, texts: Sequence[str], budget: TextBudget) -> list[_Tokens]:
+        """Return each text's tokens. Raises SchemaMismatch for a text with too many characters or too many tokens, or
+        a text that the tokenizer cannot read, and the errors of the budget.
+        """
+        if len(longest := max(texts, key=len)) > _MAX_CHARACTERS:
+            reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
+            raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
+        prompted = [self._spec.prefix + text for text in texts]
+        tokens: dict[int, _Tokens] = {}
+        waiting = list(range(len(texts)))
+        size = self._truncated_length * _CHARACTERS_PER_TOKEN or sys.maxsize
+        while waiting:
+            starts = {row: _start_of(prompted[row], size) for row in waiting}
+            budget.spend(sum(map(len, starts.values())))
+            waiting = []
+            for group in _groups(starts):
+                budget.check_deadline()
+                for row, encoding in zip(group, self._encode(list(group.values())), strict=True):
+                    if len(encoding) < self._truncated_length and len(group[row]) < len(prompted[row]):
+                        waiting.append(row)  # The start of the text has too few tokens.
+                    else:
+                        tokens[row] = self._tokens_of(texts[row], encoding)
+            size *= 2
+        return [tokens[row] for row in range(len(texts))]
+
+    def _encode(self, texts: Sequence[str]) -> "Sequence[Encoding]":
+        try:
+            return self._tokenizer.encode_batch_fast(texts)  # The usual function also computes offsets.
+        except (TypeError, UnicodeError):
+            raise SchemaMismatch("a text is not valid Unicode: it contains half of a surrogate pair") from None
+        except BaseException as error:  # noqa: BLE001 - a regular expression of the tokenizer may panic
+            pass_exit(error)
+            if len(texts) > 1:  # Find the text.
+                return [self._encode([text])[0] for text in texts]
+            reason = f"cannot be tokenized: the tokenizer fails with {one_line(error, 200)}"
+            text = texts[0].removeprefix(self._spec.prefix)
+            raise SchemaMismatch(f"the text {short_repr(text)} {reason}") from None
+
+    def _tokens_of(self, text: str, encoding: "Encoding") -> _Tokens:
+        most = self._spec.max_length
+        if not 0 < len(encoding) <= most:
+            remedy = ": shorten it, or wrap with truncation=True" if len(encoding) else ""
+            reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}{remedy}"
+            raise SchemaMismatch(f"the text {short_repr(text)} {reason}")
+        return encoding.ids, encoding.type_ids if self._has_types else []
+
+    def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
+        padding, longest = self._padding, max(len(ids) for ids, _ in rows)
+        pads = {"input_ids": padding.get("pad_id", 0), "token_type_ids": padding.get("pad_type_id", 0)}
+        feeds = {name: np.full((len(rows), longest), pads.get(name, 0)) for name in self._spec.graph_inputs}
+        for index, (ids, types) in enumerate(rows):
+            part = slice(longest - len(ids), None) if padding.get("direction") == "left" else slice(len(ids))
+            for name, array in feeds.items():
+                array[index, part] = {"input_ids": ids, "token_type_ids": types}.get(name, 1)
+        return feeds
+
+
+def _start_of(text: str, size: int) -> str:
+    """Return the text up to the first end of a word at `size` or more characters; if there is none, the whole text."""
+    end = _END_OF_WORD.search(text, size) if len(text) > size else None
+    return text if end is None else text[: end.end()]
+
+
+def _groups(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
+    """Yield the texts in groups that are tokenized at once: their objects are large, and take a noticeable time."""
+    group: dict[int, str] = {}
+    characters = 0
+    for row, text in texts.items():
+        characters += len(text)
+        if group and characters > _CHARACTERS_AT_ONCE:
+            yield group
+            group = {}
+            characters = len(text)
+        group[row] = text
+    yield group
+
+
+def _reads_words(tokenizer: "Tokenizer") -> bool:
+    """Return True if the tokens of a text begin with the tokens of its start, for a start that `_start_of` returns.
+
+    Then every part of the tokenizer is local: normalizers do not look beyond a space between two letters, the text is
+    split at this space before the model sees it, and no added token contains a space.
+    """
+    normalizers = _parts(tokenizer.normalizer, "normalizers")
+    splitters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
+    # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
+    first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
+    if first["type"] not in _SPLIT_AT_SPACES or not (first.get("use_regex", True) and first.get("split", True)):
+        return False
+    if not {part["type"] for part in splitters} <= _SPLIT_AT_SPACES | _SPLIT_MORE:
+        return False
+    if not all(part["type"] in _LOCAL_NORMALIZERS or _replaces_within_words(part) for part in normalizers):
+        return False
+    for token in tokenizer.get_added_tokens_decoder().values():
+        content = token.content
+        if token.normalized and tokenizer.normalizer is not None:
+            content += tokenizer.normalizer.normalize_str(content)
+        if any(character.isspace() for character in content):
+            return False
+    return True
+
+
+def _replaces_within_words(normalizer: Mapping[str, Any]) -> bool:
+    pattern = normalizer.get("pattern", {})
+    # XLM-R joins several spaces. The text is cut at a single space.
+    return pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
+
+
+def _parts(component: Any, sequence: str) -> list[dict[str, Any]]:
+    """Return the parts of a normalizer or pre-tokenizer as in the tokenizer's file; several parts form a Sequence."""
+    if component is None:
+        return []
+    described: dict[str, Any] = orjson.loads(component.__getstate__())
+    parts = described.get(sequence, [described])
+    return [part for outer in parts for part in outer.get(sequence, [outer])]

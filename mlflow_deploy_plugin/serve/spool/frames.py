@@ -1,0 +1,135 @@
+"""The segment files of the spool, and the frames in a segment.
+
+A segment `spool/<uuid>.seg` is a sequence of frames. A frame consists of magic bytes, the length of the payload, its
+CRC32, and the payload. The first byte of a payload is its kind:
+
+| kind | the rest of the payload |
+|---|---|
+| model | JSON that binds a version's arrays to its signature (`captured_model.py`) |
+| layout | the offset of its model frame, and JSON that describes its requests (`codec.py`) |
+| request | the offset of its layout frame, followed by ids, times and arrays in their memory format |
+| feedback | labels of earlier predictions (`codec.py`) |
+
+A worker has an flock on its open segment, which the kernel releases when the worker ends (`is_released`). A reader
+stops at an incomplete last frame.
+"""
+
+import contextlib
+import fcntl
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+
+SUFFIX = ".seg"
+SHIPPED = ".shipped"
+"""The suffix of a file next to a segment. The file contains the number of the segment's bytes in the inference log."""
+
+FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
+REFERRING = struct.Struct("<cI")  # kind, offset of the referenced frame
+MAGIC = b"OXS4"
+MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
+
+
+def segments(spool: Path) -> list[Path]:
+    """Return the segments in the spool, oldest first."""
+    by_time: list[tuple[int, Path]] = []
+    for path in spool.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # The agent may just have removed the segment.
+            by_time.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(by_time)]
+
+
+def spool_bytes(spool: Path) -> int:
+    """Return the size of all files in the spool, both shipped and unshipped; 0 if there is no spool."""
+    size = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # The agent may just have removed the file.
+                size += entry.stat().st_size
+    return size
+
+
+def shipped_bytes(segment: Path) -> int:
+    """Return the number of the segment's bytes that are in the inference log, as recorded by the agent."""
+    try:
+        return int(segment.with_suffix(SHIPPED).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def is_released(segment: Path) -> bool:
+    """Return True if the segment cannot grow any more: its worker has closed it or has ended."""
+    with segment.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def payload_at(content: bytes, offset: int) -> memoryview | None:
+    """Return the payload of the frame at `offset`, or None if the frame is incomplete or damaged."""
+    if offset + FRAME.size > len(content):
+        return None
+    magic, length, checksum = FRAME.unpack_from(content, offset)
+    payload = memoryview(content)[offset + FRAME.size : offset + FRAME.size + length]
+    if magic != MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+        return None
+    return payload
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The offsets of the complete frames of a segment.
+
+    Attributes:
+        requests, feedback: [N] int64, ascending.
+        end: the end of the last complete frame.
+        lost_bytes: the number of bytes between complete frames that do not belong to a frame.
+        malformed: the number of frames that are too short for their kind.
+    """
+
+    requests: Array
+    feedback: Array
+    end: int
+    lost_bytes: int
+    malformed: int
+
+
+def find_frames(content: bytes, min_request_bytes: int) -> Frames:
+    """Find the frames of a segment. The payload of a request has at least `min_request_bytes`.
+
+    An incomplete last frame is still being written, or its worker crashed. An earlier incomplete frame is skipped.
+    """
+    begins, lengths = [], []
+    lost_bytes = offset = 0
+    unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
+    while offset + size <= len(content):
+        magic, length, checksum = unpack(content, offset)
+        stop = offset + size + length
+        # Copying a slice is faster than a view.
+        if magic == MAGIC and stop <= len(content) and checksum_of(content[offset + size : stop]) == checksum:
+            begins.append(offset)
+            lengths.append(length)
+            offset = stop
+            continue
+        following = content.find(MAGIC, offset + 1)
+        while following >= 0 and payload_at(content, following) is None:
+            following = content.find(MAGIC, following + 1)
+        if following < 0:
+            break
+        lost_bytes += following - offset
+        offset = following
+    starts, sizes = np.array(begins, dtype=np.int64), np.array(lengths, dtype=np.int64)
+    kinds = np.zeros(len(starts), dtype=np.uint8)
+    kinds[sizes > 0] = np.frombuffer(content, np.uint8)[starts[sizes > 0] + size]
+    is_request = kinds == ord(REQUEST_KIND)
+    is_short = (sizes == 0) | (is_request & (sizes < min_request_bytes))
+    feedback = starts[kinds == ord(FEEDBACK_KIND)]
+    return Frames(starts[is_request & ~is_short], feedback, offset, lost_bytes, int(is_short.sum()))

@@ -1,0 +1,263 @@
+"""The reader of the spool. It reads requests in batches, without a Python object per request.
+
+numpy reads each field of all requests of a layout in one call: a million requests of 30 floats take one second instead
+of fifteen (benchmarks/RESULTS.md). A test compares this reader with the simple reader in tests/support/spool.py.
+"""
+
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.serve.spool.codec import FeedbackFrame, Layout, decode_feedback, decode_layout
+from mlflow_deploy_plugin.serve.spool.frames import FEEDBACK_KIND, FRAME, MAGIC, Frames, find_frames, payload_at
+
+_HEAD = np.dtype(
+    [
+        ("kind", "S1"),
+        ("layout", "<u4"),
+        ("rows", "<u4"),
+        ("event_time", "<i8"),
+        ("received_time", "<i8"),
+        ("latency", "<u4"),
+        ("status", "<u2"),
+        ("request_length", "<u2"),
+        ("prediction_length", "<u2"),
+    ]
+)
+"""The first bytes of a request's payload: `REFERRING`, followed by the head that `codec.RequestEncoder` writes."""
+_MICROSECONDS_AN_HOUR = 3600 * 1_000_000
+_READS = 3
+"""The number of attempts to read a segment that looks damaged."""
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""The errors that decoding a complete but malformed frame raises."""
+
+
+@dataclass(frozen=True, eq=False)
+class Utf8Array:
+    """N strings in Arrow's format: the UTF-8 bytes of all strings, and the int32 offsets of their bounds, [N + 1]."""
+
+    content: Array
+    bounds: Array
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedBatch:
+    """N requests of one layout, with `rows` rows each and event times in the same hour; oldest first.
+
+    Attributes:
+        hour: hours since 1970 (UTC).
+        offsets: [N] int64; together with the segment's name, they identify duplicates.
+        event_times / received_times: [N] int64, microseconds since 1970 (UTC).
+        latencies: [N] int64, microseconds.
+        statuses: [N] int16, HTTP status codes.
+        is_shadow: True if the outputs were not sent.
+        is_failed: True if the requests got no predictions; their outputs are texts with the reasons.
+        feeds / outputs: arrays by ONNX input and output, [N * rows, …]; only outputs with one entry per row.
+        masked: the hashes by column, [N * rows].
+    """
+
+    model: CapturedModel
+    endpoint: str
+    variant: str
+    is_shadow: bool
+    is_failed: bool
+    hour: int
+    rows: int
+    offsets: Array
+    event_times: Array
+    received_times: Array
+    latencies: Array
+    statuses: Array
+    request_ids: Utf8Array
+    prediction_ids: Utf8Array
+    feeds: dict[str, Array]
+    outputs: dict[str, Array]
+    masked: dict[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedSegment:
+    """The content of a segment from an offset to its end.
+
+    Attributes:
+        batches: one batch per layout, number of rows and hour.
+        end: the offset at which the next read continues.
+        lost_bytes: the number of bytes between complete frames that do not belong to a frame.
+        malformed: the number of complete frames that cannot be decoded.
+    """
+
+    batches: list[CapturedBatch]
+    feedback: list[FeedbackFrame]
+    end: int
+    lost_bytes: int = 0
+    malformed: int = 0
+
+
+def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
+    """Read the complete frames of a segment. Raises OSError if the segment cannot be read."""
+    with segment.open("rb") as file:
+        content, frames = _read_frames(file, start)
+        feedback = []
+        for begin in frames.feedback.tolist():
+            payload = begin + FRAME.size
+            stop = payload + FRAME.unpack_from(content, begin)[1]
+            with suppress(*_MALFORMED):
+                feedback.append(decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
+        malformed = frames.malformed + len(frames.feedback) - len(feedback)
+        requests, heads = frames.requests, _gather(content, frames.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
+        hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
+        models: dict[int, CapturedModel] = {}
+        layouts: dict[int, tuple[CapturedModel, Layout]] = {}
+
+        def payload_of(offset: int) -> memoryview | None:
+            """Return the payload of a frame, which may be located before `start`."""
+            file.seek(offset)
+            head = file.read(FRAME.size)
+            return payload_at(head + file.read(FRAME.unpack(head)[1]), 0)
+
+        def batch_of(group: Array) -> CapturedBatch:
+            offset = int(heads["layout"][group[0]])
+            if offset not in layouts:
+                layouts[offset] = decode_layout(payload_of, offset, models)
+            return _decode_batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
+
+        batches: list[CapturedBatch] = []
+        for group in _group_by(heads["layout"], heads["rows"], hours):
+            malformed += _append_batch(batches, batch_of, group)
+    batches.sort(key=lambda batch: int(batch.offsets[0]))
+    return CapturedSegment(batches, feedback, start + frames.end, frames.lost_bytes, malformed)
+
+
+def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
+    """Return the requests in about the last `most_bytes` of a segment, oldest first. Raises as `read_batches`."""
+    content, start = segment.read_bytes(), 0
+    while len(content) - start > most_bytes:  # A caller's values may look like a frame: follow the frames' lengths.
+        following = start + FRAME.size + FRAME.unpack_from(content, start)[1]
+        if not content.startswith(MAGIC, following):
+            break  # The frame at `start` is the last complete frame.
+        start = following
+    return read_batches(segment, start).batches
+
+
+def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
+    """Return the segment's bytes from `start` on, and the frames in these bytes.
+
+    On a full disk, a worker replaces a half-written frame. A mix of the old and new frame looks damaged, so read again.
+    """
+    for _ in range(_READS):
+        file.seek(start)
+        content = file.read()
+        frames = find_frames(content, _HEAD.itemsize)
+        if not frames.lost_bytes:
+            break
+    return content, frames
+
+
+def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
+    """Append the batch of a group of requests, except malformed requests. Return the number of malformed requests."""
+    try:
+        batches.append(batch_of(group))
+    except _MALFORMED:
+        if len(group) == 1:
+            return 1
+        return sum(_append_batch(batches, batch_of, half) for half in np.array_split(group, 2))
+    return 0
+
+
+def _group_by(*keys: Array) -> list[Array]:
+    """Return, for each combination of the keys' values, the ascending positions that have this combination."""
+    if not len(keys[0]):
+        return []
+    order = np.lexsort(keys)
+    is_new = np.zeros(len(order) - 1, dtype=bool)
+    for key in keys:
+        ordered = key[order]
+        is_new |= ordered[1:] != ordered[:-1]
+    return np.split(order, np.flatnonzero(is_new) + 1)
+
+
+def _decode_batch(
+    content: bytes, begins: Array, heads: Array, hour: int, start: int, model: CapturedModel, layout: Layout
+) -> CapturedBatch:
+    rows = int(heads["rows"][0])
+    position = begins + (FRAME.size + _HEAD.itemsize)
+    ids = []
+    for name in ("request_length", "prediction_length"):
+        lengths = heads[name].astype(np.int64)
+        bounds = np.zeros(len(position) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=bounds[1:])
+        if (lengths == lengths[0]).all():
+            texts = _gather(content, position, int(lengths[0]))
+        else:
+            texts = np.frombuffer(b"".join(_pieces(content, position, lengths)), np.uint8)
+        ids.append(Utf8Array(texts, bounds))
+        position = position + lengths
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
+    for side, arrays in sides.items():
+        for name, dtype, inner in layout.get(side, ()):
+            shape = (len(begins) * rows, *inner)
+            if dtype == "str":
+                lengths = _gather(content, position, 4).view("<u4").astype(np.int64)
+                arrays[name] = _decode_strings(content, position + 4, lengths, 1 + len(inner)).reshape(shape)
+                position = position + 4 + lengths
+            else:
+                length = rows * prod(inner) * np.dtype(dtype).itemsize
+                arrays[name] = _gather(content, position, length).view(dtype).reshape(shape)
+                position = position + length
+    return CapturedBatch(
+        model,
+        layout["endpoint"],
+        layout["variant"],
+        layout["shadow"],
+        layout["failed"],
+        hour,
+        rows,
+        begins + start,
+        np.ascontiguousarray(heads["event_time"]),
+        np.ascontiguousarray(heads["received_time"]),
+        heads["latency"].astype(np.int64),
+        heads["status"].astype(np.int16),
+        ids[0],
+        ids[1],
+        sides["feeds"],
+        sides["outputs"],
+        sides["masked"],
+    )
+
+
+def _gather(content: bytes, begins: Array, length: int) -> Array:
+    """Return `length` bytes from each position, [N * length] uint8. numpy copies them without an index per byte."""
+    if not length or not len(begins):
+        return np.empty(0, dtype=np.uint8)
+    if begins[-1] + length > len(content):
+        raise ValueError("an array ends beyond its frame")
+    stretches: Array = np.ndarray((len(content) - length + 1,), f"V{length}", content, strides=(1,))
+    return stretches[begins].view(np.uint8)
+
+
+def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
+    """Return an array of the strings in JSON lists with nesting depth `depth`. Equal lists are parsed once."""
+
+    def parse(piece: bytes) -> list[str]:
+        values: list[Any] = orjson.loads(piece)
+        for _ in range(depth - 1):
+            values = list(chain.from_iterable(values))
+        return values
+
+    pieces = _pieces(content, begins, lengths)
+    parsed = {piece: parse(piece) for piece in set(pieces)}
+    return np.array(list(chain.from_iterable([parsed[piece] for piece in pieces])), dtype=object)
+
+
+def _pieces(content: bytes, begins: Array, lengths: Array) -> list[bytes]:
+    return [content[begin:stop] for begin, stop in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]

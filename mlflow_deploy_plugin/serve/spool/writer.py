@@ -1,0 +1,173 @@
+"""The spool's writer: each worker appends the requests that it has answered to a segment file (`frames.py`)."""
+
+import fcntl
+import logging
+import os
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_deploy_plugin.serve.runtime.feeds import NarrowedFeeds
+from mlflow_deploy_plugin.serve.spool.captured_model import (
+    MASK_KEY,
+    CapturedModel,
+    ColumnMask,
+    NamedArrays,
+    encode_model,
+)
+from mlflow_deploy_plugin.serve.spool.codec import (
+    EncodingPlan,
+    Feedback,
+    RequestEncoder,
+    RequestRecord,
+    encode_feedback,
+)
+from mlflow_deploy_plugin.serve.spool.frames import (
+    FEEDBACK_KIND,
+    FRAME,
+    LAYOUT_KIND,
+    MAGIC,
+    MODEL_KIND,
+    REFERRING,
+    REQUEST_KIND,
+    SUFFIX,
+    spool_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_SEGMENT_BYTES = 16 * 1024 * 1024
+"""The size at which a segment is closed and a new segment is started. A single request may be larger."""
+
+_LOG_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(eq=False)
+class CaptureWriter:
+    """Appends to this worker's segment. A request that cannot be written is only logged, and its response succeeds.
+
+    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If the spool is full, requests are
+    not captured until the agent has shipped data. The limit is checked once per second, so the spool may exceed it.
+    """
+
+    spool: Path
+    clock: Callable[[], float] = time.monotonic
+    max_bytes: int = 1024**3
+
+    def __post_init__(self) -> None:
+        self._is_full = False
+        self._look_at = float("-inf")
+        self._lock = threading.Lock()
+        self._file = -1
+        self._size = 0
+        self._segment = 0  # the number of the open segment
+        self._models: dict[CapturedModel, int] = {}
+        self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
+        self._mask = ColumnMask(self.spool.parent / MASK_KEY)
+        self._encoder = RequestEncoder(self._mask)
+        self._quiet_until = float("-inf")
+
+    def write(
+        self, record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
+    ) -> tuple[int, int, bool]:
+        """Append the first `max_rows` rows of a request as they were sent. A failed request becomes a row of texts.
+
+        Return the number of rows of the request, the number of rows to capture, and True if these rows were written.
+        """
+        if isinstance(feeds, NarrowedFeeds):
+            feeds = feeds.sent
+        try:
+            plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
+            with self._lock:
+                self._append(plan, pieces)
+        except Exception as error:  # A failed capture must not prevent the correct response.
+            if (now := self.clock()) >= self._quiet_until:
+                self._quiet_until = now + _LOG_SECONDS
+                logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))
+            rows = model.schema.count_rows(feeds)
+            return rows, min(rows, max_rows), False
+        return plan.rows, plan.kept_rows, True
+
+    def write_feedback(
+        self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
+    ) -> None:
+        """Append labels that were received at `received_time` (µs since 1970). Key columns in `mask` are hashed.
+
+        Raises OSError if the spool or the disk is full, and InvalidConfig if there is no valid key for the hashes.
+        """
+        if mask:
+            names = frozenset(mask)
+            entries = [row._replace(key=self._mask.hash_values(row.key, names)) if row.key else row for row in entries]
+        payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
+        with self._lock:
+            self._make_room(len(payload))
+            self._write_frame(payload)
+
+    def close(self) -> None:
+        """Release the segment. The next write starts a new segment."""
+        with self._lock:
+            self._close()
+
+    def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # Far from the limit, the size of the request is not needed.
+        if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
+            self._make_room(sum(map(len, pieces)))
+        if plan.segment != self._segment:
+            model, layout = plan.model, plan.layout
+            if (offset := self._layouts.get((model, layout))) is None:
+                if model not in self._models:
+                    self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
+                offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
+                self._layouts[model, layout] = offset
+            plan.segment, plan.reference = self._segment, REFERRING.pack(REQUEST_KIND, offset)
+        self._write_frame(b"".join((plan.reference, *pieces)))
+
+    def _make_room(self, size: int) -> None:
+        """Open a segment with space for `size` bytes if needed. Raises OSError if the spool or the disk is full."""
+        if (now := self.clock()) >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._is_full = spool_bytes(self.spool) >= self.max_bytes
+        if self._is_full:
+            self._close()  # Unlock the segment, so that the agent can remove it.
+            raise OSError(f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent ships it")
+        if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
+            self._close()
+            self.spool.mkdir(parents=True, exist_ok=True)
+            name = uuid.uuid4().hex
+            temporary = self.spool / f".{name}"
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            try:  # Rename the segment after it is locked, so that no reader takes the segment for abandoned.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.rename(temporary, self.spool / (name + SUFFIX))
+            except OSError:
+                os.close(file)
+                temporary.unlink(missing_ok=True)
+                raise
+            self._file, self._size = file, 0
+            self._segment += 1
+
+    def _write_frame(self, payload: bytes) -> int:
+        """Append a frame in one write, and return its offset. A partial frame is removed."""
+        offset = self._size
+        frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
+        try:
+            written = os.write(self._file, frame)
+            if written != len(frame):
+                raise OSError("no space left for the complete frame")
+        except OSError:
+            os.ftruncate(self._file, offset)
+            raise
+        self._size += len(frame)
+        return offset
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._size = -1, 0
+        self._models.clear()
+        self._layouts.clear()

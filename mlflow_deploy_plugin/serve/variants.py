@@ -1,0 +1,169 @@
+"""The variants of the served endpoints as immutable values, and the selection of the variant that answers a request."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, StickySpec
+from mlflow_deploy_plugin.serve.runtime.batcher import Batcher
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, sent_arrays
+from mlflow_deploy_plugin.serve.runtime.model import Predictor
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedVersion:
+    """A version in memory. With `eq=False`, two loads of the same version are not equal.
+
+    Attributes:
+        batcher: combines requests into batches; None if each request is run separately.
+        is_deterministic: True if the graph always computes the same outputs from the same feeds.
+    """
+
+    model: str
+    version: str
+    folder: Path
+    predictor: Predictor
+    captured: CapturedModel
+    batcher: Batcher | None = None
+    is_deterministic: bool = False
+
+    @cached_property
+    def identity(self) -> tuple[str, ...]:
+        """The model, version, ids and file digests (or the folder), which are unique to this version."""
+        artifact = self.predictor.artifact
+        files = artifact.digests.values() or [str(self.folder)]
+        return self.model, self.version, artifact.model_id, artifact.run_id, *files
+
+
+@dataclass(frozen=True)
+class ServedVariant:
+    """A variant that answers requests with a loaded version, which other variants may share.
+
+    Attributes:
+        shadows: the endpoint's shadows with another version; each receives a copy of every request.
+        key: the input column whose value selects the answering variant; None without such a column.
+        has_others: True if the endpoint has other variants, so that responses contain the variant's name.
+    """
+
+    endpoint: str
+    name: str
+    weight: int
+    shadow: bool
+    loaded: LoadedVersion
+    capture: CaptureSpec
+    captured: CapturedModel
+    aspects: Mapping[str, str] = field(default_factory=dict)
+    shadows: "tuple[ServedVariant, ...]" = ()
+    key: str | None = None
+    has_others: bool = False
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema of the variant's model, extended by the columns of `capture.keys`."""
+        return with_keys(self.loaded.predictor.schema, self.capture.keys)
+
+    @cached_property
+    def labels(self) -> tuple[str, str, str, str]:
+        """The values of the metric labels `metric_files.OF_VARIANT`: endpoint, variant, model and version."""
+        return self.endpoint, self.name, self.loaded.model, self.loaded.version
+
+
+@dataclass(frozen=True)
+class ServedEndpoint:
+    """The variants of an endpoint in memory, the answering variants, and the setting for sticky variants."""
+
+    variants: Mapping[str, ServedVariant]
+    answering: tuple[ServedVariant, ...]
+    sticky: StickySpec | None = None
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
+
+
+def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
+    """Return the endpoint of these variants. Each variant receives a reference to the shadows."""
+    shadows = [variant for variant in variants.values() if variant.shadow]
+    if len(answering_variants(variants.values())) < 2:
+        sticky = None
+    if len(variants) > 1:
+        variants = {
+            name: replace(
+                variant,
+                shadows=tuple(shadow for shadow in shadows if shadow.loaded is not variant.loaded),
+                key=sticky.key if sticky else None,
+                has_others=True,
+            )
+            for name, variant in variants.items()
+        }
+    return ServedEndpoint(variants, answering_variants(variants.values()), sticky)
+
+
+ServedTable = Mapping[str, ServedEndpoint]
+"""The endpoints by name; the first endpoint is the default."""
+
+
+def answering_variants(variants: Iterable[ServedVariant]) -> tuple[ServedVariant, ...]:
+    """Return the variants that may answer: their weight is positive, and they are not shadows."""
+    return tuple(variant for variant in variants if variant.weight > 0 and not variant.shadow)
+
+
+def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVariant:
+    """Return the variant whose share of the weights contains `draw`, a number in [0, 1)."""
+    if len(variants) == 1:
+        return variants[0]
+    mark = draw * sum(variant.weight for variant in variants)
+    for variant in variants:
+        mark -= variant.weight
+        if mark < 0:
+            return variant
+    return variants[-1]
+
+
+def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
+    """Return the variant of `key`, the same in all workers and after a restart; weights set the shares of keys.
+
+    Weighted rendezvous hashing: a hash of endpoint, variant and key gives an exponential number with the weight as its
+    rate, and the smallest number wins. A variant whose weight grows only gains keys. No stateless method moves fewer
+    keys (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
+    """
+    if len(variants) == 1:
+        return variants[0]
+
+    def waiting_time(variant: ServedVariant) -> float:
+        text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
+        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # 53 bits, a float's precision
+        return -math.log((number + 0.5) / 2**53) / variant.weight
+
+    return min(variants, key=waiting_time)
+
+
+def has_sticky_column(schema: Schema, column: str) -> bool:
+    return any(column in (entry.columns or (entry.name,)) for entry in schema.inputs)
+
+
+def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
+    """Return the first row's value of a column (of a tensor, its first number) as text; None if the value is missing.
+
+    Whole numbers and booleans have the same text in all types, so that clients keep their variant across versions.
+    """
+    arrays = sent_arrays(feeds)
+    for entry in schema.sent_inputs:
+        array = arrays.get(entry.name)
+        if array is not None and array.size and column in (entry.columns or (entry.name,)):
+            index = entry.columns.index(column) if entry.columns else 0
+            value = array.reshape(len(array) if array.ndim else 1, -1)[0, index]
+            value = value.item() if isinstance(value, np.generic) else value
+            if value is None or value != value or value == entry.missing:
+                return None
+            is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+            return str(int(value)) if is_whole else str(value)
+    return None

@@ -1,5 +1,0 @@
-"""The servers that the tests of each protocol use."""
-
-from tests.server.conftest import bias_folders as bias_folders
-from tests.server.conftest import model_folders as model_folders
-from tests.server.conftest import serve_here as serve_here

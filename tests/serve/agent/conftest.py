@@ -1,0 +1,45 @@
+"""MLmodel folders of MLflow's onnx flavor, a case for the follower, and a spool for the shipper."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.clocks import Clock
+from tests.support.fake_registry import Case, World
+from tests.support.models import write_model
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Path]:
+    return lambda folder, model_id="m-1": write_model(folder, model_id=model_id)
+
+
+@pytest.fixture
+def case(tmp_path: Path, make_model: Callable[..., Path]) -> Case:
+    (tmp_path / "state").mkdir()
+    return Case(tmp_path / "state", World(make_model, tmp_path / "versions"))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[CaptureWriter]:
+    writer = CaptureWriter(tmp_path / "spool")
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def shipper(tmp_path: Path) -> Shipper:
+    return Shipper(tmp_path / "spool", str(tmp_path / "log"))
+
+
+@pytest.fixture
+def clock() -> Clock[float]:
+    return Clock(0.0)
+
+
+@pytest.fixture
+def patient(tmp_path: Path, clock: Clock[float]) -> Shipper:
+    return Shipper(tmp_path / "spool", str(tmp_path / "log"), clock)

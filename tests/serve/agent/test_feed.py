@@ -1,0 +1,296 @@
+"""The thread of the agent that follows the change feed, with a real server that is killed, frozen and replaced."""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.registry import change_feed
+from mlflow_deploy_plugin.serve.agent import feed as feeds
+from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
+from tests.support.tracking import tracking_at
+from tests.support.waiting import answers, free_port, wait_until
+
+CHAMPION = "models:/X@champion"
+SCALE = Path(__file__).parents[3] / "docs" / "scale.md"
+PASSES = ("proxy", "fastcgi", "uwsgi", "scgi")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("feed")
+    server = MlflowServer(folder, app="onnxserve")
+    server.variables = {
+        "ONNXSERVE_HOME": str(folder / "home"),
+        "MLFLOW_TRACKING_URI": "",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{server.host}:*",  # A balancer passes its own address.
+    }
+    try:
+        server.start()
+        client = MlflowClient(server.url)
+        client.create_registered_model("X")
+        run = client.create_run("0").info.run_id
+        for _ in range(2):
+            client.create_model_version("X", f"runs:/{run}/model", run)
+        client.set_registered_model_alias("X", "champion", "1")
+        with tracking_at(server.url):
+            yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def feed() -> Iterator[FeedFollower]:
+    stop = threading.Event()
+    feed = FeedFollower(stop)
+    feed.uris = frozenset({CHAMPION})
+    feed.start()
+    yield feed
+    stop.set()
+
+
+def move(server: MlflowServer, version: str) -> None:
+    MlflowClient(server.url).set_registered_model_alias("X", "champion", version)
+
+
+def wait_for(feed: FeedFollower, version: str, seconds: float = 30) -> None:
+    arrived: list[str] = []
+
+    def has_arrived() -> bool:
+        arrived.extend(resolved.version for resolved in feed.take().values() if resolved is not None)
+        return arrived[-1:] == [version]
+
+    wait_until(has_arrived, seconds, f"version {version} arrives")
+
+
+@pytest.mark.long
+def test_changes_arrive_while_the_server_is_killed_and_restarted(server: MlflowServer, feed: FeedFollower) -> None:
+    move(server, "1")
+    wait_for(feed, "1")
+    assert feed.covered == {CHAMPION}
+
+    server.kill()
+    wait_until(lambda: not feed.covered, 10, "the cut is noticed")
+    database = f"sqlite:///{server.folder}/mlflow.db"
+    MlflowClient(tracking_uri=database, registry_uri=database).set_registered_model_alias("X", "champion", "2")
+    server.start()
+
+    wait_for(feed, "2", 60)
+    assert feed.covered == {CHAMPION}
+
+
+@pytest.mark.long
+def test_a_server_that_hangs_is_noticed(
+    server: MlflowServer, feed: FeedFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen process keeps its connections open, like a proxy that hangs."""
+    monkeypatch.setattr(change_feed, "_SILENCE_SECONDS", 6.0)
+    move(server, "1")
+    wait_for(feed, "1")
+    feed.uris = frozenset({CHAMPION, "models:/X/Production"})  # The stream is opened again, with the short timeout.
+    wait_until(lambda: len(feed.covered) == 2, 20, "the new URIs are covered")
+
+    assert server.process is not None
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    wait_until(lambda: not feed.covered, 20, "the silence is noticed")
+    os.killpg(server.process.pid, signal.SIGCONT)
+    move(server, "2")
+    wait_for(feed, "2")
+
+
+@contextmanager
+def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
+    """Yield the address of a balancer that passes the first `hanging` connections to a replica that never answers."""
+    with socket.create_server((server.host, 0)) as listener, ExitStack() as opened:
+
+        def accept() -> None:
+            for number in itertools.count():
+                try:
+                    client = opened.enter_context(listener.accept()[0])
+                except OSError:
+                    return
+                if number >= hanging:
+                    replica = opened.enter_context(socket.create_connection((server.host, server.port)))
+                    for source, target in ((client, replica), (replica, client)):
+                        threading.Thread(target=pass_on, args=(source, target), daemon=True).start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield f"http://{server.host}:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+
+
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65_536):
+            target.sendall(data)
+
+
+@pytest.mark.long
+def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
+    server: MlflowServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_feed, "_HEAD_SECONDS", 1.0)
+    move(server, "1")
+    before = time.monotonic()
+    with replicas(server, hanging=3) as address, tracking_at(address):
+        feed = request.getfixturevalue("feed")
+        wait_for(feed, "1")
+        assert time.monotonic() - before < change_feed._SILENCE_SECONDS
+        arrived = feed.messages
+        wait_until(lambda: feed.messages > arrived, 30, "a comment arrives")
+        assert feed.covered == {CHAMPION}  # The pause between two comments is longer than the limit for the head.
+
+
+@pytest.fixture
+def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[socket.socket]]]:
+    """Debian's nginx with the lines of docs/scale.md: `mlflow-a` hangs, and `mlflow-b` is the server."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed")
+    lines = next(re.finditer(r"```nginx\n(.*?)```", SCALE.read_text(), re.DOTALL))[1]
+    accepted: list[socket.socket] = []
+    with socket.create_server((server.host, 0)) as hanging:
+        port = free_port(server.host)
+        addresses = {
+            "mlflow-a:5000": f"{server.host}:{hanging.getsockname()[1]}",
+            "mlflow-b:5000": f"{server.host}:{server.port}",
+            "listen 5443": f"listen {server.host}:{port}",
+        }
+        for name, address in addresses.items():
+            assert name in lines
+            lines = lines.replace(name, address)
+        folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", *PASSES))
+        file = tmp_path / "nginx.conf"
+        file.write_text(
+            f"daemon off; worker_processes 1; pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
+            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n"
+        )
+        process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(file)])
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    accepted.append(hanging.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            url = f"http://{server.host}:{port}"
+            wait_until(lambda: answers(f"{url}/health"), 30, "nginx answers")
+            yield url, accepted
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+            hanging.shutdown(socket.SHUT_RDWR)
+            for connection in accepted:
+                connection.close()
+
+
+@pytest.mark.long
+def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
+    server: MlflowServer, nginx: tuple[str, list[socket.socket]]
+) -> None:
+    url, asked = nginx
+    before = len(asked)
+    move(server, "1")
+    with tracking_at(url):
+        for _ in range(2):  # nginx takes the replicas in turn, so one of the requests is for the one that hangs.
+            with closing(change_feed.read_changes([CHAMPION])) as events:
+                (resolved,) = next(selected for selected in events if selected).values()
+                assert resolved is not None
+                assert resolved.version == "1"
+        assert len(asked) == before + 1
+
+
+@pytest.mark.long
+def test_a_server_without_the_app_or_with_a_strange_proxy_is_polled(
+    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(feeds, "_WITHOUT_FEED_SECONDS", 1.0)
+    with proxy_to(server.host, server.port) as proxy, tracking_at(proxy.url):
+        stop = threading.Event()
+        feed = FeedFollower(stop)
+        feed.uris = frozenset({CHAMPION})
+        for status, body in ((404, "no page"), (200, "<html>login</html>"), (502, "bad gateway")):
+            proxy.turn(body, where="/onnxserve/changes", status=status)
+            if not feed.is_alive():
+                feed.start()
+            proxy.asked.clear()
+            wait_until(lambda: len(proxy.asked) >= 2, 20, f"the status {status} is tolerated")
+            assert not feed.covered
+        stop.set()
+    assert "502" in caplog.text
+
+
+def test_a_registry_in_a_file_has_no_feed(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+        feed = FeedFollower(stop)
+        feed.uris = frozenset({CHAMPION})
+        feed.start()
+        feed.join(0.5)
+        assert (feed.is_alive(), feed.covered) == (True, frozenset())
+        stop.set()
+        feed.join(10)
+
+
+@contextmanager
+def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
+    """A server that ends each stream after an event, or answers with the last of `statuses` after them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses[0] if len(statuses) == 1 else statuses.pop(0))
+            self.send_header("Content-Type", "text/event-stream" if len(statuses) > 1 else "text/html")
+            self.end_headers()
+            self.wfile.write(b'data: {"models:/X@champion": null}\n\n')
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, args=(0.05,)).start()
+    try:
+        with tracking_at(f"http://127.0.0.1:{served.server_port}"):
+            yield served
+    finally:
+        served.shutdown()
+        served.server_close()
+
+
+@pytest.mark.long
+def test_a_server_that_ends_each_stream_early_is_not_flooded(request: pytest.FixtureRequest) -> None:
+    statuses = [200] * 1000
+    with short_streams(statuses):
+        feed = request.getfixturevalue("feed")
+        wait_until(lambda: feed.messages, 10, "the first event arrives")
+        before = time.monotonic()
+        wait_until(lambda: feed.messages > 3, 10, "the stream is opened again")
+        assert time.monotonic() - before > 0.3
+        assert len(statuses) > 980
+
+
+@pytest.mark.long
+def test_the_references_are_polled_if_the_feed_disappears(request: pytest.FixtureRequest) -> None:
+    """An ingress answers with 404 while the server behind it is replaced."""
+    statuses = [200, 200, 404]
+    with short_streams(statuses):
+        feed = request.getfixturevalue("feed")
+        wait_until(lambda: len(statuses) == 1, 10, "the feed has disappeared")
+        wait_until(lambda: not feed.covered, 5, "the references are polled")

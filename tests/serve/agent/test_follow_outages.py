@@ -1,0 +1,295 @@
+"""`Follower` round by round: the registry or the files are missing, and the agent is restarted."""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    ANSWERS,
+    COMMANDS,
+    FOLLOWED,
+    KEYS,
+    SPEC,
+    WANTED,
+    read_state,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Command, CommandAnswer, KeyEntry, ValidKeys
+from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher
+from tests.support.fake_registry import STAGE, Case, Later
+from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
+
+
+def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(case: Case) -> None:
+    follower = case.serving("1")
+    case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
+    polls = []
+    for _ in range(1200):
+        case.now += 0.1
+        before = len(case.world.resolved)
+        state = follower.round()
+        if len(case.world.resolved) > before:
+            polls.append(case.now)
+    assert (state.error, state.fatal) == ("MLflow is down", False)
+    pauses = [round(later - earlier) for earlier, later in itertools.pairwise(polls)]
+    assert pauses[:4] == [4, 8, 16, 30]
+    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+
+    case.world.versions[STAGE] = "2"
+    case.now += 30
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "2"}
+
+
+@pytest.mark.parametrize("error", [NotFound("no model"), RegistryRefused("no permission")])
+def test_what_somebody_may_put_right_at_any_moment_is_polled_as_often_as_ever(
+    case: Case, error: OnnxserveError
+) -> None:
+    follower = case.serving("1")
+    case.world.versions[STAGE] = error
+    before = len(case.world.resolved)
+    for _ in range(600):
+        case.now += 0.1
+        state = follower.round()
+    assert error.message in state.error
+    assert len(case.world.resolved) - before >= 25
+    assert case.versions == {"v1": "1"}
+
+
+@pytest.mark.parametrize("error", [NotFound("no such model"), RegistryUnavailable("MLflow is down")])
+def test_at_a_first_start_nothing_to_serve_is_fatal(case: Case, error: OnnxserveError) -> None:
+    case.spec(STAGE, "models:/tiny/3")
+    case.world.versions = {STAGE: error, "models:/tiny/3": "3"}
+    state = case.follower().round()
+    assert state.fatal
+    assert error.message in state.error
+    assert read_state(case.state_dir / AGENT, AgentState) == state
+    assert case.wanted.generation == 0
+
+
+def test_after_a_restart_what_was_served_is_served_on_without_the_registry(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.follower().round()
+    case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
+    state = case.follower().round()
+    assert (state.fatal, state.error) == (False, "MLflow is down")
+    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [Path.unlink, lambda file: file.write_text("{"), lambda file: file.chmod(0)],
+    ids=["gone", "damaged", "unreadable"],
+)
+@pytest.mark.parametrize("name", [WANTED, AGENT, FOLLOWED])
+def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(
+    case: Case, name: str, lose: Callable[[Path], object]
+) -> None:
+    follower = case.serving("1")
+    file = case.state_dir / name
+    content = file.read_bytes()
+    lose(file)
+    follower.round()
+    assert file.read_bytes() == content
+
+
+def test_keys_that_are_lost_are_written_again_while_their_source_is_away(case: Case, tmp_path: Path) -> None:
+    source, file = tmp_path / "mounted.json", case.state_dir / KEYS
+    source.write_text(ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json())
+    stop = Event()
+    fetcher = api_key_fetcher(case.state_dir, source, 3600, stop)
+    fetcher.start()
+    wait_until(file.exists, what="the keys")
+    source.unlink()
+    file.unlink()
+    follower = case.serving("1")
+    follower.key_fetchers = [fetcher]
+    follower.round()
+    stop.set()
+    assert read_state(file, ValidKeys) == ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))})
+
+
+def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.follower().round()
+    case.spec("models:/other/Production")
+    case.world.versions["models:/other/Production"] = NotFound("no model other")
+    assert case.follower().round().fatal
+
+
+def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_need_not_wait(case: Case) -> None:
+    follower = case.serving("1")
+    case.world.versions[STAGE] = "2"
+    case.world.unusable["2"] = NotFound("the files are gone")
+    for _ in range(100):
+        case.now += 1
+        state = follower.round()
+    assert mentions(state.error, STAGE, "version 2", "cannot be fetched", "the files are gone", "version 1")
+    assert state.refused[0].cause == "fetch"
+    assert case.world.failures == [("models:/tiny/2", "the files are gone")]
+    assert 4 <= case.world.fetched.count("2") <= 8
+    case.world.versions[STAGE] = "3"
+    case.now += 2.1
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "3"}
+
+    case.world.versions[STAGE] = "2"
+    case.world.unusable.clear()
+    case.now += 2.1
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "2"}
+    assert case.world.failures[1:] == [("models:/tiny/2", "")]
+
+
+def test_a_failure_is_told_to_the_registry_when_it_is_back(case: Case) -> None:
+    case.world.unusable["2"] = InvalidArtifact("no onnx here")
+    follower = case.serving("1")
+    case.world.versions[STAGE], case.world.is_deaf = "2", True
+    case.now += 2
+    follower.round()
+    case.world.is_deaf = False
+    case.now += 5
+    follower.round()
+    assert case.world.failures == [("models:/tiny/2", "no onnx here")]
+
+
+def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_twice(case: Case) -> None:
+    looks = Later()
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.follower().round()
+    follower = case.follower(looks=looks)
+    looks.go_on_once_asked()
+    follower.round()
+    for _ in range(10):
+        case.now += 100
+        follower.round()
+    assert len(looks.waiting) == 1
+    (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}")
+    follower.round()
+    assert case.wanted.endpoints["e"].variants["v1"].weight == 7
+
+
+def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_from_being_served(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.follow._FIRST_POLL_SECONDS", 0.1)
+    fetches = Later()
+    (case.state_dir / SPEC).write_text(
+        "---\n".join(f"name: e{version}\nvariants: {{v: {{model: 'models:/tiny/{version}'}}}}\n" for version in "12")
+    )
+    case.world.versions = {f"models:/tiny/{version}": version for version in "12"}
+    follower = case.follower(fetches=fetches)
+
+    def bring_the_second() -> None:
+        wait_until(lambda: len(fetches.waiting) == 2)
+        slow, fetches.waiting = fetches.waiting[:1], fetches.waiting[1:]
+        fetches.go_on()
+        fetches.waiting = slow
+
+    bringing = Thread(target=bring_the_second)
+    bringing.start()
+    assert not follower.round().fatal
+    bringing.join()
+    assert {name: list(one.variants) for name, one in case.wanted.endpoints.items()} == {"e1": [], "e2": ["v"]}
+
+
+def test_at_a_first_start_a_download_that_stalls_is_fatal(case: Case) -> None:
+    fetches = Later()
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower(fetches=fetches)
+
+    def let_time_go_by() -> None:
+        wait_until(lambda: fetches.waiting)
+        case.now += 601
+
+    passing = Thread(target=let_time_go_by)
+    passing.start()
+    state = follower.round()
+    passing.join()
+    assert state.fatal
+    assert mentions(state.error, "version 1", "cannot be fetched", "stalls", "0 bytes")
+
+
+def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Case) -> None:
+    fetches = Later()
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower(fetches=fetches)
+    fetches.go_on_once_asked()
+    follower.round()
+    assert case.versions == {"v1": "1"}
+    for version in ("2", "1"):
+        case.move(version)
+        assert follower.round().error == ""
+    fetches.go_on()
+    follower.round()
+    assert case.versions == {"v1": "1"}
+    assert case.wanted.generation == 1
+
+
+def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses(case: Case) -> None:
+    documents = [f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n" for name in ("good", "bad")]
+    (case.state_dir / SPEC).write_text("---\n".join(documents))
+    case.world.versions = {
+        "models:/good/1": "1",
+        "models:/bad/1": NotFound("there is no registered model bad; registered are good, in MLflow at http://db:5000"),
+    }
+    case.follower().round()
+    assert case.wanted.endpoints["bad"].errors == {
+        "v": "models:/bad/1: there is no registered model bad; registered are good"
+    }
+
+
+def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(case: Case) -> None:
+    (case.state_dir / SPEC).write_text(
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}"
+    )
+    case.world.versions = {
+        STAGE: "1",
+        "models:/x/1": NotFound("there is no registered model x, in MLflow at http://db"),
+    }
+    follower = case.follower()
+    follower.round()
+    added = new_endpoint("n", "models:/x/1")
+    command = Command(action="load", endpoint="n", added=added, created_at=time.monotonic())
+    write_state(case.state_dir / COMMANDS / "1.json", command)
+    for _ in range(2):
+        follower.round()
+    answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
+    assert answer == CommandAnswer(error="models:/x/1: there is no registered model x", kind="NotFound")
+    assert list(case.wanted.endpoints) == ["e"]
+
+
+def test_an_error_that_was_told_before_a_restart_is_taken_back_when_it_is_no_more(case: Case) -> None:
+    case.require_gate(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "passed"
+    follower = case.follower()
+    follower.round()
+    case.move("2")
+    follower.round()
+    follower.round()
+    case.world.gates["2"] = "passed"
+    again = case.follower()
+    again.round()
+    again.round()
+    assert case.versions == {"v1": "2"}
+    assert case.world.failures[-1] == ("models:/tiny/2", "")

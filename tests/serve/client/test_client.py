@@ -1,0 +1,400 @@
+"""The client with a real model in a server, and with servers that are busy, slow, closed or not onnxserve."""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pytest
+import requests
+
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    InvalidConfig,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+    ScopeMissing,
+    TooManyRequests,
+    Unauthenticated,
+)
+from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
+from tests.support.models import mixed_model
+from tests.support.refusals import mentions
+from tests.support.serving import Served as RunningServer
+from tests.support.waiting import free_port as find_free_port
+from tests.support.waiting import wait_until
+
+FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
+DAY = "2013-07-01T00:00:00"
+OK = (200, {"X-Prediction-Id": "p1"}, b'{"predictions": [1.5]}', 0.0)
+FAST = RetryPolicy(first_pause_seconds=0.001)
+Served = Callable[[str], str]
+COLUMNS = {str(name): FRAME[name].to_numpy() for name in FRAME}
+
+
+@pytest.fixture
+def flights(served: Served) -> Client:
+    return Client(served("flights"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        FRAME,
+        pa.Table.from_pandas(FRAME),
+        COLUMNS,
+        {name: FRAME[name].tolist() for name in FRAME},
+        {name: FRAME[name] for name in FRAME},
+        FRAME.to_dict("records"),
+        FRAME.to_numpy().tolist(),
+        {"dataframe_split": {"columns": list(FRAME), "data": FRAME.to_numpy().tolist()}},
+    ],
+    ids=["frame", "arrow", "arrays", "lists", "series", "records", "rows", "a form of MLflow's"],
+)
+def test_rows_of_every_kind_get_the_same_prediction(flights: Client, rows: Any) -> None:
+    prediction = flights.predict(rows, request_id="r-1")
+
+    assert np.asarray(prediction).tolist() == ["yes", "no"]
+    assert len(prediction) == 2
+    assert len(prediction.id) == 32
+    assert (prediction.model, prediction.version, prediction.request_id) == ("mixed", "m-1", "r-1")
+
+
+def test_one_record_is_one_row(flights: Client) -> None:
+    assert np.asarray(flights.predict(FRAME.iloc[0].to_dict())).tolist() == ["yes"]
+
+
+def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(served: Served) -> None:
+    images = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+
+    prediction = Client(served("images")).predict(images)
+
+    assert isinstance(prediction.values, dict)
+    np.testing.assert_array_equal(prediction.values["doubled"], 2 * images, strict=True)
+    assert prediction.values["total"].tolist() == [6.0, 22.0]
+    with pytest.raises(TypeError, match="doubled, total"):
+        np.asarray(prediction)
+
+
+def test_columns_without_names_are_known_by_their_position(flights: Client) -> None:
+    assert np.asarray(flights.predict(FRAME.set_axis(range(4), axis=1))).tolist() == ["yes", "no"]
+
+
+def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights: Client, served: Served) -> None:
+    every = flights.infer(COLUMNS)
+    chosen = flights.infer(COLUMNS, ["probabilities"])
+
+    assert isinstance(every.values, dict)
+    assert every.values["label"].tolist() == ["yes", "no"]
+    assert list(every.values) == ["label", "probabilities"]
+    np.testing.assert_array_equal(np.asarray(chosen.values["probabilities"]), every.values["probabilities"])
+    image = np.ones((1, 2, 2), np.float32)
+    assert Client(served("images"), "images").infer({"image": image}).values["total"].tolist() == [4.0]
+
+
+def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flights: Client) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        flights.predict(FRAME.rename(columns={"distance": "distnce"}), request_id="r-2")
+
+    assert mentions(refused.value.message, "'distance' is missing", "'distnce'", "mean 'distance'?")
+    assert (refused.value.status, refused.value.request_id) == (400, "r-2")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (object(), "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a list of rows"),
+        (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: pass a DataFrame, "),
+        ([{"a": object()}], "the input cannot be sent as JSON: "),
+    ],
+)
+def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Client("http://127.0.0.1:1").predict(rows)
+    assert refused.value.message.startswith(message)
+    assert refused.value.status is None
+
+
+def test_a_tensor_without_a_datatype_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"'x' .* complex128"):
+        Client("http://127.0.0.1:1").infer({"x": np.ones(1, complex)})
+
+
+@pytest.mark.parametrize(
+    ("labels", "taken"), [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)]
+)
+def test_labels_are_sent_to_the_prediction_that_they_are_of(flights: Client, labels: Any, taken: int) -> None:
+    def accepted() -> float:
+        page = requests.get(f"{flights.url}/metrics", timeout=10).text
+        lines = [line for line in page.splitlines() if line.startswith("onnxserve_feedback_labels_total{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if 'outcome="accepted"' in line)
+
+    prediction = flights.predict(FRAME)
+    before = accepted()
+
+    assert flights.feedback(prediction, labels) == taken
+    assert accepted() == before + taken
+    assert flights.feedback(prediction.id, labels) == taken
+
+
+def test_a_label_without_a_prediction_is_refused(flights: Client) -> None:
+    with pytest.raises(InvalidRequest, match="no id"):
+        flights.feedback(Prediction(np.ones(1)), [1])
+
+
+def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, served: Served) -> None:
+    assert flights.metadata()["name"] == "flights"
+    assert [one["name"] for one in Client(served("images"), "images").metadata()["inputs"]] == ["image"]
+    assert flights.ready()
+    assert Client(served("images"), "images").ready()
+    assert not Client(served("images"), "other").ready()
+    assert not Client(f"http://127.0.0.1:{find_free_port()}").ready()
+    with pytest.raises(NotFound, match="'other'"):
+        Client(served("images"), "other").predict(np.ones((1, 2, 2)))
+
+
+def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(scripted: Callable[..., Any]) -> None:
+    message = {"error_code": "PERMISSION_DENIED", "message": "the key 'shop' is for infer; this needs read"}
+    server = scripted((403, {}, json.dumps(message).encode(), 0))
+    with Client(server.url) as client, pytest.raises(ScopeMissing) as refused:
+        client.infer({"x": np.zeros((1, 1), np.float32)})
+    assert refused.value.message == str(refused.value)
+    assert mentions(refused.value.message, "Client(URL, NAME)", message["message"])
+    assert refused.value.status == 403
+
+
+def test_a_model_that_is_not_explained_says_why(flights: Client) -> None:
+    with pytest.raises(InvalidRequest, match="reference"):  # The model has no background.
+        flights.explain(FRAME, max_evals=100, seed=1)
+
+
+def test_an_explanation_has_arrays(scripted: Callable[..., Any]) -> None:
+    document = {"columns": ["a"], "values": [[0.5]], "base_values": [1.0], "outputs": ["y"]}
+    server = scripted((200, {}, orjson.dumps(document), 0.0))
+
+    explanation = Client(server.url, "e").explain([[1.0]], seed=3, version="7")
+
+    assert explanation["values"].shape == (1, 1)
+    assert explanation["columns"] == ["a"]
+    (path, _, body) = server.asked[0]
+    assert path == "/endpoints/e/explain"
+    assert orjson.loads(body) == {"inputs": [[1.0]], "params": {"seed": 3, "version": "7"}}
+
+
+def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(scripted: Callable[..., Any]) -> None:
+    server = scripted((415, {}, b'{"detail": "no"}', 0.0), OK)
+    client = Client(server.url)
+
+    assert np.asarray(client.predict(FRAME)).tolist() == [1.5]
+    assert np.asarray(client.predict(np.ones((1, 2)))).tolist() == [1.5]
+
+    assert [headers["Content-Type"] for _, headers, _ in server.asked] == [
+        "application/vnd.apache.arrow.stream",
+        "application/json",
+        "application/json",
+    ]
+    assert orjson.loads(server.asked[2][2]) == {"inputs": [[1.0, 1.0]]}
+
+
+def test_a_call_says_when_its_rows_happened_and_who_asks(scripted: Callable[..., Any]) -> None:
+    server = scripted(OK)
+    client = Client(server.url, headers={"Authorization": "Bearer x"})
+
+    client.predict([[1]], params={"top": 3}, event_time=datetime(2013, 7, 1, tzinfo=UTC))
+
+    (_, headers, body) = server.asked[0]
+    assert headers["X-Event-Time"] == "2013-07-01T00:00:00+00:00"
+    assert headers["Authorization"] == "Bearer x"
+    assert orjson.loads(body) == {"inputs": [[1]], "params": {"top": 3}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "document"),
+    [
+        (pd.DataFrame({"a": pd.to_datetime(["2013-07-01"])}), {"dataframe_split": {"columns": ["a"], "data": [[DAY]]}}),
+        (pd.DataFrame({"a": [1, "x"]}), {"dataframe_split": {"columns": ["a"], "data": [[1], ["x"]]}}),
+        (pd.DataFrame({"a": [{"b": 1}]}), {"dataframe_split": {"columns": ["a"], "data": [[{"b": 1}]]}}),
+        ({"a": np.ones(2), "b": np.ones(1)}, {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}),
+    ],
+    ids=["dates", "mixed types", "objects", "tensors of several lengths"],
+)
+def test_what_arrow_or_the_server_has_no_column_for_is_sent_as_json(
+    scripted: Callable[..., Any], rows: Any, document: Any
+) -> None:
+    server = scripted(OK)
+    Client(server.url).predict(rows)
+    assert orjson.loads(server.asked[0][2]) == document
+
+
+def test_a_client_may_be_told_to_send_json_alone(scripted: Callable[..., Any]) -> None:
+    server = scripted(OK)
+    Client(server.url, only_json=True).predict(np.ones((1, 1)))
+    assert server.asked[0][1]["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again(scripted: Callable[..., Any], status: int) -> None:
+    server = scripted((status, {}, b"{}", 0.0), (status, {"Retry-After": "0"}, b"{}", 0.0), OK)
+
+    assert np.asarray(Client(server.url, retries=FAST).predict([[1]])).tolist() == [1.5]
+    assert len(server.asked) == 3
+
+
+def test_the_last_try_raises_what_the_server_says(scripted: Callable[..., Any]) -> None:
+    server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
+
+    with pytest.raises(TooManyRequests, match="5 a second"):
+        Client(server.url, retries=FAST).predict([[1]])
+    assert len(server.asked) == 4
+
+
+def test_nobody_waits_for_a_server_that_will_be_busy_for_longer_than_the_call_may_take(
+    scripted: Callable[..., Any],
+) -> None:
+    server = scripted((503, {"Retry-After": "60"}, b'{"error": "loading"}', 0.0))
+    begun = time.monotonic()
+
+    with pytest.raises(NotReady, match="loading") as refused:
+        Client(server.url, timeout_seconds=50).predict([[1]])
+
+    assert time.monotonic() - begun < 25
+    assert refused.value.retry_after == 60
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 301])
+def test_what_may_have_been_computed_is_not_sent_again(scripted: Callable[..., Any], status: int) -> None:
+    server = scripted((status, {}, b"<html>", 0.0))
+
+    with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
+        Client(server.url).predict([[1]])
+    assert refused.value.status == status
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted: Callable[..., Any]) -> None:
+    server = scripted((*OK[:3], 60.0))
+
+    with pytest.raises(DeadlineExceeded, match=r"http://.*/invocations within 0\.2 s"):
+        Client(server.url, timeout_seconds=0.2).predict([[1]])
+    wait_until(lambda: server.asked, what="the request is read")
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)])
+def test_a_refusal_is_the_error_of_its_status(
+    scripted: Callable[..., Any], status: int, error: type[OnnxserveError]
+) -> None:
+    server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
+    with pytest.raises(error, match="no") as refused:
+        Client(server.url).predict([[1]])
+    assert (refused.value.status, refused.value.request_id) == (status, "r-9")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.predict([[1]]),
+        lambda client: client.infer({"x": np.zeros((1, 1))}),
+        lambda client: client.explain([[1]]),
+        lambda client: client.metadata(),
+        lambda client: Client(client.url).metadata(),
+    ],
+    ids=["predict", "infer", "explain", "metadata", "index"],
+)
+def test_an_answer_in_another_form_is_an_error_of_this_package(
+    scripted: Callable[..., Any], ask: Callable[[Client], object]
+) -> None:
+    kinds = {"text/html": b"<html>", "application/json": b"[[1]]", "application/vnd.apache.arrow.stream": b"<html>"}
+    named = {"X-Request-Id": "r-9"}
+    server = scripted(*((200, {"Content-Type": kind, **named}, content, 0.0) for kind, content in kinds.items()))
+    for kind in kinds:
+        with pytest.raises(OnnxserveError, match=rf"status 200 .*\({kind}\)") as refused:
+            ask(Client(server.url, "e"))
+        assert (refused.value.status, refused.value.request_id) == (200, "r-9")
+
+
+@pytest.mark.parametrize("request_id", ["a\nb", "→"])
+def test_an_id_that_no_header_can_have_is_refused(flights: Client, request_id: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
+        flights.predict([{"carrier": "AA"}], request_id=request_id)
+
+
+def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() -> None:
+    client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
+
+    with pytest.raises(NotReady, match=r"http://127\.0\.0\.1"):
+        client.predict([[1]])
+
+
+@pytest.mark.parametrize("url", ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"])
+def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
+    with pytest.raises(InvalidConfig, match="http://HOST:PORT is expected"):
+        Client(url)
+
+
+def test_pauses_double_up_to_a_bound_and_follow_what_the_server_says() -> None:
+    policy, generator = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5), random.Random(1)
+
+    pauses = [[policy.pause_seconds(attempt, None, generator) for _ in range(500)] for attempt in range(4)]
+
+    assert [round(max(one)) for one in pauses] == [1, 2, 4, 5]
+    assert min(map(min, pauses)) < 0.1
+    assert all(3 <= policy.pause_seconds(0, 3, generator) <= 3.3 for _ in range(100))
+
+
+def test_threads_share_a_client(flights: Client) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: np.asarray(flights.predict(FRAME)).tolist(), range(40)))
+    assert answers == [["yes", "no"]] * 40
+
+
+def test_asyncio_asks_many_at_once(served: Served) -> None:
+    async def ask() -> list[Prediction]:
+        async with AsyncClient(served("flights"), timeout_seconds=20) as client:
+            assert await client.ready()
+            assert (await client.metadata())["name"] == "flights"
+            assert "probabilities" in (await client.infer(COLUMNS)).values
+            with pytest.raises(InvalidRequest):
+                await client.explain(FRAME)
+            predictions = await asyncio.gather(*(client.predict(FRAME) for _ in range(20)))
+            assert await client.feedback(predictions[0], ["yes", "no"]) == 2
+            return predictions
+
+    assert [np.asarray(one).tolist() for one in asyncio.run(ask())] == [["yes", "no"]] * 20
+
+
+@pytest.mark.long
+def test_a_client_outlives_the_server_that_it_has_a_connection_to(
+    serve: Callable[..., RunningServer], tmp_path: Path, free_port: int
+) -> None:
+    model = mixed_model(tmp_path / "flights")
+    arguments = ("-m", str(model), "-p", str(free_port))
+    with Client(f"http://127.0.0.1:{free_port}") as client:
+        for _ in range(2):
+            server = serve(*arguments).wait_ready()
+            assert np.asarray(client.predict(FRAME)).tolist() == ["yes", "no"]
+            assert client.infer(COLUMNS).values["label"].tolist() == ["yes", "no"]
+            server.end()
+        with pytest.raises(NotReady):
+            client.predict(FRAME)
+
+
+def test_a_client_imports_neither_mlflow_nor_pandas() -> None:
+    heavy = "{'mlflow', 'pandas', 'flask', 'pyarrow'}"
+    code = f"import sys, mlflow_deploy_plugin.serve.client.client; print({heavy} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.strip() == "set()"

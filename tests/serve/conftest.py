@@ -1,0 +1,60 @@
+"""Folders of tiny models, a Redis, and servers within this process."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.serve.inference.server import Server
+from tests.support.models import mixed_model, tensor_model
+from tests.support.servers import opened, single_model, stock_model
+from tests.support.services.redis_server import redis_server
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "mixed": mixed_model,
+    "single": single_model,
+    "tensor": tensor_model,
+    "stock": stock_model,
+}
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folder of each model by its kind."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: make(root / kind) for kind, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="session")
+def bias_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return versions 1 to 4 of the single model; version v adds 1000 · v."""
+    root = tmp_path_factory.mktemp("versions")
+    return {str(version): single_model(root / str(version), 1000.0 * version) for version in range(1, 5)}
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Open servers in this process for endpoint → variant → fields, and wait until they are ready.
+
+    `server` contains fields of the spec's server.
+    """
+    numbers = itertools.count()
+    with ExitStack() as servers:
+
+        def serve(
+            endpoints: dict[str, dict[str, dict[str, Any]]], server: dict[str, Any] | None = None, **capture: Any
+        ) -> Server:
+            spec = ServerSpec.model_validate(server or {})
+            return servers.enter_context(opened(tmp_path / f"state-{next(numbers)}", endpoints, spec, **capture))
+
+        yield serve

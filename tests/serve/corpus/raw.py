@@ -1,0 +1,309 @@
+"""The bytes of complete connections, and the expected responses, which must not depend on how the bytes are split."""
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.serve.corpus.routes import MAX_BODY_BYTES
+from tests.serve.corpus.wire import PATIENCE_SECONDS
+
+PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
+_LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
+_LAST_ANSWER = b'{"live":true}'
+_PAUSE_SECONDS = 0.003
+"""The pause between two segments, in which the server reads the first segment separately."""
+_MOST_CUTS = 16
+_LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The bytes that a client sends, followed by a valid request.
+
+    Attributes:
+        statuses: the statuses of the responses to `sent`, in order.
+        goes_on: True if the last request is also answered; False if the connection closes before.
+    """
+
+    name: str
+    sent: bytes
+    statuses: tuple[int, ...]
+    goes_on: bool = False
+
+    @property
+    def cuts(self) -> list[int]:
+        """The positions at which the bytes are split: around each line end, between the parts, and within them."""
+        found = {1, len(self.sent) // 2, len(self.sent) - 1}
+        for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
+            found |= {match.start(), match.end()}
+        places = sorted(found & set(range(1, len(self.sent))))
+        step = -(-len(places) // _MOST_CUTS)
+        return [*places[:4], *places[4::step]]
+
+
+def exchanged(port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS) -> tuple[tuple[int, ...], bool]:
+    """Return the statuses for these segments, and True if the last request was answered."""
+    answered = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause)
+            connection.sendall(_LAST)
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                answered += piece
+    answers = list(_answers(answered))
+    goes_on = bool(answers) and answers[-1][1] == _LAST_ANSWER
+    return tuple(status for status, _ in answers[: -1 if goes_on else None]), goes_on
+
+
+def _answers(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return the status and the body of each response."""
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        line, length = _LINE.match(head), _LENGTH.search(head + b"\r\n")
+        assert line, head
+        size = int(length[1]) if length else 0
+        body, data = data[:size], data[size:]
+        if line[1] != b"100":
+            if int(line[1]) >= 400:
+                assert json.loads(body).keys() in ({"error"}, {"error_code", "message"}), body
+            yield int(line[1]), body
+
+
+def _head(line: bytes, *fields: bytes) -> bytes:
+    return b"\r\n".join([line, b"Host: x", *fields, b"\r\n"])
+
+
+def _get(target: bytes = b"/ping", *fields: bytes) -> bytes:
+    return _head(b"GET %s HTTP/1.1" % target, *fields)
+
+
+def _post(body: bytes, *fields: bytes, path: bytes = b"/predict", kind: bytes = b"json") -> bytes:
+    """Return a request whose length is described by `fields`."""
+    return _head(b"POST %s HTTP/1.1" % path, b"Content-Type: application/" + kind, *fields) + body
+
+
+def _sized(body: bytes = ROW, *fields: bytes) -> bytes:
+    return _post(body, *fields, b"Content-Length: %d" % len(body))
+
+
+_CHUNKED = b"Transfer-Encoding: chunked"
+_SIZE = b"%x" % len(ROW)
+_ONE = b"%s\r\n%s\r\n" % (_SIZE, ROW)
+_END = b"0\r\n\r\n"
+
+
+def _chunks(body: bytes, *fields: bytes) -> bytes:
+    return _post(body, *fields, _CHUNKED)
+
+
+def _size(size: bytes) -> bytes:
+    """Return chunks; the first chunk has this size line."""
+    return _chunks(size + b"\r\n" + ROW + b"\r\n" + _END)
+
+
+def _trailer(trailer: bytes) -> bytes:
+    return _chunks(_ONE + b"0\r\n" + trailer + b"\r\n")
+
+
+def _length(*fields: bytes) -> bytes:
+    return _post(_END if any(b"hunked" in field for field in fields) else b"abc", *fields)
+
+
+def _each(texts: bytes) -> list[bytes]:
+    return texts.split(b"|")
+
+
+_LARGE = MAX_BODY_BYTES + 1
+_TAKEN = {
+    "chunks": _chunks(_ONE + _END),
+    "two chunks": _chunks(b"5\r\n" + ROW[:5] + b"\r\n%X\r\n" % len(ROW[5:]) + ROW[5:] + b"\r\n" + _END),
+    "a size with zeros before it": _size(b"0" * 10 + _SIZE),
+    "a last size of zeros": _chunks(_ONE + b"0000\r\n\r\n"),
+    "an extension": _size(_SIZE + b";a=b"),
+    "an extension in quotes": _size(_SIZE + b';a="b c"'),
+    "an extension behind a space": _size(_SIZE + b" ;a"),
+    "an extension without a name": _size(_SIZE + b";"),
+    "an extension with a tab": _size(_SIZE + b";a\tb"),
+    "an extension of 900 bytes": _size(_SIZE + b";" + b"a" * 900),
+    "an extension of the last chunk": _chunks(_ONE + b"0;x=y\r\n\r\n"),
+    "a trailer": _trailer(b"X: y\r\n"),
+    "a hundred trailers": _trailer(b"X: y\r\n" * 100),
+    "a trailer beyond ASCII": _trailer(b"X: \xe4\r\n"),
+    "trailers that would say where the body ends": _trailer(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+    "trailers that would say who asks": _trailer(b"Host: y\r\nAuthorization: y\r\n"),
+    "chunks of a GET": _chunks(_ONE + _END).replace(b"POST /predict", b"GET /ping"),
+    "a body of a GET": _sized().replace(b"POST /predict", b"GET /ping"),
+    "an empty line before it": b"\r\n" + PING,
+    "escapes in the path": _get(b"/%70ing"),
+    "half an escape in the query": _get(b"/ping?%zz"),
+    "a line of 8,190 bytes": _get(b"/ping?" + b"a" * 8171),
+    "a field of 8,190 bytes": _get(b"/ping", b"A: " + b"a" * 8187),
+    "a hundred fields": _get(b"/ping", *[b"A: b"] * 99),
+    "fields of 116,000 bytes": _get(b"/ping", *[b"A: " + b"a" * 4000] * 29),
+    "an empty host": PING.replace(b" x", b""),
+    "a tab in a value": _get(b"/ping", b"A: a\tb"),
+    "a value beyond ASCII": _get(b"/ping", b"A: \x85\xa0\xe4"),
+    "a length with an underscore in its name": _get(b"/ping", b"Content_Length: 5", b"Transfer_Encoding: chunked"),
+    "an upgrade to HTTP/2": _get(
+        b"/ping", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AA"
+    ),
+    "an upgrade to a websocket": _get(b"/ping", b"Connection: Upgrade", b"Upgrade: websocket"),
+    "an option of the connection that nobody knows": _get(b"/ping", b"Connection: closed"),
+    "100-continue": _sized(ROW, b"Expect: 100-Continue"),
+    "100-continue before chunks": _chunks(_ONE + _END, b"Expect: 100-continue"),
+    "100-continue without a body": _get(b"/ping", b"Expect: 100-continue"),
+    "HTTP/1.0 that goes on": b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+}
+_CLOSED = {
+    "HTTP/1.0": b"GET /ping HTTP/1.0\r\n\r\n",
+    "HTTP/1.0 that waits": _sized(ROW, b"Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "close": _get(b"/ping", b"Connection: close"),
+    "close among others": _get(b"/ping", b"Connection: Keep-Alive, Close"),
+    "close in a second field": _get(b"/ping", b"Connection: keep-alive", b"Connection: close"),
+    "close, and more behind it": _get(b"/ping", b"Connection: close") + PING,
+}
+_SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
+    "three requests": (PING + _sized() + PING, (200, 200, 200)),
+    "an empty line between": (PING + b"\r\n" + PING, (200, 200)),
+    "an empty line behind a body": (_sized() + b"\r\n" + PING, (200, 200)),
+    "an empty line behind chunks": (_chunks(_ONE + _END) + b"\r\n" + PING, (200, 200)),
+    "behind what is not there": (_get(b"/nowhere") + PING, (404, 200)),
+    "behind a body that is not there": (_sized().replace(b"/predict", b"/nowhere") + PING, (404, 200)),
+    "behind chunks that are not there": (_chunks(_ONE + _END).replace(b"/predict", b"/nowhere") + PING, (404, 200)),
+    "behind a bad document": (_sized(b"{") + PING, (400, 200)),
+    "behind a method that is not taken": (PING.replace(b"GET", b"DELETE") + PING, (405, 200)),
+    "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
+    "half an escape": (_get(b"/ping%4") + PING, (404, 200)),
+    "a backslash": (_get(b"/\\ping") + PING, (404, 200)),
+    "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
+}
+_CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
+    "two empty lines between": (PING + b"\r\n\r\n" + PING, (200, 400)),
+    "a line feed behind a body": (_sized() + b"\n" + PING, (200, 400)),
+    "a body that is too large": (_post(b"x" * _LARGE, b"Content-Length: %d" % _LARGE) + PING, (413,)),
+    "a chunk that is too large": (_chunks(b"%x\r\n%s\r\n%s" % (_LARGE, b"x" * _LARGE, _END)) + PING, (413,)),
+    "a chunk that says so": (_chunks(b"f" * 15 + b"\r\nabc\r\n" + _END), (413,)),
+    "a body that says so": (_post(b"x", b"Content-Length: " + b"9" * 18), (413,)),
+    "an expectation": (_sized(ROW, b"Expect: miracles") + PING, (417,)),
+    "an expectation in HTTP/1.0": (_sized(ROW, b"Expect: m").replace(b"HTTP/1.1", b"HTTP/1.0") + PING, (417,)),
+    "two expectations": (_sized(ROW, b"Expect: 100-continue", b"Expect: 100-continue"), (417,)),
+    "an empty expectation": (_sized(ROW, b"Expect:"), (417,)),
+    "a line of 8,191 bytes": (_get(b"/ping?" + b"a" * 8172), (414,)),
+    "a field of 8,191 bytes": (_get(b"/ping", b"A: " + b"a" * 8188), (431,)),
+    "a hundred and one fields": (_get(b"/ping", *[b"A: b"] * 100), (431,)),
+    "a hundred and one fields with an underscore": (_get(b"/ping", *[b"A_: b"] * 100), (431,)),
+    "a field of 20,000 bytes": (_get(b"/ping", b"A: " + b"a" * 20_000), (431,)),
+    "fields of 320,000 bytes": (_get(b"/ping", *[b"A: " + b"a" * 4000] * 80), (431,)),
+    **{
+        f"Transfer-Encoding: {coding.decode()!r}": (_length(b"Transfer-Encoding: " + coding), (501,))
+        for coding in _each(
+            b"br|gzip|gzip, chunked|identity|identity, chunked|chunked, identity|chunked, chunked|chunked,"
+            b'|,chunked|"chunked"|chunked;q=1|xchunked|'
+        )
+    },
+}
+_REFUSED = {
+    **{
+        f"the line {line.decode('latin-1')!r}": _head(line)
+        for line in [
+            *_each(
+                b"get /ping HTTP/1.1|Get /ping HTTP/1.1|G#T /ping HTTP/1.1|GE /ping HTTP/1.1"
+                b"|CONNECT x:443 HTTP/1.1|OPTIONS * HTTP/1.1|GET /ping|GET  HTTP/1.1|GET /ping HTTP/1.2"
+                b"|GET /ping HTTP/2.0|GET /ping HTTP/0.9|GET /ping HTTP/1.10|GET /ping http/1.1"
+                b"|GET /ping HTTP/01.1|GET /ping HTTP 1.1|GET /ping HTTP/1.1 |GET  /ping HTTP/1.1"
+                b"|GET /ping  HTTP/1.1|GET\t/ping HTTP/1.1|GET /pi ng HTTP/1.1|GET /ping HTTP/1.1\r"
+                b"| GET /ping HTTP/1.1|\r\n GET /ping HTTP/1.1|\x00GET /ping HTTP/1.1|\nGET /ping HTTP/1.1"
+                b"|\rGET /ping HTTP/1.1|\r\n\nGET /ping HTTP/1.1|\r\n\r\nGET /ping HTTP/1.1"
+            ),
+            b"G" * 21 + b" /ping HTTP/1.1",
+        ]
+    },
+    **{
+        f"the target {target.decode('latin-1')!r}": _get(target) + PING
+        for target in _each(
+            b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
+            b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
+            b"|/p\xefng|/pi\rng"
+        )
+    },
+    **{
+        f"the field {field.decode('latin-1')!r}": _get(b"/ping", field) + PING
+        for field in _each(
+            b"Host: x|Host: y|A: b\r\n c|A: b\r\n\tc|A: b\r\n |A : b|A\t: b|A|: b|\xe4: b|A\x01: b|A(: b"
+            b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n"
+        )
+    },
+    **{
+        f"the field {field.decode()!r} in place of Host": PING.replace(b"Host: x", field) + PING
+        for field in _each(b"A: b| Host: x|Host: x, y|Host: a@b|Host: x:port|Host: x/y")
+    },
+    **{
+        f"Content-Length: {length.decode('latin-1')!r}": _length(b"Content-Length: " + length)
+        for length in [*_each(b"3, 3|+3|-3|0x3||1 3|\xb3|1_0|3.0"), b"0" * 30 + b"3", b"9" * 30]
+    },
+    "two lengths": _length(b"Content-Length: 3", b"Content-Length: 3"),
+    "two lengths that differ": _length(b"Content-Length: 3", b"Content-Length: 4"),
+    "a length and chunks": _length(b"Content-Length: 3", _CHUNKED) + PING,
+    "chunks and a length": _length(_CHUNKED, b"Content-Length: 3") + PING,
+    "chunks said twice": _length(_CHUNKED, _CHUNKED),
+    "chunks behind a vertical tab": _length(b"Transfer-Encoding: \x0bchunked"),
+    "chunks of HTTP/1.0": _chunks(_ONE + _END).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "two content types": _sized(ROW, b"Content-Type: text/csv"),
+    "lines that end with LF": b"GET /ping HTTP/1.1\nHost: x\n\n\r\n\r\n",
+    "bytes of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    **{
+        f"the size {size.decode('latin-1')!r} of a chunk": _size(size) + PING
+        for size in [
+            *_each(b"0x5|+5|-5|1_0|| 5|5 |zz"),
+            b"f" * 16,
+            b"f" * 17,
+            b"0" * 20 + _SIZE,
+            _SIZE + b"\r",
+            _SIZE + b";a\rb",
+            _SIZE + b";a\nb",
+            _SIZE + b";a\x00b",
+            _SIZE + b";a\x7fb",
+        ]
+    },
+    "an extension of 2,000 bytes": _size(_SIZE + b";" + b"a" * 2000),
+    "sizes that end with LF": _chunks(b"3\nabc\n0\n\n\r\n\r\n"),
+    **{
+        f"a chunk that ends with {end.decode()!r}": _chunks(_ONE[:-2] + end + _END) + PING
+        for end in (b"\n", b"\rX", b"\n\r", b"}\r\n")
+    },
+    "a chunk shorter than its size": _chunks(b"5\r\nabc\r\n" + _END) + PING,
+    **{
+        f"the trailer {trailer[:20].decode('latin-1')!r}": _trailer(trailer + b"\r\n") + PING
+        for trailer in [
+            *_each(
+                b": y|X|X : y|X: y\r\n z| X: y|X: \x00|X: y\n|X: y\n\n|X: y\rz|\xe4: a|GET /ping HTTP/1.1\r\nHost: x"
+            ),
+            b"A: " + b"a" * 9000,
+            b"A: b\r\n" * 100 + b"A: b",
+        ]
+    },
+    "a last chunk that ends with LF": _chunks(_ONE + b"0\n\r\n") + PING,
+    "chunks without a trailer's end": _chunks(_ONE + b"0\r\nX\r\n") + PING,
+    "bad chunks of a bad path": _chunks(b"zz\r\n").replace(b"/predict", b"//predict"),
+    "bad chunks of a GET": _chunks(b"zz\r\n\r\n").replace(b"POST /predict", b"GET /ping"),
+    "bad chunks of a stream": _post(b"zz\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
+    "a bad trailer of a stream": _post(_ONE + b"0\r\nX\r\n\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
+}
+CASES = [
+    *[Raw(name, sent, (200,), goes_on=True) for name, sent in _TAKEN.items()],
+    *[Raw(name, sent, (200,)) for name, sent in _CLOSED.items()],
+    *[Raw(name, sent, statuses, goes_on=True) for name, (sent, statuses) in _SEVERAL.items()],
+    *[Raw(name, sent, statuses) for name, (sent, statuses) in _CUT.items()],
+    *[Raw(name, sent, (400,)) for name, sent in _REFUSED.items()],
+]

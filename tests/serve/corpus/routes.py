@@ -1,0 +1,216 @@
+"""The routes of a server with the endpoints flights (a table, the default), tensor and single, and valid responses.
+
+A record of `flights` is encoded in each language that a route reads, so that all receive the same mistake.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tests.serve.corpus.case import Route
+
+JSON, JSONL, CSV = "application/json", "application/jsonl", "text/csv"
+STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
+
+MAX_BODY_BYTES = 2_000_000
+VERTEX, VERTEX_HEALTH = "/vertex", "/vertex/health"
+
+Record = Mapping[str, Any]
+RECORD: Record = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
+COLUMNS = list(RECORD)
+DATATYPES = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
+
+
+def dump(document: Any) -> bytes:
+    """Return JSON as Python's `json` writes it, with NaN, escaped surrogates, and repeated keys for a `Twice`."""
+    return json.dumps(document).encode()
+
+
+def table(records: Sequence[Record]) -> pa.Table:
+    return pa.table({name: [record[name] for record in records] for name in records[0]})
+
+
+def arrow_stream(content: pa.Table, compression: str | None = None) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, content.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(content)
+    return sink.getvalue()
+
+
+def arrow_file(content: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, content.schema) as writer:
+        writer.write_table(content)
+    return sink.getvalue()
+
+
+def _rows(records: Sequence[Record]) -> list[list[Any]]:
+    return [list(record.values()) for record in records]
+
+
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    return {name: [record[name] for record in records] for name in records[0]}
+
+
+def _split(records: Sequence[Record]) -> dict[str, Any]:
+    return {"columns": list(records[0]), "data": _rows(records)}
+
+
+def _v2(records: Sequence[Record]) -> bytes:
+    return dump({"id": "7", "inputs": [tensor(name, values) for name, values in _columns(records).items()]})
+
+
+def tensor(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    return {"name": name, "shape": [len(values)], "datatype": DATATYPES.get(name, "FP64"), "data": values}
+
+
+def _jsonl(records: Sequence[Record]) -> bytes:
+    return b"".join(dump(record) + b"\n" for record in records)
+
+
+LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
+    "dataframe_split": lambda records: dump({"dataframe_split": _split(records)}),
+    "dataframe_records": lambda records: dump({"dataframe_records": records}),
+    "instances": lambda records: dump({"instances": records}),
+    "inputs": lambda records: dump({"inputs": _columns(records)}),
+    "record": lambda records: dump(records[0]),
+    "records": dump,
+    "input_data": lambda records: dump({"input_data": _split(records)}),
+    "v2": _v2,
+    "tf rows": lambda records: dump({"instances": records}),
+    "tf columns": lambda records: dump({"inputs": _columns(records)}),
+    "jsonl": _jsonl,
+}
+"""A table of flights in each JSON language."""
+
+_TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
+_UNTYPED = {"v2", "v2 binary", "tf rows", "tf columns", "tf tensor", "index", "parameters"}
+
+
+def _route(path: str, reads: str, good: bytes, right: bytes, **more: Any) -> Route:
+    headers = {} if reads in _UNTYPED else {"Content-Type": _TYPES.get(reads, JSON)}
+    return Route("POST", path, reads, good, right, {**headers, **more.pop("headers", {})}, **more)
+
+
+def _flights(path: str, reads: str, right: bytes) -> Route:
+    return _route(path, reads, LANGUAGES[reads]([RECORD]), right)
+
+
+YES = b'{"predictions":["yes"]}'
+IMAGE = np.arange(4, dtype="<f4").reshape(1, 2, 2)
+_HEAD = dump(
+    {
+        "inputs": [
+            {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": IMAGE.nbytes}}
+        ]
+    }
+)
+BINARY = _route(
+    "/v2/models/tensor/infer",
+    "v2 binary",
+    _HEAD + IMAGE.tobytes(),
+    b'"data":[0.0,2.0,4.0,6.0]',
+    headers={"Inference-Header-Content-Length": str(len(_HEAD))},
+)
+CSV_TEXT = b"carrier,distance,hour,late\nAA,100.5,3,true\n"
+
+INVOCATIONS = _flights("/invocations", "dataframe_split", YES)
+LINES = _flights("/invocations", "jsonl", b'"yes"\n')
+PREDICT = _flights("/predict", "record", b'{"prediction":"yes",')
+SCORE = _flights("/score", "input_data", b'["yes"]')
+VERTEX_PREDICT = _flights(VERTEX, "instances", YES)
+INFER = _flights("/v2/models/flights/infer", "v2", b'"data":["yes"]')
+TF_PREDICT = _flights("/v1/models/flights:predict", "tf rows", b'{"predictions":[{"label":"yes",')
+RECORDS = (
+    INVOCATIONS,
+    _flights("/invocations", "dataframe_records", YES),
+    _flights("/invocations", "instances", YES),
+    _flights("/invocations", "inputs", YES),
+    LINES,
+    _flights("/endpoints/flights/invocations", "dataframe_split", YES),
+    PREDICT,
+    _flights("/predict/batch", "records", b'{"predictions":["yes"],'),
+    _flights("/endpoints/flights/predict/batch", "records", b'{"predictions":["yes"],'),
+    SCORE,
+    VERTEX_PREDICT,
+    INFER,
+    _flights("/v2/models/flights/versions/1/infer", "v2", b'"id":"7"'),
+    TF_PREDICT,
+    _flights("/v1/models/flights/versions/1:predict", "tf rows", b'{"predictions":[{"label":"yes",'),
+    _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
+)
+"""The routes that accept a table of flights in JSON."""
+
+ARROW = _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes")
+TABLES = (
+    _route("/invocations", "csv", CSV_TEXT, YES),
+    _route("/predict/batch", "csv", CSV_TEXT, b'{"predictions":["yes"],'),
+    ARROW,
+    _route("/invocations", "arrow file", arrow_file(table([RECORD])), b"yes"),
+)
+TENSORS = (
+    BINARY,
+    _route("/endpoints/tensor/invocations", "tensor", dump({"inputs": IMAGE.tolist()}), b'"total":[6.0]'),
+    _route("/v1/models/tensor:predict", "tf tensor", dump({"instances": IMAGE.tolist()}), b'"total":6.0'),
+)
+_NOBODY = b"this server does not allow requests to"
+_KNOWN = {"Host": "localhost"}
+INDEX = _route("/v2/repository/index", "index", b"{}", b'"name":"flights"')
+ADMIN = (
+    INDEX,
+    _route("/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
+    _route("/v2/repository/models/flights/unload", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
+)
+PAGES = {
+    path: Route("GET", path, right=right)
+    for path, right in {
+        "/docs": b"<html",
+        "/openapi.json": b'"openapi":',
+        "/pages/page.css": b"{",
+        "/ping": b"\n",
+        "/health": b'{"status":"ok"}',
+        "/version": b"",
+        "/metrics": b"onnxserve_",
+        "/metrics/history": b"",
+        "/endpoints/flights": b"<html",
+        "/endpoints/flights/docs": b"<html",
+        "/endpoints/flights/openapi.json": b'"openapi":',
+        VERTEX_HEALTH: b'{"status":"ok"}',
+        "/v2": b'"name":"onnxserve"',
+        "/v2/health/live": b'{"live":true}',
+        "/v2/health/ready": b'{"ready":true}',
+        "/v2/models/stats": b"model_stats",
+        "/v2/models/flights": b'"platform":"onnxruntime_onnx"',
+        "/v2/models/flights/versions/1": b'"versions":["1"]',
+        "/v2/models/flights/ready": b'"ready":true',
+        "/v2/models/flights/versions/1/ready": b'"ready":true',
+        "/v2/models/flights/stats": b"model_stats",
+        "/v2/models/flights/config": b'"name":"flights"',
+        "/v1/models/flights": b"AVAILABLE",
+        "/v1/models/flights/metadata": b"signature_def",
+        "/": b"<html",
+    }.items()
+}
+READS = tuple(PAGES.values())
+PREDICTIONS = RECORDS + TABLES + TENSORS
+POSTS = PREDICTIONS + ADMIN
+ALL = POSTS + READS
+ONE_A_FORM = (
+    *(INVOCATIONS, PREDICT, INFER, TF_PREDICT, INDEX),
+    *(PAGES[path] for path in ("/docs", "/health", "/v2/health/live")),
+)
+"""Routes for decisions before the path is read: one route per protocol, and pages."""
+TREE_WIDE = tuple({route.path: route for route in ALL}.values())
+"""Each path once."""
+
+
+def reading(*languages: str) -> tuple[Route, ...]:
+    return tuple(route for route in POSTS if route.reads in languages)
+
+
+JSON_ROUTES = tuple(route for route in POSTS if route.reads not in _TYPES and route.reads != "v2 binary")
+"""Routes whose body is a single JSON document."""

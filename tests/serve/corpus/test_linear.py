@@ -1,0 +1,149 @@
+"""Ten times the bytes take about ten times the work, for any pattern in any language."""
+
+import csv
+import gc
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.serve.grpc import tensors
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.serve.corpus import hostile
+from tests.serve.corpus.case import Route
+from tests.serve.corpus.routes import ARROW, POSTS, dump
+from tests.support.handling import handle
+
+SMALL, TIMES = 40_000, 10
+MOST = 2.0
+"""A multiple of the growth in bytes. The time of a quadratic reader would grow by ten times the growth in bytes."""
+_TRIES, _MOST_MEMORY = 6, 3.0
+_JSON = {"Content-Type": "application/json"}
+_ROUTES = [
+    *{route.reads: route for route in POSTS if route.reads in {"arrow", "csv", "jsonl"}}.values(),
+    *{route.reads: route for route in POSTS if route.reads in hostile.FIELDS}.values(),
+    next(route for route in POSTS if route.reads == "records"),
+    next(route for route in POSTS if route.path.endswith("/load")),
+    Route("POST", "/feedback", "feedback", headers=_JSON),
+    Route("POST", "/endpoints/single/invocations", "dataframe_split", dump({"inputs": [[1, 2, 3]]}), headers=_JSON),
+    Route("POST", "/endpoints/single/invocations", "csv", headers={"Content-Type": "text/csv"}),
+    Route("POST", "/endpoints/tensor/invocations", "csv", headers={"Content-Type": "text/csv"}),
+    Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),
+    Route("POST", "/v2/models/tensor/infer", "v2", dump({"inputs": []})),
+]
+"""One route per language, and routes whose model uses other readers: only numbers, or tensors."""
+
+
+@pytest.fixture(autouse=True)
+def _without_collector() -> Iterator[None]:
+    """Switch the garbage collector off, because it would scan all objects of the test process."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    yield
+    if was_enabled:
+        gc.enable()
+
+
+def seconds(work: Callable[[bytes], Any], body: bytes) -> float:
+    began = time.process_time()
+    work(body)
+    return time.process_time() - began
+
+
+def _parsed(body: bytes) -> None:
+    with suppress(orjson.JSONDecodeError):
+        orjson.loads(body)
+
+
+def _rows_of(body: bytes) -> None:
+    with suppress(csv.Error):
+        list(csv.reader(io.StringIO(body.decode("latin-1"), newline="")))
+
+
+REFERENCES: tuple[Callable[[bytes], Any], ...] = (
+    lambda body: dict.fromkeys(body.split(b",")),
+    lambda body: [piece.decode("latin-1") for piece in body.split(b"\n")],
+    _parsed,
+    _rows_of,
+)
+"""Linear readers that create many objects. Ten times as many exceed the caches and take up to 20 times as long."""
+
+
+def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
+    """Return an empty text if the time is at most linear in the best of some tries, otherwise the measured growth."""
+    few = many = ratio = float("inf")
+    memory = 1.0
+    for attempt in range(_TRIES):
+        few = min(few, *(seconds(work, small) for _ in range(3)))
+        many = min(many, seconds(work, large))
+        if attempt:
+            for reference in REFERENCES:
+                least = min(seconds(reference, small) for _ in range(3))
+                memory = max(memory, seconds(reference, large) / least / TIMES)
+        ratio = many / few / (len(large) / len(small)) / min(memory, _MOST_MEMORY)
+        if ratio <= MOST:
+            return ""
+    return f"{ratio:.1f} times as fast as its bytes ({few * 1e3:.1f} ms, {many * 1e3:.1f} ms)"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("route", _ROUTES, ids=lambda route: f"{route.path} {route.reads}")
+def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route: Route) -> None:
+    headers = {name.lower(): value for name, value in route.headers.items()}
+    statuses = set()
+
+    def ask(body: bytes) -> None:
+        statuses.add(handle(server, RawRequest(route.method, route.path, headers, body)).status)
+
+    found = {}
+    for name, fill in hostile.shapes(route).items():
+        if grown := grows_with(ask, fill(SMALL), fill(TIMES * SMALL)):
+            found[name] = grown
+    assert found == {}
+    assert statuses <= {200, 202, 400, 413, 415}
+
+
+_TENSOR = {"name": "distance", "datatype": "FP64", "shape": [1]}
+_ModelInferRequest: Any = messages.ModelInferRequest  # Protobuf accepts dictionaries for messages.
+_CALLS: dict[str, Callable[[int], Any]] = {
+    "tensors": lambda count: _ModelInferRequest(
+        inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)], raw_input_contents=[b"12345678"] * count
+    ),
+    "empty tensors": lambda count: _ModelInferRequest(inputs=[{}] * count * 10),
+    "parameters": lambda count: _ModelInferRequest(
+        parameters={f"k{number}": {"bool_param": True} for number in range(count)}
+    ),
+    "parameters of a tensor": lambda count: _ModelInferRequest(
+        inputs=[{**_TENSOR, "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)}}]
+    ),
+    "outputs": lambda count: _ModelInferRequest(outputs=[{"name": f"o{number}"} for number in range(count)]),
+    "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
+    "values": lambda count: _ModelInferRequest(
+        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}]
+    ),
+    "texts": lambda count: _ModelInferRequest(
+        inputs=[
+            {"name": "carrier", "datatype": "BYTES", "shape": [count], "contents": {"bytes_contents": [b"AA"] * count}}
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", _CALLS)
+def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server: Any, shape: str) -> None:
+    predictor = server.repository.select_variant("flights").loaded.predictor
+
+    def ask(body: bytes) -> None:
+        with suppress(OnnxserveError):
+            message = tensors.read_message(messages.ModelInferRequest, body)
+            tensors.decode(message, predictor.artifact, predictor.schema)
+
+    # Both sizes are above the threshold for counting fields.
+    small, large = (_CALLS[shape](count).SerializeToString() for count in (10_000, 100_000))
+    assert grows_with(ask, small, large) == ""

@@ -1,0 +1,323 @@
+"""The gRPC port of a server is shared by its workers, bounded, encrypted, and drained with HTTP."""
+
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import read_workers
+from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
+from mlflow_deploy_plugin.serve.inference.server import Server
+from tests.serve.grpc.conftest import calling, message, tensor
+from tests.support.servers import variant
+from tests.support.waiting import free_port, wait_until
+
+IMAGE = np.ones((1, 2, 2), np.float32)
+
+
+@pytest.fixture
+def endpoints(model_folders: dict[str, Path]) -> dict[str, Any]:
+    return {"tensor": {"v": variant(model_folders["tensor"])}}
+
+
+def worker_pids(called: Any) -> list[int]:
+    return [worker.pid for worker in read_workers(called.http.state_dir)]
+
+
+def holds_grpcio(pid: int) -> bool:
+    return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    with calling(tmp_path, endpoints, grpc_port=None) as called:
+        assert not holds_grpcio(worker_pids(called)[0])
+
+
+@pytest.mark.long
+def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    with calling(tmp_path, endpoints, workers=2) as called:
+        pids = wait_until(lambda: len(found := worker_pids(called)) == 2 and found, what="two workers")
+        port = int(called.address.rpartition(":")[2])
+
+        def listening() -> list[int]:
+            held = {pid: psutil.Process(pid).net_connections() for pid in pids}
+            return [pid for pid in pids if any(c.status == "LISTEN" and c.laddr.port == port for c in held[pid])]
+
+        wait_until(lambda: listening() == pids, what="both listen")
+        for _ in range(10):
+            with called.client() as client:
+                assert client.infer("tensor", [tensor("image", IMAGE)]).as_numpy("total") == [4.0]
+        assert all(map(holds_grpcio, pids))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("worker_class", ["fast", "gthread"])
+def test_a_call_in_flight_is_answered_when_the_server_ends(
+    tmp_path: Path, endpoints: dict[str, Any], worker_class: str
+) -> None:
+    """The model waits 1.5 s for a partial batch; a second call on the connection shows that the first has arrived."""
+    waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    with calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called, called.stub() as stub:
+        asked = stub.ModelInfer.future(request)
+        assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
+        assert not asked.done()
+        called.http.process.send_signal(signal.SIGTERM)
+        assert asked.result(20).raw_output_contents[1] == np.float32(4).tobytes()
+        assert called.http.process.wait(20) == 0
+
+
+def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    answered = threading.Event()
+    serving = calling(tmp_path, endpoints, graceful_timeout_seconds=60)
+    with serving as called, called.client() as client:
+        client.start_stream(lambda result, error: answered.set())
+        client.async_stream_infer("tensor", [tensor("image", IMAGE)])
+        assert answered.wait(20)
+        called.http.process.send_signal(signal.SIGTERM)
+        assert called.http.process.wait(20) == 0
+        client.stop_stream(cancel_requests=True)
+
+
+def test_calls_are_answered_by_the_threads_that_there_are(
+    serve_here: Callable[..., Server], endpoints: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def start_no_other_of_ours(thread: threading.Thread) -> None:
+        if thread.name.startswith("onnxserve"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    port = free_port()
+    served = GrpcServer(replace(serve_here(endpoints), spec=ServerSpec(grpc_port=port)))
+    monkeypatch.setattr(threading.Thread, "start", start_no_other_of_ours)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for _ in range(2):
+            request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+            assert stub.ModelInfer(request, timeout=30).raw_output_contents[1] == np.float32(4).tobytes()
+    served.drain()
+    served.wait()
+
+
+def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    unknown, serving, not_serving = b"\x08\x03", b"\x08\x01", b"\x08\x02"
+    with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        whole, service, other = watch(b""), watch(b"\x0a\x1einference.GRPCInferenceService"), watch(b"\x0a\x01x")
+        assert (next(whole), next(service), next(other)) == (serving, serving, unknown)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(watch(b"\xff"))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        other.cancel()
+        called.http.process.send_signal(signal.SIGTERM)
+        assert [list(whole), list(service)] == [[not_serving]] * 2
+        assert called.http.process.wait(30) == 0
+
+
+def test_watchers_that_leave_give_their_places_back(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+
+        def has_room() -> bool:
+            one = watch(b"")
+            try:
+                return bool(next(one))
+            except grpc.RpcError:
+                return False
+            finally:
+                one.cancel()
+
+        watchers = [watch(b"") for _ in range(32)]
+        assert {next(one) for one in watchers} == {b"\x08\x01"}
+        assert not has_room()
+        for one in watchers:
+            one.cancel()
+        wait_until(has_room, 10, "a place is free")
+
+
+def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
+    code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
+    with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
+        client = subprocess.Popen([sys.executable, "-c", code, called.address])
+        try:
+            wait_until(lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED, 60, "the client's stop")
+            called.http.process.send_signal(signal.SIGTERM)
+            assert called.http.process.wait(15) == 0  # gRPC itself would wait 20 s.
+        finally:
+            client.kill()
+            client.wait()
+
+
+def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
+    tmp_path: Path, endpoints: dict[str, Any]
+) -> None:
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    with calling(tmp_path, endpoints) as called, called.stub() as stub:
+        ended = threading.Event()
+
+        def held() -> Any:
+            yield request
+            ended.wait(60)
+
+        streams = [stub.ModelStreamInfer(held()) for _ in range(32)]
+        assert all(next(stream).infer_response.outputs for stream in streams)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(stub.ModelStreamInfer(iter([request])))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.ModelInfer(request, timeout=20).outputs
+        ended.set()
+        assert all(list(stream) == [] for stream in streams)
+        assert next(stub.ModelStreamInfer(iter([request]))).infer_response.outputs
+
+
+def test_messages_that_never_come_do_not_keep_others_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    """The calls outnumber the threads and send nothing, so that they are cancelled after the timeout."""
+    ended = threading.Event()
+
+    def silent() -> Any:
+        ended.wait(60)
+        yield from ()
+
+    with (
+        calling(tmp_path, endpoints, request_timeout_seconds=1, threads=2) as called,
+        called.stub() as stub,
+        grpc.insecure_channel(called.address) as channel,
+    ):
+        infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        waiting = [infer.future(silent()) for _ in range(40)]
+        request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+        assert stub.ModelInfer(request, timeout=30).outputs
+        assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
+        ended.set()
+
+
+def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return a frame of RFC 9113, section 4.1."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def begun_and_reset(stream: int) -> bytes:
+    """Return a call that is reset immediately: HEADERS (as literals of RFC 7541, section 6.2.2), then RST_STREAM."""
+    fields = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/inference.GRPCInferenceService/ModelInfer",
+        b":authority": b"x",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
+    block = b"".join(b"\0%c%b%c%b" % (len(name), name, len(text), text) for name, text in fields.items())
+    return http2_frame(1, 4, stream, block) + http2_frame(3, 0, stream, struct.pack(">I", 8))
+
+
+@pytest.mark.long
+def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    """https://nvd.nist.gov/vuln/detail/CVE-2023-44487"""
+    is_over = threading.Event()
+
+    def flood(host: str, port: str) -> None:
+        while not is_over.is_set():
+            with suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, 0, 0))
+                for first in range(1, 2**20, 100):
+                    if is_over.is_set():
+                        break
+                    connection.sendall(b"".join(map(begun_and_reset, range(first, first + 100, 2))))
+
+    with calling(tmp_path, endpoints) as called, called.client() as client:
+        flooding = threading.Thread(target=flood, args=called.address.split(":"))
+        flooding.start()
+        try:
+            for _ in range(200):
+                image = [tensor("image", IMAGE)]
+                assert client.infer("tensor", image, client_timeout=20).as_numpy("total") == [4.0]
+        finally:
+            is_over.set()
+            flooding.join()
+
+
+def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+    small = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
+        for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.ModelInfer(message("tensor", raw_input_contents=[bytes(size)]))
+            assert refused.value.code().name == code
+        large = message("tensor", raw_input_contents=[bytes(10_000_000)])
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(large, compression=grpc.Compression.Gzip)
+        assert refused.value.code().name in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
+        assert stub.ModelInfer(small).outputs
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a self-signed certificate for localhost, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certfile, keyfile = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, "-keyout", str(keyfile), "-out", str(certfile)], check=True, capture_output=True)
+    return certfile, keyfile
+
+
+def test_the_port_speaks_tls_where_the_server_does(
+    serve_here: Any, endpoints: dict[str, Any], certificate: tuple[Path, Path]
+) -> None:
+    certfile, keyfile = certificate
+    spec = ServerSpec(host="localhost", grpc_port=free_port(), certfile=str(certfile), keyfile=str(keyfile))
+    listener = GrpcServer(replace(serve_here(endpoints), spec=spec))
+    credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
+    with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ModelInfer(message("tensor", raw_input_contents=[IMAGE.tobytes()]), timeout=20).outputs
+    with grpc.insecure_channel(f"localhost:{spec.grpc_port}") as channel, pytest.raises(grpc.RpcError):
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
+    listener.drain()
+    listener.wait()
+
+
+def test_a_call_of_any_method_has_its_line_in_the_log(
+    serve_here: Any, endpoints: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = ServerSpec(grpc_port=free_port())
+    listener = GrpcServer(replace(serve_here(endpoints), spec=spec, logs_requests=True))
+    with caplog.at_level("INFO"), grpc.insecure_channel(f"127.0.0.1:{spec.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=20)
+        channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
+        with pytest.raises(grpc.RpcError):
+            stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name="tensor"), timeout=20)
+    listener.drain()
+    listener.wait()
+
+    lines = [vars(one) for one in caplog.records if one.name.endswith(".request")]
+    logged = [(line["url.path"], line["http.response.status_code"]) for line in lines]
+    service = "/inference.GRPCInferenceService"
+    answered = [(f"{service}/ServerLive", 200), ("/grpc.health.v1.Health/Check", 200)]
+    assert logged == [*answered, (f"{service}/RepositoryModelUnload", 400)]
+
+
+def test_a_certificate_that_is_not_there_is_told(serve_here: Any, endpoints: dict[str, Any], tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.pem")
+    spec = ServerSpec(grpc_port=free_port(), certfile=missing, keyfile=missing)
+    with pytest.raises(InvalidConfig, match="No such file"):
+        GrpcServer(replace(serve_here(endpoints), spec=spec))

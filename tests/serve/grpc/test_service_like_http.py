@@ -1,0 +1,134 @@
+"""Limits, cache, capture, traces and pyfuncs work over gRPC as over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from tritonclient.utils import InferenceServerException
+
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from tests.serve.grpc.conftest import calling, message, tensor
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.servers import variant
+from tests.support.services.collector import attributes, collector
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
+
+IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+LIMITS = {
+    "rate_limit": "5/day",
+    "rate_limit_header": "x-key",
+    "max_concurrent_requests": 2,
+    "max_batch_size": 8,
+    "max_queue_delay_microseconds": 300_000,
+}
+
+
+def told(call: Any) -> dict[str, str]:
+    """Return the trailing metadata of a response or an error."""
+    return dict(call.trailing_metadata())
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+    endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
+    with calling(tmp_path_factory.mktemp("limited"), endpoints, **LIMITS) as called:
+        yield called
+
+
+def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    with limited.stub() as stub:
+        for _ in range(3):
+            assert stub.ModelInfer(request, metadata=[("x-key", "one")]).outputs
+        for _ in range(2):
+            assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 200
+        with pytest.raises(grpc.RpcError, match="5/day") as refused:
+            stub.ModelInfer(request, metadata=[("x-key", "one"), ("x-request-id", "mine")])
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert told(refused.value)["retry-after"].isdigit()
+        assert told(refused.value)["x-request-id"] == "mine"
+        assert stub.ModelInfer(request, metadata=[("x-key", "another")]).outputs
+        streamed = next(stub.ModelStreamInfer(iter([request]), metadata=[("x-key", "one")]))
+        assert "5/day" in streamed.error_message
+    assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 429
+
+
+def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None:
+    """Concurrent requests wait until a batch is full, which takes longer than sending them."""
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+
+    with limited.stub() as stub:
+        calls = [stub.ModelInfer.future(request, metadata=[("x-key", f"crowd {number}")]) for number in range(8)]
+        errors = [error for call in calls if (error := call.exception(60)) is not None]
+    assert 0 < len(errors) < 8
+    assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all("concurrent requests" in error.details() for error in errors)
+    assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "after"}).status_code == 200
+
+
+@pytest.mark.long
+def test_answers_are_kept_captured_and_traced_as_those_of_http(
+    tmp_path: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    metadata = [
+        ("traceparent", f"00-{TRACE}-{PARENT}-01"),
+        ("x-request-id", "mine"),
+        ("x-event-time", "2013-07-04T12:00:00Z"),
+    ]
+    endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        with calling(tmp_path, endpoints, response_cache_bytes=1_000_000) as called:
+            with called.stub() as stub:
+                first, call = stub.ModelInfer.with_call(request, metadata=metadata)
+                again, second = stub.ModelInfer.with_call(request)
+            over_http = called.http.post(json={"inputs": IMAGE.tolist()})
+            name = "POST /inference.GRPCInferenceService/ModelInfer"
+            wait_until(lambda: len(received.named(name)) == 2, 60, "the spans")
+            page = requests.get(called.http.url + "/metrics", timeout=30).text
+    assert first.raw_output_contents == again.raw_output_contents
+    assert [told(one)["x-cache"] for one in (call, second)] + [over_http.headers["X-Cache"]] == ["miss", "hit", "hit"]
+    assert 'protocol="grpc",status="200"' in page
+
+    (span,) = (one for one in received.named(name) if one.trace_id.hex() == TRACE)
+    assert span.parent_span_id.hex() == PARENT
+    assert told(call)["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
+    assert attributes(span)["onnxserve.prediction_id"] == told(call)["x-prediction-id"]
+    parts = {one.name for one in received.spans if one.parent_span_id == span.span_id}
+    assert parts == {"decode", "infer", "encode"}
+
+    captured = [kept for segment in segments(tmp_path / "spool") for kept in read_segment(segment)[0]]
+    ids = {kept.record.prediction_id: kept for kept in captured}
+    answered = [told(call)["x-prediction-id"], told(second)["x-prediction-id"], over_http.headers["X-Prediction-Id"]]
+    assert ids.keys() == set(answered)
+    mine = ids[told(call)["x-prediction-id"]]
+    assert (mine.record.request_id, mine.record.event_time) == ("mine", 1_372_939_200_000_000)
+    np.testing.assert_array_equal(mine.feeds["image"], IMAGE)
+    np.testing.assert_array_equal(mine.outputs["doubled"], IMAGE * 2)
+
+
+@pytest.mark.long
+def test_a_pyfunc_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
+    folders = save_pyfuncs(tmp_path / "models", ["days", "bytes"])
+    (tmp_path / "state").mkdir()
+    endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
+    with calling(tmp_path / "state", endpoints) as called, called.client() as client:
+        image = client.infer("bytes", [tensor("blob", np.array([b"\xff\xd8\xff"], object))])
+        assert image.as_numpy("prediction").tolist() == [3]
+        assert client.is_model_ready("days")
+        texts = {"when": ["2013-07-01T12:00:00"], "name": ["ä"]}
+        days = [tensor(name, np.array(values, object)) for name, values in texts.items()]
+        answer = client.infer("days", days)
+        assert (answer.as_numpy("day").tolist(), answer.as_numpy("name")[0].decode()) == ([183], "Ä")
+        days[0] = tensor("when", np.array(["yesterday"], object))
+        with pytest.raises(InferenceServerException, match="when") as refused:
+            client.infer("days", days)
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"

@@ -1,0 +1,192 @@
+"""Messages become arrays and arrays become messages; malformed messages are refused."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from tritonclient.grpc import InferInput, service_pb2
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.serve.grpc.tensors import MAX_FIELDS, decode, encode, read_message
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+DTYPES = {name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"} | {
+    "FP16": np.dtype(np.float16),
+    "BYTES": np.dtype(object),
+}
+SHAPES = arrays.array_shapes(min_dims=2, max_dims=3, max_side=4)
+TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
+
+
+def elements(datatype: str) -> st.SearchStrategy[Any]:
+    dtype = DTYPES[datatype]
+    if dtype.kind == "O":
+        return arrays.arrays(np.dtype(object), SHAPES, elements=TEXT)
+    return arrays.arrays(dtype, SHAPES, elements=arrays.from_dtype(dtype))
+
+
+def model_of(array: Any) -> tuple[Artifact, Schema]:
+    """Return a model with an input x and an output y of the array's type and a free batch dimension."""
+    dtype = "str" if array.dtype.kind == "O" else array.dtype.name
+    shape = (-1, *array.shape[1:])
+    tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)
+    artifact = Artifact(
+        Path(),
+        Path(),
+        "onnxserve",
+        "",
+        "",
+        "",
+        tensors=(tensor,),
+        inputs=(entry,),
+        outputs=(Output("y", dtype, shape),),
+    )
+    return artifact, Schema((), (tensor,), (entry,))
+
+
+def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRequest:
+    """Parse bytes that a client of the standard has encoded, with our messages."""
+    entry = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=array.shape)
+    request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
+    if is_raw:
+        given = InferInput("x", list(array.shape), datatype)
+        given.set_data_from_numpy(array)
+        request.raw_input_contents.append(given._get_content())
+    else:
+        values = [str(value).encode() for value in array.flat] if datatype == "BYTES" else array.ravel().tolist()
+        getattr(request.inputs[0].contents, FIELDS[datatype]).extend(values)
+    return messages.ModelInferRequest.FromString(request.SerializeToString())
+
+
+@settings(max_examples=150)
+@given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
+def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool) -> None:
+    is_raw = is_raw or datatype == "FP16"
+    array = data.draw(elements(datatype))
+    artifact, schema = model_of(array)
+    question = decode(request_of(array, datatype, is_raw), artifact, schema)
+    assert question.feeds["x"].dtype == array.dtype
+    np.testing.assert_array_equal(question.feeds["x"], array)
+    told = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
+    answer = service_pb2.ModelInferResponse.FromString(told.SerializeToString())
+    assert (answer.id, answer.model_version, answer.outputs[0].datatype) == ("mine", "1", datatype)
+    again = messages.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": datatype, "shape": answer.outputs[0].shape}],
+        raw_input_contents=answer.raw_output_contents,
+    )
+    if not is_raw:
+        again.inputs[0].contents.ParseFromString(answer.outputs[0].contents.SerializeToString())
+    np.testing.assert_array_equal(decode(again, artifact, schema).feeds["x"], array)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200), st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 2**62), max_size=4))
+def test_no_message_brings_anything_but_our_errors(noise: bytes, datatype: str, shape: list[int]) -> None:
+    artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))
+    request = messages.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": datatype, "shape": shape}], raw_input_contents=[noise]
+    )
+    with contextlib.suppress(InvalidRequest):
+        decode(request, artifact, schema)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "words"),
+    [("INT8", 128, "does not fit INT8"), ("INT16", -(2**15) - 1, "does not fit INT16"), ("UINT8", 256, "UINT8")],
+)
+def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, words: str) -> None:
+    array = np.array([[1, value]])
+    artifact, schema = model_of(array.astype(DTYPES[datatype]))
+    with pytest.raises(InvalidRequest, match=f"element 1 .*{value}.*{words}"):
+        decode(request_of(array, datatype, is_raw=False), artifact, schema)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
+def test_fields_that_are_unknown_beside_typed_values_are_left_out(datatype: str) -> None:
+    array = np.array([[1, 0], [0, 1]], DTYPES[datatype])
+    artifact, schema = model_of(array)
+    contents = request_of(array, datatype, is_raw=False).inputs[0].contents.SerializeToString()
+    unknown = b"\xaa\x06\x03new"
+    for sent in (unknown + contents, contents + unknown):
+        request = request_of(array, datatype, is_raw=False)
+        request.inputs[0].contents.ParseFromString(sent)
+        np.testing.assert_array_equal(decode(request, artifact, schema).feeds["x"], array)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"\x48\xff\x7f", b"\x49" + bytes(8), b"\x4a\x03new", b"\x4b\x48\x01\x4c", b"\x4d" + bytes(4)],
+    ids=["nothing", "varint", "64 bits", "bytes", "group", "32 bits"],
+)
+def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: bytes) -> None:
+    empty_input = b"\x2a\x00"
+    assert len(read_message(messages.ModelInferRequest, first + 3 * empty_input).inputs) == 3
+    with pytest.raises(InvalidRequest, match="100000 inputs"):
+        read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
+
+
+def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
+    artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
+    request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
+    request.inputs[0].contents.bytes_contents[1] = b"\xff"
+    with pytest.raises(InvalidRequest, match=r"element 1 .*UTF-8"):
+        decode(request, artifact, schema)
+
+
+def test_empty_contents_beside_bytes_are_none_as_mlservers_client_sends_them() -> None:
+    array = np.array([[1.0, 2.0]], np.float32)
+    request = request_of(array, "FP32", is_raw=True)
+    request.inputs[0].contents.SetInParent()
+    assert request.inputs[0].HasField("contents")
+    np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
+
+
+def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> None:
+    """Triton's client then sends bytes only for the other inputs."""
+    array = np.ones((1, 2), np.float32)
+    request = request_of(array, "FP32", is_raw=True)
+    shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
+    shared.parameters["shared_memory_region"].string_param = "region"
+    with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
+        decode(request, *model_of(array))
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_a_key_is_a_further_tensor(is_raw: bool) -> None:
+    ids, rows = np.array([7, 8]), np.array([[1.0], [2.0]], np.float32)
+    artifact, schema = model_of(rows)
+    request = messages.ModelInferRequest(model_name="e")
+    for name, datatype, array in (("customer_id", "INT64", ids), ("x", "FP32", rows)):
+        tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        if is_raw:
+            request.raw_input_contents.append(array.tobytes())
+        else:
+            getattr(tensor.contents, FIELDS[datatype]).extend(array.ravel().tolist())
+    feeds = decode(request, artifact, with_keys(schema, ("customer_id",))).feeds
+    assert feeds.keys() == {"x"}
+    assert sent_arrays(feeds)["customer_id"].tolist() == [7, 8]
+    with pytest.raises(SchemaMismatch, match="customer_id"):
+        decode(request, artifact, schema)

@@ -1,0 +1,129 @@
+"""The Flask application reads requests and answers them as a WSGI application."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flask import request
+from werkzeug.test import run_wsgi_app
+
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
+from mlflow_deploy_plugin.serve.http.app import ServerApp
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support.handling import ROW, ask_wsgi, wsgi_environ
+from tests.support.keys import write_keys
+from tests.support.servers import one_endpoint
+
+PATIENCE_SECONDS = 1.0
+JSON = {"host": "localhost", "content-type": "application/json"}
+LINE, LINES = b"[1, 2, 3]\n", JSON | {"content-type": "application/jsonl", "transfer-encoding": "chunked"}
+
+
+class SlowBody(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(1.5 * PATIENCE_SECONDS)
+        return super().read(size)
+
+
+def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+) -> None:
+    server = serve_here(one_endpoint(bias_folders["1"]))
+    inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [1.0]} for name in ("a", "b", "c")]
+    body = json.dumps({"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}).encode()
+    response = (
+        ServerApp(server)
+        .test_client()
+        .post(
+            "/v2/models/e/infer",
+            input_stream=SlowBody(body),
+            content_length=len(body),
+            content_type="application/json",
+            environ_overrides={"RAW_URI": "/v2/models/e/infer"},
+        )
+    )
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "url"),
+    [({}, "http://flights:1/where"), ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where")],
+)
+def test_a_view_of_others_knows_by_which_address_it_was_asked(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], spec: dict[str, str], url: str
+) -> None:
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), spec))
+    app.add_url_rule("/where", view_func=lambda: request.url)
+    answer = app.handle(RawRequest("GET", "/where", {"host": "flights:1"}, b""))
+    assert answer.body.decode() == url
+
+
+class UnreadableBody(io.BytesIO):
+    """The input of a client whose body does not arrive in time."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise TimeoutError
+
+
+def test_the_body_of_a_stranger_is_not_read(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> None:
+    server = serve_here(one_endpoint(bias_folders["1"]), {"api_keys": True})
+    write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",))})
+    app = ServerApp(server)
+    headers = {**JSON, "content-length": "100"}
+    for lines in ({}, {"content-type": "application/jsonl"}):
+        for key, status in (("", "401"), ("Bearer k", "400")):
+            fields = headers | lines | {"authorization": key}
+            environ = wsgi_environ("POST", "/invocations", fields, UnreadableBody())
+            assert run_wsgi_app(app, environ)[1].startswith(status)
+
+
+def test_a_caller_is_named_by_the_certificate_of_its_connection(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+) -> None:
+    files = {"certfile": "/c.pem", "keyfile": "/k.pem", "ca_certs": "/ca.pem"}
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), files))
+
+    for certificate, status in (({"subject": ((("commonName", "shop"),),)}, 200), ({}, 401)):
+        connection = SimpleNamespace(getpeercert=lambda certificate=certificate: certificate)
+        environ = wsgi_environ("POST", "/invocations", JSON, io.BytesIO(ROW)) | {"gunicorn.socket": connection}
+        assert run_wsgi_app(app, environ)[1].startswith(str(status))
+
+
+def test_a_body_that_ends_before_its_length_is_refused(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+) -> None:
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
+    headers = {**JSON, "content-length": str(len(ROW) + 1)}
+    status, _, body = ask_wsgi(app, "POST", "/invocations", headers, ROW)
+    assert (status, json.loads(body)["error_code"]) == (400, "BAD_REQUEST")
+    assert str(len(ROW)) in json.loads(body)["message"]
+
+
+@pytest.mark.parametrize(("limit", "is_read_to_its_end"), [(2000, False), (10_000_000, True)])
+def test_a_stream_is_answered_once_its_answer_is_above_the_limit_or_its_body_has_ended(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], limit: int, is_read_to_its_end: bool
+) -> None:
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), {"max_body_bytes": limit}))
+    body = io.BytesIO(LINE * 100_000)
+    pieces = iter(run_wsgi_app(app, wsgi_environ("POST", "/invocations", LINES, body))[0])
+    first = next(pieces)
+    assert (body.tell() == len(body.getbuffer())) is is_read_to_its_end
+    assert (first + b"".join(pieces)).count(b"[1006.0]\n") == 100_000
+
+
+def test_a_stream_that_fails_late_names_the_line_and_breaks_off(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+) -> None:
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
+    body = io.BytesIO(LINE * 20_000 + b"[1, 2]\n")
+    sent: list[bytes] = []
+    with pytest.raises(BrokenPipeError):
+        sent.extend(run_wsgi_app(app, wsgi_environ("POST", "/invocations", LINES, body))[0])
+    last = json.loads(b"".join(sent).splitlines()[-1])
+    assert last["error_code"] == "BAD_REQUEST"
+    assert "line 20001" in last["message"]

@@ -1,0 +1,162 @@
+"""Request heads, and valid targets and hosts. `workers/test_connection.py` tests them over sockets.
+
+Bodies in pieces: the result does not depend on the splits.
+"""
+
+import itertools
+
+import pytest
+from flask import Flask, request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    HeadersTooLarge,
+    InvalidRequest,
+    OnnxserveError,
+    TargetTooLong,
+)
+from mlflow_deploy_plugin.serve.http.parser import (
+    CHUNKED,
+    BodyParser,
+    RequestHead,
+    check_host,
+    decode_path,
+    parse_head,
+    read_head,
+)
+
+
+def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
+    got = read_head(
+        b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\nAccept: a\r\n"
+        b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue"
+    )
+    headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
+    assert got == RequestHead(
+        "POST", "/v2/models/a b/infer", "x=%2F", headers, 7, True, expects_continue=True, is_http_1_1=True
+    )
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+@pytest.mark.parametrize("line", [b"GET /ping HTTP/1.1", b"GET /" + b"a" * 8176 + b" HTTP/1.1"])
+def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before: bytes, line: bytes) -> None:
+    data = before + line + b"\r\nHost: x\r\n\r\n"
+    assert [parse_head(data[:end]) for end in range(len(data))] == [(None, data[:end]) for end in range(len(data))]
+    head, rest = parse_head(data + b"\r\nrest")
+    assert (head, rest) == (read_head(data.removeprefix(b"\r\n")[:-4]), b"\r\nrest")
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "said"),
+    [
+        (b"GET /" + b"a" * 8190 + b" HTTP/1.1\r\nHost: x", TargetTooLong, "longer than .* limit of 8190 bytes"),
+        (b"GET / HTTP/1.1\r\nHost: x" + 17 * (b"\r\nA: " + b"a" * 8000), HeadersTooLarge, "together exceed"),
+        (b"GET / HTTP/1.1\r\nHost: x\nA: b", InvalidRequest, "ends without CR"),
+    ],
+    ids=["line", "fields", "LF"],
+)
+def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(
+    head: bytes, error: type[OnnxserveError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        parse_head(head + b"\r\n\r\n")
+    with pytest.raises(error, match=said):
+        parse_head(head)
+
+
+def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:
+    assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").expects_continue
+    assert not read_head(b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue").expects_continue
+
+
+def test_chunks_say_themselves_where_they_end() -> None:
+    assert read_head(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked").length == CHUNKED
+
+
+@pytest.mark.parametrize("host", ["", "x", "x:80", "10.0.0.1", "[::1]", "[::1]:8080", "a-b.c_d:"])
+def test_hosts_pass(host: str) -> None:
+    check_host(host)
+
+
+@pytest.mark.parametrize("host", ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"])
+def test_what_is_no_host_does_not(host: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_host(host)
+
+
+@given(st.text(st.sampled_from("abc.%/0123456789ABCDEFabcdef-_~;=+"), max_size=30))
+def test_a_path_that_passes_is_decoded_as_flask_decodes_it(text: str) -> None:
+    try:
+        path = decode_path("/" + text)
+    except InvalidRequest:
+        return
+    with Flask("x").test_request_context("/" + text):
+        assert path == request.path
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_head_or_refused(text: bytes) -> None:
+    for head in (text, b"GET / HTTP/1.1\r\n" + text, b"GET / HTTP/1.1\r\nHost: x\r\n" + text):
+        try:
+            got = read_head(head)
+        except OnnxserveError:
+            continue
+        assert not {"\r", "\n", "\0"} & set("".join([got.path, *got.headers, *got.headers.values()]))
+
+
+AFTER = b"GET /next"
+
+
+def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
+    """Feed `data`, split at these positions, and return the rest."""
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    left = b""
+    for start, end in itertools.pairwise(edges):
+        left += data[start:end]
+        before = -1
+        while not body.is_whole and len(left) != before:
+            before = len(left)
+            left = body.feed(left)
+    return left
+
+
+CUTS = st.lists(st.integers(0, 10_000), max_size=20)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=20), CUTS)
+def test_chunks_are_joined(pieces: list[bytes], cuts: list[int]) -> None:
+    body = BodyParser(CHUNKED, 10_000)
+    chunks = b"".join(b"%x;a=b\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    assert fed(body, chunks + b"0\r\nDigest: x\r\n\r\n" + AFTER, cuts) == AFTER
+    assert body.is_whole
+    assert body.content == b"".join(pieces)
+
+
+@given(st.binary(min_size=1, max_size=300), CUTS)
+def test_a_declared_length_is_taken_and_no_more(content: bytes, cuts: list[int]) -> None:
+    body = BodyParser(len(content), 300)
+    assert fed(body, content + AFTER, cuts) == AFTER
+    assert body.content == content
+
+
+def test_a_million_small_chunks_are_taken_step_by_step() -> None:
+    body = BodyParser(CHUNKED, 10**6)
+    data = b"1\r\nx\r\n" * 10_000
+    assert len(data) * 0.9 < len(body.feed(data)) < len(data)
+
+
+@pytest.mark.parametrize("length", [101, CHUNKED])
+def test_a_body_beyond_the_limit_is_refused_before_it_is_held(length: int) -> None:
+    with pytest.raises(BodyTooLarge, match="100 bytes"):
+        BodyParser(length, 100).feed(b"64\r\n" + b"x" * 100 + b"\r\n1\r\n")
+
+
+@pytest.mark.parametrize(
+    "data", [b"x\r\n", b"\r\n", b" 1\r\n", b"1 \r\nx", b"1\rx", b"1\nx", b"1" * 16 + b"\r\n", b"1;" + b"a" * 2000]
+)
+def test_what_is_no_chunk_is_refused(data: bytes) -> None:
+    body = BodyParser(CHUNKED, 10**6)
+    with pytest.raises(InvalidRequest):
+        fed(body, data + b"\r\n\r\n", [])

@@ -1,0 +1,224 @@
+"""A model that streams its response, whose parts are sent as server-sent events."""
+
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPOOL
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from tests.support.refusals import mentions
+from tests.support.servers import gunicorn, variant
+from tests.support.spool import CapturedRequest, read_segment
+from tests.support.waiting import wait_until
+
+CODE = """
+import time
+from pathlib import Path
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_EXHAUSTED
+
+class Agent:
+    def predict(self, data, params=None):
+        (message,) = data["messages"][0]  # a table
+        if message["content"] == "busy":
+            raise MlflowException("the quota is used up", RESOURCE_EXHAUSTED)
+        return {"whole": message["content"]}
+
+    def predict_stream(self, data, params=None):
+        task, *words = data["messages"][0]["content"].split()
+        if task == "busy":
+            raise MlflowException("the quota is used up", RESOURCE_EXHAUSTED)
+        if task == "refuse":
+            raise ValueError("no such tool")
+        try:
+            for number, word in enumerate(words):
+                yield {"word": word, "score": float("nan")}
+                if task == "fail":
+                    raise ValueError("no such tool")
+                while task == "wait" and not Path(words[0]).exists():
+                    time.sleep(0.01)
+                    yield {"tick": True}
+        finally:
+            Path(words[0] + ".ended").touch()
+
+def _load_pyfunc(path):
+    return Agent()
+"""
+Post = Callable[..., requests.Response]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("agent")
+    (folder / "code").mkdir()
+    (folder / "code" / "agent_in_parts.py").write_text(CODE)
+    loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
+    fields = {name: {"type": "string", "required": name == "content"} for name in ("role", "content")}
+    messages = {
+        "type": "array",
+        "items": {"type": "object", "properties": fields},
+        "name": "messages",
+        "required": True,
+    }
+    signature = {"inputs": json.dumps([messages])}
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}))
+    state_dir = folder / "state"
+    with gunicorn(state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2)) as running:
+        yield running
+
+
+@pytest.fixture
+def post(running: Any) -> Post:
+    def post(content: str, stream: Any = True, path: str = "/invocations") -> requests.Response:
+        body = {"messages": [{"role": "user", "content": content}], "stream": stream}
+        return requests.post(running.url + path, json=body, stream=True, timeout=60)
+
+    return post
+
+
+def captured(running: Any) -> list[CapturedRequest]:
+    """Return the captured requests in order."""
+    return [request for segment in segments(running.state_dir / SPOOL) for request in read_segment(segment)[0]]
+
+
+def count(running: Any, sample: str) -> float:
+    lines = requests.get(f"{running.url}/metrics", timeout=10).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(sample, line))
+
+
+def events(response: requests.Response) -> Iterator[str]:
+    """Yield the data of each event when it arrives."""
+    for line in response.iter_lines(chunk_size=1, decode_unicode=True):
+        if line:
+            assert line.startswith("data: ")
+            yield line.removeprefix("data: ")
+
+
+def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
+    response = post(f"say {tmp_path}/a b", path="/endpoints/agent/invocations")
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream")
+    assert response.headers["X-Model-Name"]
+    assert response.headers["X-Accel-Buffering"] == "no"
+    *parts, last = events(response)
+    assert [json.loads(part) for part in parts] == [
+        {"word": f"{tmp_path}/a", "score": None},
+        {"word": "b", "score": None},
+    ]
+    assert last == "[DONE]"
+
+
+def test_what_was_streamed_is_captured_as_one_output(running: Any, post: Post, tmp_path: Path) -> None:
+    response = post(f"say {tmp_path}/a b")
+    *parts, _ = events(response)
+    request = captured(running)[-1]
+    assert request.record.prediction_id == response.headers["X-Prediction-Id"]
+    assert json.loads(request.feeds["messages"][0])[0]["content"] == f"say {tmp_path}/a b"
+    assert json.loads(request.outputs["stream"][0]) == [json.loads(part) for part in parts]
+
+
+def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(
+    running: Any, post: Post, tmp_path: Path
+) -> None:
+    abandoned = 'onnxserve_stream_parts_count.*outcome="abandoned"'
+    before = count(running, abandoned)
+    response = post(f"wait {tmp_path}/never")
+    first = next(events(response))
+    response.close()
+    wait_until(lambda: count(running, abandoned) == before + 1, what="the end of the stream")
+    request = captured(running)[-1]
+    assert request.record.prediction_id == response.headers["X-Prediction-Id"]
+    assert json.loads(request.outputs["stream"][0])[0] == json.loads(first)
+
+
+@pytest.mark.parametrize("task", ["fail", "refuse"])
+def test_a_stream_that_fails_is_captured_once_as_a_failure(running: Any, post: Post, tmp_path: Path, task: str) -> None:
+    before = len(captured(running))
+    assert post(f"{task} {tmp_path}/a").text
+    (request,) = captured(running)[before:]
+    assert request.record.status == 400
+    assert request.outputs.keys() == {"_error_code", "_message", "_column"}  # No part of the stream is captured.
+
+
+def test_streams_are_counted_by_their_end_and_until_their_first_part(running: Any, post: Post, tmp_path: Path) -> None:
+    samples = ["count.*complete", "sum.*complete", "count.*failed"]
+    before = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
+    streams, seconds = "onnxserve_stream_first_part_seconds_count", "onnxserve_stream_first_part_seconds_sum"
+    streams_before = count(running, streams)
+    list(events(post(f"say {tmp_path}/a b c")))
+    list(events(post(f"fail {tmp_path}/a")))
+    after = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
+    assert [one - other for one, other in zip(after, before, strict=True)] == [1, 3, 1]
+    assert count(running, streams) == streams_before + 2
+    assert count(running, seconds) > 0
+
+
+def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(post: Post, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    coming = events(post(f"wait {told}"))
+    assert json.loads(next(coming))["word"] == str(told)
+    assert post("anything", stream=False).json() == {"whole": "anything"}
+    told.touch()
+    assert list(coming)[-1] == "[DONE]"
+
+
+def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(running: Any, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    body = json.dumps({"messages": [{"content": f"wait {told}"}], "stream": True}).encode()
+    head = f"POST /invocations HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(head.encode() + b"Connection: keep-alive\r\n\r\n" + body)
+        came = b""
+        while b"data: " not in came:
+            came += client.recv(1000)
+        told.touch()
+        while piece := client.recv(1000):
+            came += piece
+    fields, content = came.split(b"\r\n\r\n", 1)
+    assert b"\r\nConnection: close" in fields
+    assert b"Transfer-Encoding" not in fields
+    assert content.startswith(b"data: {")
+    assert content.endswith(b"\n\ndata: [DONE]\n\n")
+
+
+def test_a_model_whose_client_has_gone_is_told_so(post: Post, tmp_path: Path) -> None:
+    for number in range(4):  # There are more requests than threads, so that each must release its place.
+        told = tmp_path / str(number)
+        response = post(f"wait {told}")
+        next(events(response))
+        response.close()
+        wait_until((tmp_path / f"{number}.ended").exists, what="the end of the stream")
+    assert post("anything", stream=False).json() == {"whole": "anything"}
+
+
+def test_an_error_in_the_first_part_is_one_as_any_other(post: Post) -> None:
+    response = post("refuse")
+    assert response.status_code == 400
+    assert mentions(response.json()["message"], "ValueError: no such tool")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_model_that_asks_for_later_is_answered_so(post: Post, stream: bool) -> None:
+    response = post("busy", stream=stream)
+    assert (response.status_code, response.json()["message"]) == (429, "the quota is used up")
+
+
+def test_a_later_error_is_the_last_event_but_one(post: Post, tmp_path: Path) -> None:
+    first, error, last = events(post(f"fail {tmp_path}/a"))
+    assert json.loads(first)["word"] == f"{tmp_path}/a"
+    message = "the model cannot compute this input: ValueError: no such tool"
+    assert json.loads(error) == {"error": {"code": "BAD_REQUEST", "message": message}}
+    assert last == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [False, None, "true"])
+def test_without_stream_true_the_answer_is_whole(post: Post, stream: Any) -> None:
+    assert post("anything", stream=stream).json() == {"whole": "anything"}

@@ -1,0 +1,307 @@
+"""The sources of a caller's key, its permissions, and its end of validity."""
+
+import base64
+import json
+import math
+import os
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from jwt.algorithms import ECAlgorithm
+
+from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, LOCAL_KEY, make_local_key
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
+from mlflow_deploy_plugin.serve.inference.auth import Authenticator
+from tests.support.clocks import Clock
+from tests.support.keys import write_keys
+
+NOON = 1_800_000_000.0
+WITH_KEYS = ServerSpec(api_keys=True)
+WITH_CERTIFICATES = ServerSpec(ca_certs="ca.pem", certfile="server.pem", keyfile="server.key")
+
+
+@pytest.fixture
+def clock() -> Clock[float]:
+    return Clock(NOON)
+
+
+@pytest.fixture
+def uptime() -> Clock[float]:
+    return Clock(5.0)
+
+
+@pytest.fixture
+def auth(tmp_path: Path, clock: Clock[float], uptime: Clock[float]) -> Authenticator:
+    shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
+    write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
+    return Authenticator(tmp_path, WITH_KEYS, clock=clock, monotonic=uptime)
+
+
+def test_the_first_requests_of_two_threads_both_know_the_keys(
+    auth: Authenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked, go_on = auth._read_keys, threading.Barrier(3), threading.Event()
+
+    def slow() -> None:
+        asked.wait(10)
+        go_on.wait(10)
+        read()
+
+    monkeypatch.setattr(auth, "_read_keys", slow)
+    with ThreadPoolExecutor(2) as threads:
+        callers = [threads.submit(auth.require, bearer("ops"), "read") for _ in range(2)]
+        asked.wait(10)
+        go_on.set()
+        assert [caller.result().name for caller in callers] == ["ops", "ops"]
+
+
+def test_keys_that_cannot_be_read_leave_those_of_before(
+    auth: Authenticator, uptime: Clock[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert auth.require(bearer("ops"), "read").name == "ops"
+    (tmp_path / KEYS).write_text('{"keys": ')
+    for _ in range(2):
+        uptime.now += 2
+        assert auth.require(bearer("ops"), "read").name == "ops"
+    assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(auth: Authenticator, tmp_path: Path) -> None:
+    (tmp_path / KEYS).write_text('{"keys": ')
+    make_local_key(tmp_path)
+    assert auth.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def basic(text: str) -> dict[str, str]:
+    return {"authorization": f"Basic {base64.b64encode(text.encode()).decode()}"}
+
+
+@pytest.mark.parametrize(
+    "headers", [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")]
+)
+def test_a_key_comes_as_bearer_or_as_a_password(auth: Authenticator, headers: dict[str, str]) -> None:
+    assert auth.require(headers, "read").name == "ops"
+
+
+def test_long_user_names_beside_a_key_take_no_memory(auth: Authenticator) -> None:
+    auth.require(bearer("ops"), "read")
+    tracemalloc.start()
+    for number in range(500):
+        auth.require(basic(f"{number:06000}:ops"), "read")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({}, "this server requires a key; send Authorization: Bearer KEY"),
+        (bearer("Ops"), "is unknown, expired or revoked"),
+        (bearer(""), "is unknown, expired or revoked"),
+        (bearer("\udcff"), "is unknown, expired or revoked"),
+        (basic("ops"), "is unknown, expired or revoked"),
+        ({"authorization": "Basic ?"}, "the Basic password in Authorization cannot be read"),
+        ({"authorization": "Digest ops"}, "Authorization is neither Bearer nor Basic"),
+        ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
+    ],
+)
+def test_who_has_no_key_is_told_how_to_send_one(auth: Authenticator, headers: dict[str, str], message: str) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        auth.require(headers, "read")
+    assert message in refused.value.message
+    assert "onnxserve keys create" in refused.value.message
+    assert "ops" not in refused.value.message, "a part of what may be a key"
+
+
+@pytest.mark.parametrize(
+    ("key", "scope", "endpoint", "message"),
+    [
+        ("ops", "infer", "flights", "the key 'ops' is for admin, read; this needs infer"),
+        ("shop", "read", "flights", "the key 'shop' is for infer; this needs read"),
+        ("shop", "infer", "taxis", "the key 'shop' is for flights; this is about endpoint 'taxis'"),
+        ("shop", "infer", None, "the key 'shop' is for flights; this is about the whole server"),
+    ],
+)
+def test_a_key_for_something_else_is_refused(
+    auth: Authenticator, key: str, scope: str, endpoint: str | None, message: str
+) -> None:
+    with pytest.raises(ScopeMissing, match=message):
+        auth.require(bearer(key), scope, endpoint)  # type: ignore[arg-type]
+
+
+def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bool:
+    try:
+        auth.require(bearer(key), "infer", endpoint)
+    except OnnxserveError:
+        return False
+    return True
+
+
+def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> None:
+    write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
+    make_local_key(tmp_path)
+    both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
+    assert both.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
+    for headers, certificate in ((bearer("shop"), ""), ({}, "laptop"), ({}, "")):
+        with pytest.raises(Unauthenticated, match="requires a key" if certificate else "requires a client certificate"):
+            both.require(headers, "infer", certificate=certificate)
+    assert both.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
+
+    alone = Authenticator(tmp_path, WITH_CERTIFICATES)
+    assert alone.require({}, "admin", certificate="laptop").name == "laptop"
+    assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
+    with pytest.raises(Unauthenticated, match="client certificate"):
+        alone.require(bearer("nobody"), "infer")
+
+
+def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock[float]) -> None:
+    assert holds(auth, "shop")
+    clock.now += 60
+    with pytest.raises(Unauthenticated, match=r"'shop' .*expired"):
+        auth.require(bearer("shop"), "infer", "flights")
+
+
+def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
+    auth: Authenticator, uptime: Clock[float], tmp_path: Path
+) -> None:
+    assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
+    write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
+    uptime.now += 1
+    assert (holds(auth, "shop"), holds(auth, "new")) == (False, True)
+
+
+def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
+    auth: Authenticator, clock: Clock[float], uptime: Clock[float], tmp_path: Path
+) -> None:
+    assert holds(auth, "shop")
+    clock.now -= 3600
+    write_keys(tmp_path, {})
+    uptime.now += 1
+    assert not holds(auth, "shop")
+
+
+def test_without_a_file_nobody_is_answered_but_who_may_read_the_folder(tmp_path: Path) -> None:
+    assert not holds(Authenticator(tmp_path, WITH_KEYS), "shop")
+    make_local_key(tmp_path)
+    key = tmp_path / "local.key"
+    assert os.stat(key).st_mode & 0o777 == 0o600
+    auth = Authenticator(tmp_path, WITH_KEYS)
+    assert holds(auth, key.read_text())
+    assert not holds(auth, "")
+
+
+ISSUER, AUDIENCE = "https://login.example", "onnxserve"
+WITH_TOKENS = ServerSpec(jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
+SIGNING = generate_private_key(SECP256R1())
+
+
+@pytest.fixture
+def of_issuer(tmp_path: Path) -> Authenticator:
+    key = {**ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True), "kid": "monday"}
+    (tmp_path / JWKS).write_text(json.dumps({"keys": [key]}))
+    return Authenticator(tmp_path, WITH_TOKENS)
+
+
+def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **claims: Any) -> str:
+    moment = int(time.time())
+    document = {"iss": ISSUER, "aud": AUDIENCE, "sub": "shop", "exp": moment + 60, "scope": "openid infer", **claims}
+    return jwt.encode({k: v for k, v in document.items() if v is not None}, key, algorithm, headers={"kid": kid})
+
+
+def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
+    sent = bearer(token())
+    for _ in range(2):  # The key is verified once and then cached.
+        assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"  # No key has this name.
+    with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
+        of_issuer.require(sent, "read")
+    limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
+    assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
+    with pytest.raises(ScopeMissing, match="'taxis'"):
+        of_issuer.require(limited, "infer", "taxis")
+    with pytest.raises(ScopeMissing, match=r"nothing here.*infer"):
+        of_issuer.require(bearer(token(scope="openid")), "infer")
+    with pytest.raises(ScopeMissing, match="this needs infer"):
+        of_issuer.require(bearer(token(onnxserve_endpoints=[])), "infer", "flights")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"exp": 1}, "the token is not valid: signature has expired"),
+        ({"aud": "others"}, "the token is not valid: audience doesn't match"),
+        ({"iss": "https://elsewhere"}, "the token is not valid: invalid issuer"),
+        ({"exp": None}, 'the token is not valid: token is missing the "exp" claim'),
+        ({"kid": "sunday"}, "https://login.example has no key 'sunday'"),
+        ({"key": generate_private_key(SECP256R1())}, "the token is not valid: signature verification failed"),
+        ({"key": "x" * 64, "algorithm": "HS256"}, "the token is not valid: the specified alg value is not allowed"),
+        ({"key": None, "algorithm": "none"}, "the token is not valid: the specified alg value is not allowed"),
+        (
+            {"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"},
+            "is not valid: its key is of another kind$",
+        ),
+        (
+            {"key": rsa.generate_private_key(65537, 2048), "algorithm": "RS256"},
+            "is not valid: its key is of another kind$",
+        ),
+        ({"scope": 7}, "claims scope and onnxserve_endpoints are not lists of names"),
+        ({"onnxserve_endpoints": "flights"}, "claims scope and onnxserve_endpoints are not lists of names"),
+    ],
+)
+def test_a_token_that_does_not_hold_is_refused_with_the_reason(
+    of_issuer: Authenticator, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Unauthenticated, match=message):
+        of_issuer.require(bearer(token(**changed)), "infer")
+
+
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize(
+    "seconds", [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}], ids=repr
+)
+def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
+    of_issuer: Authenticator, claim: str, seconds: Any
+) -> None:
+    with pytest.raises(Unauthenticated, match="not valid"):
+        of_issuer.require(bearer(token(**{claim: seconds})), "infer")
+
+
+def test_a_token_may_give_its_times_with_fractions(of_issuer: Authenticator) -> None:
+    now = time.time()
+    entry = of_issuer.require(bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)), "infer")
+    assert entry.expires_at == now + 90.5
+
+
+@pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
+def test_what_is_no_token_is_refused(of_issuer: Authenticator, sent: str) -> None:
+    with pytest.raises(Unauthenticated):
+        of_issuer.require(bearer(sent), "infer")
+
+
+def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Authenticator, clock: Clock[float]) -> None:
+    clock.now = time.time()
+    auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
+    sent = bearer(token())
+    auth.require(sent, "infer")
+    clock.now += 91  # its 60 s, and 30 s of tolerance
+    with pytest.raises(Unauthenticated, match=r"'shop@login\.example' .*expired"):
+        auth.require(sent, "infer")
+
+
+def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="not been fetched"):  # Its client may retry with the same token.
+        Authenticator(tmp_path, WITH_TOKENS).require(bearer(token()), "infer")

@@ -1,0 +1,65 @@
+"""Requests pause for a Redis that is down, and no message contains its URL."""
+
+import queue
+import threading
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.serve.inference.circuit_breaker import CircuitBreaker
+from mlflow_deploy_plugin.serve.inference.limits import RedisRates
+from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
+from tests.support.waiting import wait_until
+
+
+@pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
+def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+    for opening in (lambda: RedisRates(url), lambda: open_cache(1000, 60, url)):
+        with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL") as error:
+            opening()
+        assert "secret" not in error.value.message
+
+
+def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    asked, answers, counted = queue.SimpleQueue[str](), queue.SimpleQueue[bool](), list[int]()
+
+    def ping() -> None:
+        asked.put(threading.current_thread().name)
+        if not answers.get():
+            raise OSError("away, redis://:secret@h")
+
+    circuit = CircuitBreaker("nothing happens", ping, lambda: counted.append(1), pause_seconds=0.001)
+    for _ in range(2):  # The second request began before the first failed.
+        circuit.record_failure(OSError("away, redis://:secret@h"))
+    for answer in (False, False, True):
+        assert asked.get() == "onnxserve-redis"
+        assert circuit.is_open
+        answers.put(answer)
+    wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")
+
+    assert asked.empty()
+    assert len(counted) == 3
+    assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}  # The log drops repeats.
+
+
+def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> None:
+    asked = queue.SimpleQueue[None]()
+    circuit = CircuitBreaker("nothing happens", lambda: asked.put(None), lambda: None, pause_seconds=60)
+    circuit.record_failure(OSError("slow"))
+    asked.get(timeout=10)
+    wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")
+
+    circuit.record_failure(OSError("slow again"))
+    assert circuit.is_open
+    with pytest.raises(queue.Empty):
+        asked.get(timeout=0.05)
+
+
+def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    circuit = CircuitBreaker("nothing happens", lambda: None, lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    circuit.record_failure(OSError())
+    assert not circuit.is_open

@@ -1,0 +1,392 @@
+"""Each client has its own rate, all clients share the concurrent requests, and without Redis there is no limit."""
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from limits import parse
+
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
+from mlflow_deploy_plugin.serve.inference import limits
+from mlflow_deploy_plugin.serve.inference.limits import (
+    MemoryRateLimiter,
+    RedisRates,
+    RequestLimits,
+    SharedRateLimiter,
+    open_rate_limiter,
+)
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support.clocks import Clock
+from tests.support.refusals import mentions
+from tests.support.waiting import free_port
+
+
+def sent(client: str = "192.0.2.1", key: str = "") -> RawRequest:
+    """A request from this address, with this X-Api-Key."""
+    return RawRequest("POST", "/invocations", {"x-api-key": key} if key else {}, b"", client)
+
+
+@pytest.fixture
+def clock() -> Clock[float]:
+    return Clock(1000.0)
+
+
+def test_without_limits_everybody_may_enter() -> None:
+    unlimited = RequestLimits()
+    for _ in range(1000):
+        unlimited.check_rates(sent("192.0.2.1"), None)
+
+
+def test_one_request_too_many_is_refused_until_another_has_left() -> None:
+    refused: list[str] = []
+    two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
+    two.acquire()
+    two.acquire()
+
+    with pytest.raises(TooManyRequests, match="2 concurrent requests") as error:
+        two.acquire()
+
+    assert error.value.retry_after == 1
+    assert refused == ["concurrency"]
+    two.release()
+    with suppress(ValueError), two.admitted(sent()):
+        raise ValueError
+    two.acquire()
+
+
+def test_requests_in_flight_are_never_more_than_the_limit() -> None:
+    five = RequestLimits(max_concurrent_requests=5)
+    inside, most = 0, 0
+    lock = threading.Lock()
+
+    def client() -> None:
+        nonlocal inside, most
+        for _ in range(500):
+            try:
+                five.acquire()
+            except TooManyRequests:
+                continue
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            with lock:
+                inside -= 1
+            five.release()
+
+    threads = [threading.Thread(target=client) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert 1 <= most <= 5
+    for _ in range(5):
+        five.acquire()
+
+
+def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
+    refused: list[str] = []
+    limited = RequestLimits(
+        rate="3/minute", count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(3, 60, clock)
+    )
+    for _ in range(3):
+        limited.check_rates(sent("192.0.2.1"), None)
+
+    with pytest.raises(TooManyRequests, match="3/minute") as error:
+        limited.check_rates(sent("192.0.2.1"), None)
+
+    assert error.value.retry_after is not None
+    assert 1 <= error.value.retry_after <= 60
+    assert refused == ["rate"]
+    limited.check_rates(sent("192.0.2.2"), None)
+    clock.now += 2 * 60
+    limited.check_rates(sent("192.0.2.1"), None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_one_caller"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("no:address", "no:other", False),
+    ],
+)
+def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
+    clock: Clock[float], first: str, second: str, is_one_caller: bool
+) -> None:
+    limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock))
+    limited.check_rates(sent(first), None)
+
+    with pytest.raises(TooManyRequests) if is_one_caller else nullcontext():
+        limited.check_rates(sent(second), None)
+
+
+@pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
+def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock[float], start: float) -> None:
+    clock.now = start
+    rate = MemoryRateLimiter(10, 60, clock)
+    for _ in range(100):
+        if (seconds := rate(b"a")) is not None:
+            assert seconds > 0
+            clock.now += max(1, -int(-seconds // 1))
+            assert rate(b"a") is None
+        clock.now += 0.7
+
+
+def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock[float]) -> None:
+    limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(0, 60, clock))
+
+    class Headers(dict[str, str]): ...
+
+    request = RawRequest("POST", "/invocations", Headers(), b"large")
+    headers = weakref.ref(request.headers)
+    for _ in ("its plan", "the general way"):
+        with suppress(TooManyRequests):
+            limited.check_rates(request, None)
+    del request
+    assert headers() is None
+
+
+def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock[float]) -> None:
+    rate = MemoryRateLimiter(100, 60, clock)
+    passed = []
+    for _ in range(3000):
+        if rate(b"a") is None:
+            passed.append(clock.now)
+        clock.now += 0.1
+
+    busiest = max(sum(moment <= other < moment + 60 for other in passed) for moment in passed)
+    assert 100 <= busiest < 200
+    assert 400 <= len(passed) <= 600
+
+
+def test_a_header_names_the_caller_where_it_is_sent(clock: Clock[float]) -> None:
+    limited = RequestLimits(
+        rate="1/minute", rate_header="x-api-key", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock)
+    )
+    limited.check_rates(sent("192.0.2.1", "one"), None)
+    limited.check_rates(sent("192.0.2.1", "two"), None)
+    limited.check_rates(sent("192.0.2.1"), None)
+
+    for key in ("one", ""):
+        with pytest.raises(TooManyRequests):
+            limited.check_rates(sent("192.0.2.1", key), None)
+
+
+def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock[float]) -> None:
+    refused: list[str] = []
+    amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
+    of_keys = RequestLimits(
+        count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(*amounts[rate], clock)
+    )
+
+    def ask(key: str) -> str:
+        try:
+            of_keys.check_rates(sent(), KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)))
+        except TooManyRequests as error:
+            return f"{error.retry_after}: {error.message}"
+        return ""
+
+    assert [ask("shop"), ask("shop"), ask("other")] == ["", "", ""]
+    assert mentions(ask("shop"), "2:", "'shop'", "2/second")
+    clock.now += 2
+    assert ask("shop") == ""
+    assert ask("shop").endswith("the key 'shop' is limited to 3/day; retry later")
+    assert refused == ["key", "key"]
+    assert not of_keys.has_rate
+
+
+def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_is_not_forgotten(
+    clock: Clock[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
+    rate, shared = MemoryRateLimiter(1000, 60, clock), share(FixedWindow(), "1000/minute", clock)
+    for number in range(1000):
+        assert rate(b"busy") is None
+        assert rate(str(number).encode()) is None
+        assert shared(str(number).encode()) is None
+
+    assert len(rate._clients) == len(shared._clients) == 100
+    assert rate(b"busy") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "period"), [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)]
+)
+def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: int, period: int) -> None:
+    rate = open_rate_limiter(text, None)
+    assert isinstance(rate, MemoryRateLimiter)
+    assert (rate.amount, rate.period) == (amount, period)
+
+
+class FixedWindow:
+    """Counts as Redis does, in a single window that does not end."""
+
+    is_away = False
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.counted = 0
+
+    def run_ahead(self, ask: Callable[[], object]) -> None:
+        ask()
+
+    def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:
+        self.asked.append(requests)
+        for passing in (requests, 1):
+            if self.counted + passing <= item.amount:
+                self.counted += passing
+                return passing, 0.0
+        return 0, 30.0
+
+
+def share(redis: Any, rate: str, clock: Clock[float]) -> SharedRateLimiter:
+    return SharedRateLimiter(parse(rate), redis, clock)
+
+
+def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock[float]) -> None:
+    redis = FixedWindow()
+    workers = [share(redis, "5000/minute", clock) for _ in range(3)]
+    passed = 0
+    for number in range(30_000):
+        passed += workers[number % 3](b"busy") is None
+        clock.now += 0.0005
+
+    assert 4900 <= passed <= 5000
+    assert 10 < max(redis.asked) <= 50
+    assert len(redis.asked) < 30_000 / 20
+
+
+def test_a_slow_client_loses_nothing_to_reservations(clock: Clock[float]) -> None:
+    redis = FixedWindow()
+    limiter = share(redis, "1000/hour", clock)
+    answers = []
+    for _ in range(1001):
+        answers.append(limiter(b"slow"))
+        clock.now += 0.03
+
+    assert answers == [None] * 1000 + [30.0]
+    assert set(redis.asked) == {1}
+
+
+@pytest.mark.parametrize(("burst", "pause"), [(5, 0.2), (12, 0.7), (40, 2.3)])
+def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(
+    clock: Clock[float], burst: int, pause: float
+) -> None:
+    redis = FixedWindow()
+    workers = [share(redis, "2000/minute", clock) for _ in range(2)]
+    sent = 0
+    while clock.now < 1060:
+        for number in range(burst):
+            assert workers[number % 2](b"in bursts") is None
+            clock.now += 0.001
+        sent += burst
+        clock.now += pause
+
+    assert sent <= redis.counted <= sent + 2 * 20
+
+
+def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock[float]) -> None:
+    redis = FixedWindow()
+    limiter = share(redis, "1/minute", clock)
+    assert limiter(b"a") is None
+    told = []
+    for _ in range(1000):
+        told.append(limiter(b"a"))
+        clock.now += 0.001
+
+    assert told[:2] == [30.0, pytest.approx(29.999)]
+    assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
+
+
+def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: Clock[float]) -> None:
+    redis = FixedWindow()
+    limiter = share(redis, "300/minute", clock)
+    waits = []
+    while limiter(b"a") is None:
+        waits.append(limiter.may_wait(b"a"))
+        clock.now += 0.001
+
+    assert not limiter.may_wait(b"a")
+    assert limiter.may_wait(b"another")
+    assert 0 < sum(waits) <= 300 / 2
+    clock.now += 0.1
+    assert limiter.may_wait(b"a")
+    own = RequestLimits(
+        rate="9/second", open_rate=lambda rate: limiter if "minute" in rate else open_rate_limiter(rate, None)
+    )
+    assert not own.may_wait(sent(), KeyEntry(name="shop", scopes=()))
+    assert own.may_wait(sent(), KeyEntry(name="shop", scopes=(), limits=("300/minute",)))
+    assert RequestLimits(rate="300/minute", open_rate=lambda rate: limiter).may_wait(sent(), None)
+    redis.is_away = True
+    assert not limiter.may_wait(b"a")
+
+
+@pytest.mark.redis
+def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url: str) -> None:
+    workers = [open_rate_limiter("2000/day", RedisRates(redis_url)) for _ in range(2)]
+
+    def ask(worker: Any) -> int:
+        return sum(worker(b"many threads") is None for _ in range(600))
+
+    with ThreadPoolExecutor(8) as threads:
+        passed = sum(threads.map(ask, workers * 4))
+
+    assert 1900 <= passed <= 2000
+
+
+@pytest.mark.redis
+def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
+    workers = [RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url))) for _ in range(2)]
+    shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
+    for worker in workers:
+        worker.check_rates(sent(), shop)
+    with pytest.raises(TooManyRequests, match=r"'shop' .*2/day"):
+        workers[0].check_rates(sent(), shop)
+
+
+@pytest.mark.redis
+def test_a_key_of_another_workspace_does_not_use_up_the_limit_of_one_of_its_name(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wholesale = KeyEntry(name="wholesale", scopes=("infer",), limits=("1/day",))
+    for workspace in ("team-a", "team-b", ""):
+        monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
+        limits = RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url)))
+        limits.check_rates(sent(), wholesale)
+        with pytest.raises(TooManyRequests):
+            limits.check_rates(sent(), wholesale)
+
+
+def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
+    workers = [open_rate_limiter("4/minute", RedisRates(redis_url)) for _ in range(2)]
+    answers = [workers[number % 2](b"shared caller") for number in range(6)]
+
+    assert answers[:4] == [None] * 4
+    assert all(seconds is not None and 0 < seconds <= 60 for seconds in answers[4:])
+    assert workers[0](b"another caller") is None
+
+
+def test_while_redis_is_away_everybody_passes_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise the thread that pings Redis would log in later tests that Redis is down.
+    monkeypatch.setattr("redis.Redis.ping", lambda client: True)
+    redis = RedisRates(f"redis://:secret@127.0.0.1:{free_port()}/0")
+    rates = [open_rate_limiter(text, redis) for text in ("1/minute", "1/hour")]
+    with caplog.at_level(logging.ERROR):
+        assert [rate(b"a") for rate in rates for _ in range(20)] == [None] * 40
+
+    # The second failed request logs the same, and the log drops repeats.
+    line = "Redis does not answer (Connection refused): the rate limit admits every request"
+    assert set(caplog.messages) == {line}

@@ -1,0 +1,136 @@
+"""Requests and responses of `/invocations` in every format, by the function and by a real server."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.serve.http.responses import RawResponse
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols import arrow
+from tests.support.handling import handle
+from tests.support.refusals import mentions
+from tests.support.servers import gunicorn, one_endpoint
+
+TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
+
+
+def stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+JSON_BODY = b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'
+BODIES = {
+    "application/json": JSON_BODY,
+    "text/csv": b"a,b,c\n1,2,3\n4,5,\n",
+    arrow.STREAM: stream(TABLE),
+    "application/jsonl": b'{"a":1,"b":2,"c":3}\n{"a":4,"b":5,"c":null}\n',
+    "application/x-ndjson; charset=utf-8": b"[1,2,3]\n[4,5,null]\n",
+}
+READ: dict[str, Callable[[bytes], list[Any]]] = {
+    "application/json": lambda body: [row[0] for row in json.loads(body)["predictions"]],
+    arrow.STREAM: lambda body: pa.ipc.open_stream(body).read_all()["prediction"].to_pylist(),
+    arrow.FILE: lambda body: pa.ipc.open_file(body).read_all()["prediction"].to_pylist(),
+    "application/jsonl": lambda body: [json.loads(line)[0] for line in body.splitlines()],
+    "application/x-ndjson": lambda body: [json.loads(line)[0] for line in body.splitlines()],
+}
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+    return serve_here(one_endpoint(model_folders["single"]))
+
+
+def ask(server: Server, content_type: str, body: bytes, path: str = "/invocations", **headers: str) -> RawResponse:
+    return handle(server, RawRequest("POST", path, {"content-type": content_type, **headers}, body))
+
+
+def check(response: RawResponse, form: str) -> None:
+    assert response.status == 200, response.body
+    assert response.content_type == form
+    assert {"X-Model-Version", "X-Prediction-Id", "X-Request-Id"} <= response.headers.keys()
+    first, second = READ[form](response.body)
+    assert first == 6.0
+    assert second is None or np.isnan(second)
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations"])
+@pytest.mark.parametrize("given", BODIES)
+def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> None:
+    bare = given.partition(";")[0]
+    check(ask(server, given, BODIES[given], path), bare if bare in READ else "application/json")
+
+
+@pytest.mark.parametrize("given", BODIES)
+@pytest.mark.parametrize("wanted", READ)
+def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wanted: str) -> None:
+    check(ask(server, given, BODIES[given], accept=f"text/html, {wanted};q=0.9, */*;q=0.1"), wanted)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        "application/x-npy",
+        "application/vnd.apache.parquet",
+        "text/html,application/xhtml+xml",
+        "",
+        "application/xml;q=",
+        "x" * 5000,
+    ],
+)
+def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(server: Server, accept: str) -> None:
+    check(ask(server, arrow.STREAM, BODIES[arrow.STREAM], accept=accept), arrow.STREAM)
+    check(ask(server, "application/json", JSON_BODY, accept=accept), "application/json")
+
+
+@pytest.mark.parametrize("given", ["application/xml", "application/vnd.apache.parquet", "application/x-npy"])
+def test_an_unknown_content_type_is_refused_with_all_that_are_taken(server: Server, given: str) -> None:
+    response = ask(server, given, b"<x/>")
+    message = json.loads(response.body)["message"]
+    assert response.status == 415
+    assert all(known in message for known in ("application/json", "text/csv", arrow.STREAM, "application/jsonl"))
+
+
+def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
+    response = ask(server, arrow.STREAM, stream(pa.table({"a": [1.0]})))
+    assert (response.status, response.content_type) == (400, "application/json")
+    assert mentions(json.loads(response.body)["message"], "'b', 'c'")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+    state_dir = tmp_path_factory.mktemp("state")
+    with gunicorn(state_dir, one_endpoint(model_folders["single"])) as running:
+        yield running
+
+
+def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running: Any) -> None:
+    wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
+    headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+    response = running.post(data=gzip.compress(stream(wide), 1), headers=headers)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, arrow.STREAM), response.text
+    assert response.headers.get("Content-Encoding") == "gzip"
+    assert READ[arrow.STREAM](response.content) == [3.0 * row for row in range(20_000)]
+    workers = psutil.Process(running.process.pid).children(recursive=True)
+    libraries = {path.path for worker in workers for path in worker.memory_maps()}
+    assert any("pyarrow" in path for path in libraries)
+    assert not any("pandas" in path for path in libraries)
+
+
+def test_a_real_server_refuses_torn_tables_and_serves_on(running: Any) -> None:
+    for media in (arrow.STREAM, arrow.FILE, "application/jsonl"):
+        refused = running.post(data=b"torn" * 100, headers={"Content-Type": media})
+        assert (refused.status_code, refused.json()["error_code"]) == (400, "BAD_REQUEST")
+    assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[6.0]]}
+    assert "Traceback" not in running.log.read_text()

@@ -1,0 +1,128 @@
+"""Key columns (`capture.keys`): every protocol reads them next to the inputs, captures them, and never feeds them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.http.plan import PlanTable
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support import servers
+from tests.support.handling import handle
+
+LARGEST = 2**63 - 1
+ROWS: dict[str, list[Any]] = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
+RECORDS = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+    kinds = ("single", "tensor", "stock")
+    endpoints = {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}
+    return serve_here(endpoints, keys=["customer_id", "is_new"])
+
+
+def as_json(path: str, document: Any) -> RawRequest:
+    return RawRequest("POST", path, {"content-type": "application/json"}, orjson.dumps(document))
+
+
+def as_table(keys: dict[str, Any]) -> RawRequest:
+    return as_arrow(pa.table({**keys, **ROWS}))
+
+
+def array(rows: list[list[float]]) -> RawRequest:
+    return as_arrow(pa.table({"": rows}))
+
+
+def as_arrow(table: pa.Table) -> RawRequest:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return RawRequest("POST", "/invocations", {"content-type": ARROW}, sink.getvalue().to_pybytes())
+
+
+def tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+
+
+def with_key(values: list[Any], rows: list[dict[str, Any]] = RECORDS) -> list[dict[str, Any]]:
+    return [{"customer_id": value, **row} for value, row in zip(values, rows, strict=True)]
+
+
+SPLIT = {"columns": ["a", "customer_id", "b", "c"], "data": [[1, "x", 2, 3], [4, None, 5, 6]]}
+V2 = [tensor(name, "FP64", [2], values) for name, values in ROWS.items()]
+TEXTS, IDS = tensor("customer_id", "BYTES", [2], ["x", "y"]), tensor("customer_id", "INT64", [2, 1], [7, 8])
+X = tensor("X", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])
+REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
+    ("records", as_json("/invocations", {"dataframe_records": with_key([7, 8])}), [7, 8]),
+    ("records with a gap", as_json("/invocations", {"dataframe_records": with_key([LARGEST, None])}), [LARGEST, None]),
+    ("split", as_json("/invocations", {"dataframe_split": SPLIT}), ["x", None]),
+    ("columns", as_json("/invocations", {"inputs": {"customer_id": [0.5, None], **ROWS}}), [0.5, None]),
+    ("instances", as_json("/invocations", {"instances": with_key([True, None])}), [True, None]),
+    ("several types", as_json("/invocations", {"instances": with_key([1, "one"])}), ["1", "one"]),
+    ("no key", as_json("/invocations", {"instances": RECORDS}), []),
+    ("rows", as_json("/invocations", {"inputs": [[1, 2, 3], [4, 5, 6]]}), []),
+    ("CSV", RawRequest("POST", "/invocations", {"content-type": "text/csv"},
+                       b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
+    ("JSON Lines", RawRequest("POST", "/invocations", {"content-type": "application/jsonl"},
+                              b"\n".join(map(orjson.dumps, with_key([7, None])))), [7, None]),
+    ("Arrow", as_table({"customer_id": pa.array([LARGEST, None])}), [LARGEST, None]),
+    ("Arrow dictionary", as_table({"customer_id": pa.array(["x", None]).dictionary_encode()}), ["x", None]),
+    ("Arrow without names", array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), []),
+    ("V2 by columns", as_json("/v2/models/single/infer", {"inputs": [*V2, TEXTS]}), ["x", "y"]),
+    ("V2 by input", as_json("/v2/models/single/infer", {"inputs": [IDS, X]}), [7, 8]),
+    ("tfserving rows", as_json("/v1/models/single:predict", {"instances": with_key([7, 8])}), [7, 8]),
+    ("tfserving columns", as_json("/v1/models/single:predict", {"inputs": {"customer_id": [7, 8], **ROWS}}), [7, 8]),
+    ("predict/batch", as_json("/predict/batch", with_key([7, 8])), [7, 8]),
+    ("tensor, records", as_json("/endpoints/stock/invocations", {"dataframe_records": with_key([7, 8])}), [7, 8]),
+    ("tensor, split", as_json("/endpoints/stock/invocations", {"dataframe_split": SPLIT}), ["x", None]),
+    ("tensor, CSV", RawRequest("POST", "/endpoints/stock/invocations", {"content-type": "text/csv"},
+                               b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
+    ("tensor, V2", as_json("/v2/models/stock/infer", {"inputs": [X, IDS]}), [7, 8]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "expected"), [pytest.param(*case, id=name) for name, *case in REQUESTS])
+def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
+    tmp_path: Path, server: Server, request_: RawRequest, expected: list[Any]
+) -> None:
+    answers = [handle(server, request_), PlanTable(server).answer(request_)]
+    answered = [answer for answer in answers if answer is not None]
+    assert [answer.status for answer in answered] == [200] * len(answered), answered[0].body
+
+    server.capture.close()
+    Shipper(server.capture.spool, str(tmp_path / "log")).ship()
+    tables = [parquet.ParquetFile(file).read() for file in sorted((tmp_path / "log").rglob("*.parquet"))]
+    rows = [row for table in tables for row in table.to_pylist()]
+    bias = 0.5 if "stock" in request_.path else 0.0
+    for answer in answered:
+        own = [row for row in rows if row["_prediction_id"] == answer.headers["X-Prediction-Id"]]
+        assert [row["output.y"] for row in own] == [[6.0 + bias], [15.0 + bias]]
+        assert [row["customer_id"] for row in own if "customer_id" in row] == expected
+    assert not any("is_new" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "part"),
+    [
+        ("/invocations", {"instances": with_key([[1], [2]])}, "row 0"),
+        ("/invocations", {"inputs": {"customer_id": [1], **ROWS}}, "2 rows"),
+        ("/v2/models/single/infer", {"inputs": [X, tensor("customer_id", "INT64", [2, 2], [1, 2, 3, 4])]}, "list"),
+        ("/v2/models/single/infer", {"inputs": [X, tensor("customer", "INT64", [2], [1, 2])]}, "'customer'"),
+    ],
+)
+def test_a_key_without_one_value_for_each_row_is_refused_by_its_name(
+    server: Server, path: str, document: Any, part: str
+) -> None:
+    response = handle(server, as_json(path, document))
+    assert response.status == 400
+    message = orjson.loads(response.body).get("message") or orjson.loads(response.body)["error"]
+    assert "customer" in message
+    assert part in message

@@ -1,0 +1,134 @@
+"""Any valid ONNX graph is served as declared: ONNX's own node cases over V2, compared with ONNX Runtime.
+
+Each graph has one operator. Sizes are fixed, inputs have different sizes, and tensors may be empty or scalars. Some
+graphs have no input. The graphs do not have rows.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, datatype_of, from_binary, to_binary
+from tests.support.handling import handle
+from tests.support.onnx_nodes import Array, NodeCase, node_cases
+from tests.support.servers import variant
+
+EVERY = 12
+"""`make test` runs one case out of this number."""
+
+
+@pytest.mark.parametrize(
+    ("every", "at_least"),
+    [pytest.param(EVERY, 100, id="a sample"), pytest.param(1, 1_300, id="all", marks=pytest.mark.long)],
+)
+def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
+    tmp_path: Path, serve_here: Callable[..., Server], every: int, at_least: int
+) -> None:
+    cases = {f"n{place}": case for place, case in enumerate(node_cases(every))}
+    folders = {name: saved(tmp_path / name, case) for name, case in cases.items()}
+    server = serve_here({name: {"main": variant(folder)} for name, folder in folders.items()})
+
+    told: Counter[str] = Counter()
+    wrong = []
+    for name, case in cases.items():
+        for form, ask in (("JSON", ask_in_json), ("binary", ask_in_bytes)):
+            told[form] += 1
+            if reason := ask(server, name, case):
+                wrong.append(f"{case.name} ({form}): {reason}")
+    assert not wrong, "\n".join([f"{len(wrong)} of {told.total()}", *wrong[:20]])
+    assert told["JSON"] == told["binary"] == len(cases) >= at_least
+
+
+def saved(folder: Path, case: NodeCase) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(case.graph)
+    document = {"flavors": {"onnx": {"data": "model.onnx"}}, "mlflow_version": "3.17.2"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
+
+
+def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
+    """Return the reason why the response is wrong; empty if it is correct."""
+    inputs = [{**head_of(key, array), "data": plain(array)} for key, array in case.inputs.items()]
+    status, body, _ = ask(server, name, json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"})
+    if status != 200:
+        return body.decode()[:300]
+    outputs = {entry["name"]: entry for entry in json.loads(body)["outputs"]}
+    found = {
+        key: np.array([np.nan if value is None else value for value in entry["data"]], case.outputs[key].dtype).reshape(
+            entry["shape"]
+        )
+        for key, entry in outputs.items()
+    }
+    # JSON cannot represent infinity, which becomes null, as NaN does.
+    return difference({key: without_infinity(array) for key, array in case.outputs.items()}, found)
+
+
+def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
+    """Send the request with Triton's binary tensor data; see `ask_in_json`."""
+    blobs = [to_binary(array) for array in case.inputs.values()]
+    inputs = [
+        {**head_of(key, array), "parameters": {"binary_data_size": len(blob)}}
+        for (key, array), blob in zip(case.inputs.items(), blobs, strict=True)
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    status, body, headers = ask(server, name, b"".join([head, *blobs]), {HEADER_LENGTH.lower(): str(len(head))})
+    if status != 200:
+        return body.decode()[:300]
+    length = int(headers[HEADER_LENGTH])
+    found, start = {}, length
+    for entry in json.loads(body[:length])["outputs"]:
+        size = entry["parameters"]["binary_data_size"]
+        tensor = TensorHeader(entry["name"], tuple(entry["shape"]), entry["datatype"])
+        found[entry["name"]] = from_binary(tensor, memoryview(body)[start : start + size])
+        start += size
+    return difference(case.outputs, found)
+
+
+def ask(server: Server, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, Any]:
+    response = handle(server, RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
+    return response.status, response.body, response.headers
+
+
+def head_of(name: str, array: Array) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "datatype": datatype_of(numpy_name(array))}
+
+
+def numpy_name(array: Array) -> str:
+    return "str" if array.dtype.kind in "OU" else array.dtype.name
+
+
+def plain(array: Array) -> list[Any]:
+    """Return the elements in row-major order. NaN becomes null; infinity becomes Python's text."""
+    return [None if isinstance(value, float) and value != value else value for value in array.ravel().tolist()]
+
+
+def without_infinity(array: Array) -> Array:
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(array), array, np.nan).astype(array.dtype)
+
+
+def difference(want: dict[str, Array], found: dict[str, Array]) -> str:
+    if want.keys() != found.keys():
+        return f"the outputs {list(found)} are not {list(want)}"
+    for name, array in want.items():
+        if array.shape != found[name].shape:
+            return f"{name!r} has the shape {found[name].shape}, not {array.shape}"
+        if array.dtype.kind == "f":  # The memory layout of an array determines the order of summation.
+            is_same = np.allclose(array, found[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+        else:
+            is_same = np.array_equal(array.astype(object) if array.dtype.kind == "U" else array, found[name])
+        if not is_same:
+            return f"{name!r} has other values"
+    return ""

@@ -1,0 +1,156 @@
+"""The short protocol of the guides, through `handle_request`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.serve import assembly
+from mlflow_deploy_plugin.serve.inference import protocol_table
+from mlflow_deploy_plugin.serve.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.serve.inference.protocol_table import encode_record
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from tests.support import servers
+from tests.support.handling import handle
+from tests.support.refusals import mentions
+
+RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
+SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
+
+
+def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+    request = RawRequest("POST", path, {"content-type": "application/json", **headers}, json.dumps(body).encode())
+    response = handle(server, request)
+    return response.status, json.loads(response.body)
+
+
+@pytest.fixture
+def mixed(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
+    return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
+
+
+@pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
+def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any) -> None:
+    status, document = post(mixed, "/predict", body)
+    probabilities = document.pop("probabilities")
+    assert (status, document) == (200, {"prediction": "yes", "model": "m", "model_version": "3"})
+    assert list(probabilities) == ["no", "yes"]
+    assert probabilities["yes"] == SIGMOID_1
+
+
+@pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_records"])
+def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
+    status, document = post(mixed, "/predict", {form: [RECORD]})
+    assert (status, document["message"]) == (
+        400,
+        f"/predict accepts one record; send {form} to /predict/batch or /invocations",
+    )
+
+
+def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_them(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    section = document["flavors"]["onnxserve"]
+    section["prediction"] = [output["name"] for output in section["outputs"] if output["role"] == "probabilities"]
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    server = serve_here(servers.one_endpoint(folder, "3"))
+
+    _, given = post(server, "/predict", RECORD)
+
+    assert given["prediction"] == "yes"
+    assert given["probabilities"]["yes"] == SIGMOID_1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [RECORD, RECORD],
+        {"instances": [RECORD, RECORD]},
+        [["AA", 0, 0, False]] * 2,
+        {"instances": [["AA", 0, 0, False]] * 2},
+    ],
+)
+def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
+    status, document = post(mixed, "/predict/batch", body)
+    probabilities = document.pop("probabilities")
+    assert (status, document) == (200, {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"})
+    assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
+
+
+def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with_the_rows_that_may_be_sent(
+    mixed: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol_table, "_MOST_PROBABILITIES", 7)
+
+    assert post(mixed, "/predict/batch", [RECORD] * 3)[0] == 200
+    assert post(mixed, "/predict/batch", [RECORD] * 4) == (
+        413,
+        {
+            "error_code": "BAD_REQUEST",
+            "message": "the request has 4 rows, and the response would name the probabilities of 2 classes per "
+            "row: send at most 3 rows, or use the protocol V2",
+        },
+    )
+    assert post(mixed, "/invocations", {"dataframe_records": [RECORD] * 4})[0] == 200
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 8])
+def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    max_batch_size: int,
+) -> None:
+    monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
+    limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
+    server = serve_here(servers.one_endpoint(model_folders["single"], "3"), limits)
+
+    for path in ("/invocations", "/predict/batch"):
+        assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
+        status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
+        assert (status, document["error_code"]) == (413, "BAD_REQUEST")
+        assert mentions(document["message"], "1025 rows", "1025 values", "1024", "server.max_body_bytes")
+
+
+def test_a_small_bound_on_bodies_bounds_no_answers(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+) -> None:
+    server = serve_here(servers.one_endpoint(model_folders["single"], "3"), {"max_body_bytes": 1024})
+
+    assert post(server, "/invocations", {"instances": [[0, 0, 0]] * 1025})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "prediction"),
+    [
+        ("single", {"a": 1, "b": 2, "c": 3}, [6.0]),
+        ("stock", {"features": [1, 2, 3]}, [6.5]),
+        ("stock", {"X": [1, 2, 3]}, [6.5]),
+        ("tensor", {"features": [[1, 2], [3, 4]]}, {"doubled": [[2, 4], [6, 8]], "total": 10}),
+    ],
+)
+def test_models_without_classes_answer_without_probabilities(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], kind: str, body: Any, prediction: Any
+) -> None:
+    server = serve_here(servers.one_endpoint(model_folders[kind]))
+    assert post(server, "/predict", body) == (200, {"prediction": prediction, "model": "m", "model_version": "1"})
+
+
+@pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
+def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
+    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson does not accept."""
+    artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
+    predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
+    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=predictor, model="m", version="1"))
+    response = InferResponse("", "", {"label": np.array([1], dtype)})
+    assert json.loads(encode_record(variant, response).body)["prediction"] == 1

@@ -1,0 +1,424 @@
+"""Labels as a table of the log, and reading them back."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.inference_log import labels as labels_module
+from mlflow_deploy_plugin.serve.inference_log import reader
+from mlflow_deploy_plugin.serve.inference_log.labels import (
+    SCHEMA,
+    EndpointLabels,
+    Label,
+    as_number,
+    canonical_key,
+    labels_table,
+    write_labels,
+)
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, open_log, view_tables
+from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
+from mlflow_deploy_plugin.serve.inference_log.tables import contains
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from tests.support.inference_log import LogWriter
+
+RECEIVED = 1_372_636_800_000_000
+
+
+def test_a_key_is_written_in_one_way() -> None:
+    assert canonical_key({"b": 1.0, "a": np.float32(0.1)}) == canonical_key({"a": "0.1", "b": 1})
+    assert canonical_key({"a": float("nan")}) == canonical_key({"a": None}) == '{"a":null}'
+
+
+@pytest.mark.parametrize(
+    ("label", "number"),
+    [(1, 1.0), ("1.5", 1.5), (True, 1.0), ("false", 0.0), ("late", None), (None, None), ("inf", None), ([1], None)],
+)
+def test_a_label_is_a_number_where_it_can_be_one(label: Any, number: float | None) -> None:
+    assert as_number(label) == number
+
+
+def test_a_label_names_a_prediction_or_a_key() -> None:
+    table = labels_table(
+        [Label("p", 3, None, True, RECEIVED, "s", 7), Label(None, None, '{"flight": 7, "day": "mon"}', None, RECEIVED)]
+    )
+    assert table.schema == SCHEMA
+    first, second = table.to_pylist()
+    assert (first["_prediction_id"], first["_row"], first["_label"], first["_label_number"]) == ("p", 3, "true", 1.0)
+    assert (second["_key"], second["_label"]) == ('{"day":"mon","flight":"7"}', None)
+    assert first["_received_time"] == datetime(2013, 7, 1, tzinfo=UTC)
+
+
+def test_labels_that_are_written_without_a_server_are_read_back(log: InferenceLog) -> None:
+    table = labels_table([Label("p", None, None, 1, RECEIVED)])
+    write_labels(log.location, "flights", "2013-07-01", table)
+    assert pa.concat_tables(EndpointLabels(log.location, "flights", {}).batches()).equals(table)
+
+
+def test_few_labels_are_read_once_and_many_each_time(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.label(Label("p", None, None, 1, RECEIVED), name="one")
+    kept, many = (EndpointLabels(log.location, "flights", {}) for _ in range(2))
+    assert sum(map(len, kept.batches())) == 1
+    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
+    assert sum(map(len, many.batches())) == 1
+    writer.label(Label("q", None, None, 1, RECEIVED), name="two")
+    assert (sum(map(len, kept.batches())), sum(map(len, many.batches()))) == (1, 2)
+
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+WINDOW = parse_window("2013-07-01/1d")
+NEXT = microseconds(DAY) + 86_400_000_000
+
+
+def request(count: int, **columns: Any) -> dict[str, Any]:
+    """Return a request of some rows with the X-Prediction-Id `p`."""
+    return {"_event_time": [DAY] * count, "_prediction_id": ["p"] * count, "x": np.arange(float(count)), **columns}
+
+
+def by_id(label: Any, row: int | None = None, at: int = 0, **more: Any) -> Label:
+    return Label("p", row, None, label, NEXT + at, **more)
+
+
+def by_key(label: Any, at: int = 0, **key: Any) -> Label:
+    return Label(None, None, key, label, NEXT + at)
+
+
+def labels(log: InferenceLog) -> list[Any]:
+    """Return the labels of the rows by their `x`."""
+    rows = log.labelled("flights", WINDOW)
+    assert rows is not None
+    return rows.table.sort_by("x").column("_label").to_pylist()
+
+
+def test_labels_that_the_caller_has_are_not_read_again(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1))
+    writer.label(by_id("late", 0))
+    known = EndpointLabels(log.location, "flights", {})
+    assert sum(map(len, known.batches())) == 1
+    writer.label(by_id("on time", 0, at=1), name="newer")
+
+    rows = log.labelled("flights", WINDOW, labels=known)
+
+    assert rows is not None
+    assert rows.table.column("_label").to_pylist() == ["late"]
+
+
+def test_a_label_is_a_text_and_where_it_can_be_a_number(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(7))
+    given = [1, 2.5, "late", True, "7", "false"]
+    writer.label(*(by_id(label, row) for row, label in enumerate(given)))
+
+    rows = log.labelled("flights", WINDOW)
+
+    assert rows is not None
+    table = rows.table.sort_by("x")
+    assert table.column("_label").to_pylist() == ["1", "2.5", "late", "true", "7", "false", None]
+    assert table.column("_label_number").to_pylist() == [1, 2.5, None, 1, 7, 0, None]
+
+
+def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    writer.write(request(3))
+    writer.label(by_id("all", at=0), by_id("one", row=1, at=1))
+    assert labels(log) == ["all", "one", "all"]
+    writer.label(by_id("all again", at=2), name="later")
+    assert labels(log) == ["all again"] * 3
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([5, 6], pa.int64()),
+        pa.array([5, 6], pa.float32()),
+        pa.array(["5", "6"]),
+        pa.array(["5", "6"]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("said", [5, 5.0, "5"])
+def test_a_key_means_the_same_row_whatever_type_its_values_have(
+    log: InferenceLog, writer: LogWriter, column: pa.Array, said: Any
+) -> None:
+    writer.write(request(2, flight=column, tail=['N"1', None]))
+    writer.label(by_key("yes", flight=said, tail='N"1'))
+
+    assert labels(log) == ["yes", None]
+
+
+TRUTHS = [pa.array([True, False]), pa.array([1.0, 0.0], pa.float32()), pa.array([1, 0]), pa.array(["True", "False"])]
+
+
+@pytest.mark.parametrize("column", TRUTHS)
+@pytest.mark.parametrize("said", [True, "true", "True", "TRUE", 1, 1.0, "1"])
+def test_a_boolean_key_means_the_same_row_in_every_spelling(
+    log: InferenceLog, writer: LogWriter, column: pa.Array, said: Any
+) -> None:
+    writer.write(request(2, is_late=column))
+    writer.label(by_key("yes", is_late=said))
+    assert labels(log) == ["yes", None]
+
+
+@pytest.mark.parametrize("number", [123456789, 2**62 + 1])
+def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
+    log: InferenceLog, writer: LogWriter, number: int
+) -> None:
+    writer.write({**request(1, key=pa.array([7], pa.float32())), "x": [0.0]})
+    writer.write({**request(1, key=pa.array([number])), "x": [1.0]})
+    writer.label(by_key("new", key=number), by_key("old", key=7))
+
+    tables = list(view_tables(log, View("flights"), ["x", "_label"]))
+
+    found = {row["x"]: row["_label"] for table in tables for row in table.to_pylist()}
+    assert found == {0.0: "old", 1.0: "new"}
+
+
+def test_keys_take_small_fractions_dates_and_what_is_missing(log: InferenceLog, writer: LogWriter) -> None:
+    columns = {
+        "f": pa.array([0.1, 0.2, 0.3], pa.float32()),
+        "day": pa.array([DAY.date()] * 3),
+        "tail": ["N1", None, "N3"],
+        "is_late": [True, True, False],
+    }
+    writer.write(request(3, **columns))
+    writer.label(
+        by_key("one", f=0.1, day="2013-07-01"),
+        by_key("two", tail=None, f=0.2),
+        by_key("three", is_late=False),
+        by_key("nobody", gate=7),
+        by_key("nobody either", tail="N9"),
+    )
+
+    assert labels(log) == ["one", "two", "three"]
+
+
+def test_of_labels_by_id_and_by_key_the_later_one_wins(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2, flight=[5, 6]))
+    writer.label(by_key("key", at=1, flight=5), by_id("id", at=0))
+    assert labels(log) == ["key", "id"]
+
+
+def test_a_prediction_id_that_looks_like_a_key_is_no_key(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1, flight=[5]))
+    writer.label(by_key("key", flight=5), Label('{"flight":"5"}', None, None, "id", NEXT + 1))
+    assert labels(log) == ["key"]
+    assert log_stats(log, "flights").labels == LabelCounts(rows=1, names=2, unmatched=1)
+
+
+def test_a_label_without_a_value_takes_the_earlier_one_back(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2))
+    writer.label(by_id("yes", at=0), by_id(None, row=0, at=1))
+    assert labels(log) == [None, "yes"]
+
+
+def test_labels_of_one_moment_are_told_apart_by_segment_and_offset(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1))
+    writer.label(
+        by_id("a", segment="s", offset=7), by_id("b", segment="s", offset=9), by_id("c", segment="r", offset=99)
+    )
+    assert labels(log) == ["b"]
+
+
+def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_counts_by_key_only(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    writer.write(request(2, flight=[5, 6]))
+    early = -90 * 86_400_000_000
+    writer.label(by_key("known before", at=early, flight=5), day="2013-04-03")
+    assert labels(log) == ["known before", None]
+    writer.label(by_id("years later", row=1, at=10**14), day="2016-09-01")
+    assert labels(log) == ["known before", "years later"]
+
+
+def test_rows_without_any_label_and_windows_without_rows(log: InferenceLog, writer: LogWriter) -> None:
+    assert log.labelled("flights", WINDOW) is None
+    writer.write(request(2))
+    assert labels(log) == [None, None]
+    writer.label()
+    assert labels(log) == [None, None]
+
+
+def test_a_broken_file_of_labels_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1))
+    writer.label(by_id("yes"))
+    bad = writer.root / "_labels/endpoint=flights/date=2013-07-02/bad.parquet"
+    bad.write_bytes(b"PAR1")
+
+    assert labels(log) == ["yes"]
+    assert list(log.unreadable) == [str(bad)]
+
+
+def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 50)
+    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 1)
+    writer.write(request(2))
+    for number in range(20):
+        corrections = [by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)]
+        writer.label(*corrections, name=f"f{number}")
+
+    assert labels(log) == ["198", "199"]
+
+
+def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 2)
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(reader, "_LABELLED_ROWS", 1)
+    sort, read, work = labels_module._latest_labels, labels_module.read_labels, Counter[str]()
+
+    def counting_read(*arguments: Any, **more: Any) -> Iterator[pa.Table]:
+        work["read"] += 1
+        return read(*arguments, **more)
+
+    def counting_sort(labels: pa.Table) -> pa.Table:
+        work["sorted"] += len(labels)
+        return sort(labels)
+
+    def counting_search(ascending: Array, values: Array) -> Array:
+        work["searched"] += len(values)
+        return contains(ascending, values)
+
+    monkeypatch.setattr(labels_module, "read_labels", counting_read)
+    monkeypatch.setattr(labels_module, "contains", counting_search)
+    monkeypatch.setattr(labels_module, "_latest_labels", counting_sort)
+    for groups in (5, 50):
+        writer = LogWriter(tmp_path / str(groups))
+        for number in range(groups):
+            writer.write({"_event_time": [DAY] * 2, "_prediction_id": [f"p{number}"] * 2})
+            writer.label(Label(f"p{number}", None, None, number, NEXT), name=f"f{number}")
+
+        tables = list(view_tables(open_log(str(writer.root)), View("flights"), ["_prediction_id", "_label"]))
+
+        rows = pa.concat_tables(tables).to_pylist()
+        assert len(tables) == groups
+        assert all(row["_prediction_id"] == f"p{row['_label']}" for row in rows)
+        assert work["read"] <= 4
+        assert work["sorted"] <= 3 * groups
+        assert work["searched"] <= 5 * groups
+        work.clear()
+
+
+def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
+    log: InferenceLog, writer: LogWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 1)
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    writer.write(request(1))
+    for name in ("one", "two"):
+        writer.label(by_id(name), name=name)
+    with pytest.raises(OnnxserveError, match=r"index .*labels"):
+        labels(log)
+
+
+def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    times = [DAY + timedelta(seconds=second) for second in range(300)]
+    writer.write(
+        {
+            "_event_time": times,
+            "_prediction_id": [f"p{row}" for row in range(300)],
+            "_row": [0] * 300,
+            "_offset": pa.array(range(300), pa.int64()),
+        }
+    )
+    writer.label(*(Label(f"p{row}", 0, None, row, NEXT) for row in range(300)))
+
+    rows = log.labelled("flights", WINDOW, max_rows=50)
+
+    assert rows is not None
+    ids = rows.table.column("_prediction_id").to_pylist()
+    assert [f"p{label}" for label in rows.table.column("_label").to_pylist()] == ids
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([[0.5], [0.25]]), pa.array([[["a"]], [["b"]]]), pa.array([{"a": 1}, {"a": 2}])],
+    ids=["list", "lists", "struct"],
+)
+def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_other_label(
+    log: InferenceLog, writer: LogWriter, column: pa.Array
+) -> None:
+    writer.write(request(2, column=column))
+    writer.label(by_key("nobody's", column=1, at=1), by_id("late", row=0))
+    assert labels(log) == ["late", None]
+    assert log_stats(log, "flights").labels.unmatched == 1
+
+
+def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log: InferenceLog, writer: LogWriter) -> None:
+    columns = {f"c{place}": [place, place + 1] for place in range(30)}
+    writer.write(request(2, **columns))
+    writer.label(*(by_key("nobody's", **{name: -1}) for name in columns), name="first")
+    writer.label(by_key("late", c3=3), by_key("early", c29=30), by_id("by row", row=0, at=1), name="second")
+    assert labels(log) == ["by row", "early"]
+    assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
+
+
+def test_the_64_sets_of_key_columns_that_most_labels_have_name_rows_since_a_caller_can_send_thousands(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    columns = {f"c{place}": [place, place + 1] for place in range(66)}
+    writer.write(request(2, **columns))
+    writer.label(*(by_key("nobody's", **{name: -1}) for name in [*columns][1:65]), name="a")
+    writer.label(by_key("of a rare set", c65=66, at=1), by_id("by id", row=0, at=1), name="b")
+    writer.label(by_key("known", c0=0), by_key("known too", c0=1), name="c")
+    assert labels(log) == ["by id", "known too"]
+
+
+def test_labels_are_looked_through_once_for_the_first_rows(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds, counted = labels_module._key_kinds, list[int]()
+
+    def counting_kinds(texts: pa.ChunkedArray) -> Any:
+        counted.append(len(texts))
+        return kinds(texts)
+
+    monkeypatch.setattr(labels_module, "_key_kinds", counting_kinds)
+    writer.write(request(1, flight=[7]))
+    writer.label(by_key("late", flight=7), by_key("another's", flight=8))
+    rows = log.labelled("flights", WINDOW)
+
+    assert rows is not None
+    assert rows.table.column("_label").to_pylist() == ["late"]
+    assert counted == [2]
+
+
+def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "_MOST_COUNTED_SETS", 100)
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 50)
+    writer.write(request(1, flight=[7]))
+    for file in range(10):
+        made_up = (by_key("nobody's", **{f"made-up-{file}-{place}": 1}) for place in range(40))
+        writer.label(*made_up, by_key("another's", flight=8), by_key("late", flight=7), name=str(file))
+    assert labels(log) == ["late"]
+
+
+def test_a_key_of_a_column_of_half_floats_names_its_rows(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2, column=pa.array([0.5, 7.0], pa.float16())))
+    writer.label(by_key("half", column="0.5"), by_key("seven", column=7))
+    assert labels(log) == ["half", "seven"]
+
+
+def test_columns_whose_names_look_like_a_part_of_a_key_are_told_apart(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2, **{"a": [1, 2], "a:null": [3, 4], 'b":null': [5, 6]}))
+    writer.label(by_key("first", **{"a:null": 3}), by_key("second", a=2), name="one")
+    assert labels(log) == ["first", "second"]
+    writer.label(by_key("again", **{'b":null': 5}, at=1), by_key("quoted", a='":null', at=1), name="two")
+    assert labels(log) == ["again", "second"]

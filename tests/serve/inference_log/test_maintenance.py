@@ -1,0 +1,261 @@
+"""Compaction loses no rows and is invisible to readers; old rows are deleted."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.serve.inference_log import maintenance
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, compact, expire, maintain
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.storage import write_file
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
+from tests.support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+WINDOW = parse_window("2013-07-01/1d")
+LATER = datetime.now(UTC) + timedelta(days=1)
+FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
+
+
+def hour(count: int, start: int = 0, **columns: Any) -> dict[str, Any]:
+    times = [DAY + timedelta(milliseconds=number) for number in range(count)]
+    return {"_event_time": times, "x": np.arange(count, dtype=np.float64) + start, **columns}
+
+
+def files(writer: LogWriter, folder: str = FOLDER) -> list[Path]:
+    return sorted((writer.root / folder).glob("*.parquet"))
+
+
+def rows(log: InferenceLog) -> list[str]:
+    """Return every row with all columns, in a fixed order."""
+    tables = log.batches("flights", WINDOW, shadows=True)
+    return sorted(str(sorted(row.items())) for table in tables for row in table.to_pylist())
+
+
+@pytest.fixture
+def many(writer: LogWriter) -> list[str]:
+    """Write segments of an hour, one of them twice."""
+    names = [writer.write(hour(10, start=10 * number)) for number in range(6)]
+    writer.write(hour(10), segment=names[0], suffix="-again")
+    return names
+
+
+def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
+    log: InferenceLog, writer: LogWriter, many: list[str]
+) -> None:
+    before = rows(log)
+
+    done = compact(log, "flights", LATER)
+
+    assert (done.compacted_files, done.written_files) == (7, 1)
+    (one,) = files(writer)
+    assert pq.read_metadata(one).num_rows == 60  # The duplicates are removed.
+    assert rows(log) == before
+    assert compact(log, "flights", LATER) == MaintenanceResult()
+
+
+def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(
+    log: InferenceLog, writer: LogWriter, many: list[str]
+) -> None:
+    assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()  # The agent may still write the file.
+    assert compact(log, "flights", DAY + timedelta(minutes=59)) == MaintenanceResult()
+    assert len(files(writer)) == 7
+
+
+def test_rows_of_different_columns_or_types_are_not_mixed(log: InferenceLog, writer: LogWriter) -> None:
+    for _ in range(2):
+        writer.write(hour(3))
+        writer.write(hour(3, carrier=["UA", "AA", None]))
+        writer.write({**hour(3), "x": ["a", "b", "c"]})
+    before = rows(log)
+
+    assert compact(log, "flights", LATER).written_files == 3
+    assert rows(log) == before
+    assert sorted(str(pq.read_schema(file).field("x").type) for file in files(writer)) == ["double", "double", "string"]
+
+
+def test_files_of_an_agent_of_before_and_of_now_become_one(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(hour(2))
+    writer.write(hour(2, _shadow=[True, False], _latency_us=pa.array([5, 6])))
+
+    assert compact(log, "flights", LATER).written_files == 1
+    assert sorted(
+        row["_shadow"] for row in pq.read_table(files(writer)[0]).to_pylist() if row["_shadow"] is not None
+    ) == [False, True]
+    assert [table.num_rows for table in log.batches("flights", WINDOW)] == [3]
+
+
+def test_a_broken_file_stays_and_its_neighbours_become_one(
+    log: InferenceLog, writer: LogWriter, many: list[str]
+) -> None:
+    broken = writer.root / FOLDER / "broken.parquet"
+    content = files(writer)[0].read_bytes()
+    broken.write_bytes(content[:4] + b"\x00" * (len(content) // 2) + content[4 + len(content) // 2 :])
+
+    compact(log, "flights", LATER)
+
+    assert len(files(writer)) == 2
+    assert broken in files(writer)
+
+
+def test_a_file_that_its_agent_writes_again_meanwhile_stays(
+    log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = writer.root / FOLDER / f"{many[1]}-0.parquet"
+
+    def write_and_ship_again(*arguments: Any) -> None:
+        write_file(*arguments)
+        writer.write(hour(12, start=10), segment=many[1])  # two more rows under the same name
+
+    monkeypatch.setattr(maintenance, "write_file", write_and_ship_again)
+
+    assert compact(log, "flights", LATER).compacted_files == 6
+    assert again in files(writer)
+    assert len(rows(log)) == 62
+
+
+@pytest.mark.parametrize("died", ["before it wrote", "before it deleted", "while it deleted"])
+def test_a_compactor_that_dies_loses_nothing(
+    log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    before = rows(log)
+    deleted: list[Any] = []
+    delete = maintenance._delete
+
+    def die(*arguments: Any) -> Any:
+        if died == "while it deleted" and len(deleted) < 3:
+            deleted.append(arguments)
+            return delete(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maintenance, "write_file" if died == "before it wrote" else "_delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            compact(log, "flights", LATER)
+    assert rows(log) == before
+
+    compact(log, "flights", LATER)
+    assert rows(log) == before
+    assert len(files(writer)) == 1
+
+
+def test_two_compactors_at_once_lose_nothing(log: InferenceLog, writer: LogWriter) -> None:
+    for number in range(40):
+        writer.write(hour(5, start=5 * number))
+    before = rows(log)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: compact(InferenceLog(log.location), "flights", LATER), range(3)))
+
+    assert rows(log) == before
+    compact(log, "flights", LATER)
+    assert rows(log) == before
+    assert len(files(writer)) == 1
+
+
+def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
+    log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = files(writer)[1].stat().st_size
+    monkeypatch.setattr(maintenance, "GROUP_BYTES", 3 * size)
+    before = rows(log)
+
+    assert compact(log, "flights", LATER).written_files > 1
+    assert rows(log) == before
+    monkeypatch.setattr(maintenance, "LARGE_BYTES", 10)
+    assert compact(log, "flights", LATER) == MaintenanceResult()
+
+
+def test_labels_of_a_day_become_one_file_and_mean_the_same(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write({**hour(3), "_prediction_id": ["p"] * 3})
+    for number in range(6):
+        label = Label("p", number % 3, None, number, microseconds(DAY) + number, "s", number)
+        writer.label(label, name=f"f{number}")
+        writer.label(label, name=f"f{number}-again")
+    before = log.labelled("flights", WINDOW)
+
+    compact(log, "flights", LATER)
+
+    (one,) = files(writer, "_labels/endpoint=flights/date=2013-07-02")
+    assert pq.read_metadata(one).num_rows == 6
+    after = log.labelled("flights", WINDOW)
+    assert before is not None
+    assert after is not None
+    assert after.table.equals(before.table)
+
+
+def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, writer: LogWriter) -> None:
+    for days in range(4):
+        writer.write({"_event_time": [DAY + timedelta(days=days, hours=hours) for hours in range(24)]})
+        writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{days + 1}")
+        sketch = writer.root / f"_sketches/k/endpoint=flights/date=2013-07-0{days + 1}/hours.parquet"
+        sketch.parent.mkdir(parents=True)
+        sketch.write_bytes(b"12345")
+    old = writer.root / "_sketches/of-other-bins/endpoint=flights/date=2013-07-01"
+    old.mkdir(parents=True)
+    writer.write({"_event_time": [DAY]}, endpoint="other")
+    now = DAY + timedelta(days=3, hours=6)
+
+    counted = expire(log, "flights", now, timedelta(days=1), only_count=True)
+    done = expire(log, "flights", now, timedelta(days=1))
+
+    assert counted == done
+    assert done.expired_files == 2 * 24 + 6 + 2 + 2
+    assert log.hours("flights")[0].start == DAY + timedelta(days=2, hours=6)
+    assert len(log.hours("flights")) == 42
+    for kind in ("_labels/endpoint=flights", "_sketches/k/endpoint=flights", "endpoint=flights"):
+        assert sorted(path.name for path in (writer.root / kind).iterdir()) == ["date=2013-07-03", "date=2013-07-04"]
+    assert [path.name for path in (writer.root / "_sketches").iterdir()] == ["k"]
+    assert len(log.hours("other")) == 1
+    assert expire(log, "flights", now, timedelta(days=1)) == MaintenanceResult()
+
+
+def test_what_lies_in_a_window_that_is_spared_is_not_too_old(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write({"_event_time": [DAY + timedelta(hours=hours) for hours in range(96)]})
+    for day in (1, 2, 3, 4):
+        writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{day}")
+    pinned = parse_window("2013-07-01T01:30/1h")
+
+    maintain(log, "flights", DAY + timedelta(days=4), timedelta(days=1), [pinned])
+
+    hours = [int((hour.start - DAY) / timedelta(hours=1)) for hour in log.hours("flights")]
+    assert hours == [1, 2, *range(72, 96)]
+    labels = sorted(path.name for path in (writer.root / "_labels/endpoint=flights").iterdir())
+    assert labels == ["date=2013-07-01", "date=2013-07-04"]
+
+
+def test_requests_without_an_answer_are_kept_up_like_rows(log: InferenceLog, writer: LogWriter) -> None:
+    failures = LogWriter(writer.root / "_failed")
+    for number in range(3):
+        failures.write(hour(5, start=number))
+    assert compact(log, "flights", LATER).written_files == 1
+    assert sum(len(table) for table in log.failures.batches("flights", WINDOW)) == 15
+    assert expire(log, "flights", LATER, timedelta(days=1)).expired_files == 1
+    assert list(log.failures.batches("flights", WINDOW)) == []
+
+
+def test_nothing_is_older_than_the_calendar_and_an_endpoint_without_rows_is_fine(log: InferenceLog) -> None:
+    assert expire(log, "flights", LATER, timedelta(days=999_999)) == MaintenanceResult()
+    assert maintain(log, "flights", LATER, timedelta(days=1)) == MaintenanceResult()
+
+
+def test_upkeep_deletes_and_compacts(log: InferenceLog, writer: LogWriter, many: list[str]) -> None:
+    old = DAY - timedelta(days=9)
+    writer.write({"_event_time": [old]})
+
+    done = maintain(log, "flights", LATER, LATER - DAY)
+
+    assert (done.compacted_files, done.written_files, done.expired_files) == (7, 1, 1)
+
+
+def test_a_log_that_is_gone_is_an_empty_one(log: InferenceLog) -> None:
+    gone = InferenceLog(replace(log.location, root="/nowhere/at/all"))
+    assert maintain(gone, "flights", LATER, timedelta(days=1)) == MaintenanceResult()

@@ -1,0 +1,317 @@
+"""SQL over the log can access only the rows, and a mistake gives a helpful one-line message."""
+
+import itertools
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.serve.inference_log import query, reader
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.query import Query, StatementTimeout, limit_memory, run_query
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
+from tests.support.clocks import Clock
+from tests.support.inference_log import LogWriter, event_table
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+NOW = datetime(2013, 7, 3, tzinfo=UTC)
+
+
+@pytest.fixture
+def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
+    """Two hours of version 1, shipped twice, and an hour of version 2 with another column and other types."""
+    times = [DAY + timedelta(minutes=minute) for minute in range(120)]
+    first = {
+        "_event_time": times,
+        "x": np.arange(120.0),
+        "carrier": ["UA", "AA"] * 60,
+        "output.p": pa.array([0.5] * 120, pa.float16()),
+        "_prediction_id": [f"p{minute}" for minute in range(120)],
+    }
+    segment = writer.write(first)
+    writer.write(first, segment=segment, suffix="-again")
+    later = [DAY + timedelta(days=1, minutes=minute) for minute in range(10)]
+    writer.write({"_event_time": later, "x": ["text"] * 10, "probs": [[0.1, 0.9]] * 10}, version="2")
+    writer.write({"_event_time": later, "_shadow": [True] * 10, "x": [1.0] * 10}, version="3")
+    writer.label(*(Label(f"p{minute}", None, None, minute % 2, 1) for minute in range(0, 120, 10)))
+    return log
+
+
+def ask(
+    log: InferenceLog, since: str | None = None, labels: bool = True, shadows: bool = False, **parts: Any
+) -> pa.Table:
+    asked = Query(View("flights", parse_time_range(since, None, NOW), labels, shadows), **parts)
+    with run_query(log, asked) as answer:
+        return pa.Table.from_batches(list(answer.batches), answer.schema)
+
+
+def test_each_row_is_there_once_with_every_column_that_any_version_has(flights: InferenceLog) -> None:
+    table = ask(flights)
+
+    assert table.num_rows == 130
+    assert table.column_names[:9] == [
+        "_event_time",
+        "_prediction_id",
+        "_variant",
+        "_model",
+        "_version",
+        "x",
+        "carrier",
+        "output.p",
+        "probs",
+    ]
+    assert str(table.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
+    assert table.column("x").to_pylist()[0] == "0"  # a number in one version and a text in the other
+    assert ask(flights, shadows=True).num_rows == 140
+
+
+def test_conditions_expressions_order_and_limit(flights: InferenceLog) -> None:
+    table = ask(
+        flights,
+        select='_event_time, "output.p" * 2 AS twice',
+        where="carrier = 'UA' -- the others are not asked for",
+        order_by="_event_time DESC",
+        limit=2,
+    )
+
+    assert table.to_pylist() == [
+        {"_event_time": DAY + timedelta(minutes=minute), "twice": 1.0} for minute in (118, 116)
+    ]
+
+
+def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
+    table = ask(flights, where="_label IS NOT NULL", select="_prediction_id, _label, _label_number", order_by="1")
+
+    assert table.num_rows == 12
+    assert table.to_pylist()[1] == {"_prediction_id": "p10", "_label": "0", "_label_number": 0.0}
+    assert "_label" not in ask(flights, labels=False, limit=1).column_names
+
+
+def test_a_whole_statement_may_group_and_join(flights: InferenceLog) -> None:
+    grouped = ask(flights, statement="SELECT carrier, count(*) AS n FROM log GROUP BY ALL ORDER BY 1;")
+    assert grouped.to_pylist() == [{"carrier": "AA", "n": 60}, {"carrier": "UA", "n": 60}, {"carrier": None, "n": 10}]
+    joined = "SELECT count(*) AS n FROM log AS a JOIN log AS b USING (_segment, _offset, _row)"
+    assert ask(flights, statement=joined, limit=5).to_pylist() == [{"n": 130}]
+
+
+def test_a_window_of_event_time_and_what_was_received_lately(flights: InferenceLog, writer: LogWriter) -> None:
+    assert ask(flights, since="2013-07-01T01:00/30m").num_rows == 30
+    assert ask(flights, since="2013-07-02").num_rows == 10
+    writer.write(
+        {"_event_time": [DAY - timedelta(days=300)], "_received_time": pa.array([NOW], pa.timestamp("us", "UTC"))}
+    )
+    assert ask(flights, since="1h", select="_event_time").to_pylist() == [{"_event_time": DAY - timedelta(days=300)}]
+
+
+def test_times_are_in_utc_whatever_the_zone_of_this_machine_is(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    (row,) = ask(flights, select="hour(_event_time) AS h", where="_event_time = '2013-07-01 01:30'").to_pylist()
+    assert row == {"h": 1}
+
+
+def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: LogWriter) -> None:
+    names = ["Age", "age", 'say "x"', "a\nb", "select", "_own", "ärger", *(f"c{number}" for number in range(1000))]
+    writer.write({"_event_time": [DAY], **{name: [float(number)] for number, name in enumerate(names)}})
+
+    (row,) = ask(log).to_pylist()
+
+    assert [row[name] for name in ("Age", "age_1", 'say "x"', "a\nb", "select", "_own", "ärger")] == list(range(7))
+    assert [row[f"c{number}"] for number in range(1000)] == [number + 7 for number in range(1000)]
+    assert ask(log, select='age_1, "say ""x""", "a\nb"').num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"where": "carier = 'UA'"}, "no column 'carier'; did you mean 'carrier'?"),
+        ({"order_by": "qqqqqq"}, "no column 'qqqqqq'; put a text in single quotes; the columns are _event_time, "),
+        ({"select": "output.p"}, 'put a name with a dot in double quotes: "output.p"'),
+        ({"where": "x >"}, "syntax error"),
+        ({"where": "carrier + 1 = 2"}, "cannot be run"),
+        ({"select": "nofunction(x)"}, "Scalar Function with name nofunction does not exist"),
+        ({"select": "CAST(carrier AS INT)"}, "Could not convert string 'UA' to INT32"),
+        ({"statement": "SELECT * FROM flights"}, "there is no table 'flights'; the SQL can query only the table log"),
+        ({"statement": "SELECT 1; SELECT 2"}, "a single SELECT is expected"),
+        ({"statement": "DROP TABLE log"}, "a single SELECT is expected"),
+        ({"statement": "DELETE FROM log", "limit": 20}, "a single SELECT is expected"),
+        ({"statement": "COPY (SELECT 1) TO 'x.csv'"}, "a single SELECT is expected"),
+        ({"statement": "SET enable_external_access = true"}, "a single SELECT is expected"),
+        ({"where": "_label = '1'", "labels": False}, "no column '_label'"),
+        ({"where": "carrier = '\udcff'"}, r"the SQL has '\udcff', which is not valid Unicode"),
+        ({"statement": "SELECT '\ud83d' FROM log"}, r"the SQL has '\ud83d', which is not valid Unicode"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_would_be_right(
+    flights: InferenceLog, parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        ask(flights, **parts)
+    assert message in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "read_csv('/etc/passwd')",
+        "'/etc/passwd'",
+        "read_text('/etc/hostname')",
+        "glob('/etc/*')",
+        "read_parquet('s3://bucket/x.parquet')",
+        "duckdb_secrets()",
+    ],
+)
+def test_no_other_file_can_be_read(flights: InferenceLog, source: str) -> None:
+    with pytest.raises(InvalidConfig):
+        ask(flights, statement=f"SELECT * FROM {source}")
+
+
+def test_an_endpoint_without_rows_is_said_with_those_that_have(flights: InferenceLog) -> None:
+    with pytest.raises(NotFound, match=r"endpoint 'flihgts'.*'flights'"), run_query(flights, Query(View("flihgts"))):
+        pass
+
+
+def test_a_span_without_rows_is_an_empty_table(flights: InferenceLog) -> None:
+    table = ask(flights, since="2020-01-01")
+    assert (table.num_rows, "_event_time" in table.column_names) == (0, True)
+
+
+def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogWriter) -> None:
+    broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
+    broken.write_bytes(b"PAR1")
+    assert ask(flights).num_rows == 130
+    assert list(flights.unreadable) == [str(broken)]
+
+
+def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down")))
+    with pytest.raises(OnnxserveError, match="inference log"):
+        ask(flights)
+
+
+ENDLESS = "SELECT count(*) FROM log a, log b, log c, log d, log e, log f"
+
+
+@pytest.fixture
+def interrupted() -> Iterator[threading.Event]:
+    """Record that Ctrl-C was handled, and raise KeyboardInterrupt, because a background job may ignore the signal."""
+    met = threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        met.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield met
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["before it computes", "while it computes", "while it reads"])
+def test_ctrl_c_ends_a_statement_at_once(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, interrupted: threading.Event, moment: str
+) -> None:
+    plan = query._plan
+
+    def planned(*arguments: Any) -> Any:
+        found = plan(*arguments)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert moment != "before it computes" or interrupted.wait(60)
+        return found
+
+    monkeypatch.setattr(query, "_plan", planned)
+    asked: dict[str, Any] = {"statement": ENDLESS}
+    if moment == "while it reads":
+        asked = {"order_by": "x"}
+        endless = itertools.repeat(event_table({"_event_time": [DAY] * 1000, "x": ["1"] * 1000}))
+        monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
+    with pytest.raises(KeyboardInterrupt):
+        ask(flights, **asked)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("statement", "seconds", "said"),
+    [
+        (ENDLESS, 1.0, "the SQL was ended: it has neither read nor returned a row for 1 s"),
+        (
+            "SELECT length(string_agg(repeat('x', 1000000), '')) FROM log a, log b",
+            60.0,
+            "the SQL exceeds the limit of memory or of temporary disk space",
+        ),
+    ],
+)
+def test_a_statement_without_end_or_measure_is_ended_in_one_line(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str, seconds: float, said: str
+) -> None:
+    monkeypatch.setattr(query, "TIMEOUT_SECONDS", seconds)
+    with pytest.raises(InvalidConfig) as caught:
+        ask(flights, statement=statement)
+    assert caught.value.message.startswith(said)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("memory", "cores"), [(128, 4), (512, 64)])  # Each sorting thread takes memory.
+def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch, memory: int, cores: int
+) -> None:
+    monkeypatch.setattr(query, "MEMORY_MB", memory)
+    monkeypatch.setattr(query, "available_cores", lambda: cores)
+    rng = np.random.default_rng(0)
+    for hour in range(12):
+        times = [DAY + timedelta(hours=hour)] * 200_000
+        writer.write({"_event_time": times, **{f"x{column}": rng.random(200_000) for column in range(10)}})
+    view_of_all = View("flights", labels=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for order in ("", "x3"):
+        with run_query(log, Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)")) as answer:
+            assert sum(len(batch) for batch in answer.batches) == 2_400_000
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000
+    )  # kB; the complete result takes over 300 MB twice
+
+
+def test_a_statement_is_over_when_nothing_comes_of_it() -> None:
+    clock = Clock(0.0)
+    timeout = StatementTimeout(10.0, clock)
+    clock.now = 9
+    assert not timeout.is_over
+    with timeout.reading():
+        pass
+    clock.now = 18
+    assert not timeout.is_over
+    clock.now = 20
+    assert timeout.is_over
+
+
+def test_what_the_log_takes_and_what_is_done_with_the_answer_does_not_count() -> None:
+    clock = Clock(0.0)
+    timeout = StatementTimeout(10.0, clock)
+    with timeout.reading():
+        clock.now = 1000
+        assert not timeout.is_over
+    clock.now = 2000
+    timeout.restart()
+    clock.now = 2009
+    assert not timeout.is_over
+
+
+def test_memory_beyond_the_bound_is_refused_and_afterwards_not() -> None:
+    with limit_memory(100 * 2**20):
+        assert len(bytearray(50 * 2**20))
+        with pytest.raises(MemoryError):
+            bytearray(200 * 2**20)
+    assert len(bytearray(200 * 2**20))

@@ -1,0 +1,255 @@
+"""Rows of an hour are read exactly once, even if files change meanwhile."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.inference_log import scan
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from tests.support.inference_log import LogWriter
+from tests.support.refusals import mentions
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+WINDOW = parse_window("2013-07-01/1d")
+FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
+
+
+def hour(count: int, **columns: Any) -> dict[str, Any]:
+    times = [DAY + timedelta(milliseconds=number) for number in range(count)]
+    return {"_event_time": times, "x": np.arange(count, dtype=np.float64), **columns}
+
+
+def read(log: InferenceLog, *columns: str, **options: Any) -> list[dict[str, Any]]:
+    return [row for table in log.batches("flights", WINDOW, columns or None, **options) for row in table.to_pylist()]
+
+
+def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_has_them(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    writer.write(hour(2))
+    writer.write(hour(1, carrier=["UA"]))
+
+    found = [table.column_names for table in log.batches("flights", WINDOW, ["carrier", "x"])]
+
+    assert sorted(found) == [["carrier", "x"], ["x"]]
+
+
+def test_what_shadows_answered_is_left_out_unless_it_is_asked_for(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(hour(2))  # written by an older agent without the shadow column
+    writer.write(hour(3, _shadow=[True, False, True]))
+
+    assert len(read(log, "x")) == 3
+    assert sorted(row["_shadow"] for row in read(log, "_shadow", shadows=True)) == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize("spoil", [b"", b"PAR1", b"PAR1 nothing of the kind PAR1"])
+def test_a_file_that_makes_no_sense_is_passed_over_and_named(
+    log: InferenceLog, writer: LogWriter, spoil: bytes
+) -> None:
+    writer.write(hour(2))
+    bad = writer.root / FOLDER / "bad.parquet"
+    bad.write_bytes(spoil)
+
+    assert len(read(log, "x")) == 2
+    assert list(log.unreadable) == [str(bad)]
+
+
+def test_half_a_file_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+    segment = writer.write(hour(1000))
+    writer.write(hour(2))
+    (file,) = (writer.root / FOLDER).glob(f"{segment}-*.parquet")
+    content = file.read_bytes()
+    for part in (content[: len(content) // 2], b"\x00" * (len(content) // 2) + content[len(content) // 2 :]):
+        file.write_bytes(part)
+        assert len(read(log, "x")) == 2
+        assert list(log.unreadable) == [str(file)]
+
+
+def test_a_parquet_file_of_something_else_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(hour(2))
+    writer.write(hour(1, _offset=["a text"]), segment="strange")
+    stranger = writer.root / FOLDER / "stranger.parquet"
+    pa.parquet.write_table(pa.table({"a": [1]}), stranger)
+
+    assert len(read(log, "x")) == 2
+    assert sorted(Path(path).name for path in log.unreadable) == ["strange-0.parquet", "stranger.parquet"]
+    assert mentions(log.unreadable[str(stranger)], "_segment")
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("_prediction_id", pa.array([b"p"])),
+        ("_received_time", pa.array(["now"])),
+        ("_shadow", pa.array(["no"])),
+        ("_label", pa.array(["late"])),
+    ],
+)
+def test_a_file_whose_own_columns_are_of_other_types_is_passed_over_and_named(
+    log: InferenceLog, writer: LogWriter, name: str, column: pa.Array
+) -> None:
+    writer.write(hour(2))
+    writer.write(hour(1, **{name: column}), segment="strange")
+    assert log_stats(log, "flights").rows == 2
+    assert log.unreadable == {
+        str(writer.root / FOLDER / "strange-0.parquet"): f"its column {name} has the type {column.type}"
+    }
+
+
+class Changing(fs.FileSystemHandler):  # type: ignore[misc]
+    """A local log that calls `before(path)` when a file is about to be opened."""
+
+    def __init__(self, before: Any) -> None:
+        self._inner = fs.LocalFileSystem()
+        self._before = before
+
+    def get_type_name(self) -> str:
+        return "changing"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> Any:
+        return self._inner.get_file_info(paths)
+
+    def get_file_info_selector(self, selector: Any) -> Any:
+        return self._inner.get_file_info(selector)
+
+    def open_input_file(self, path: str) -> Any:
+        self._before(path)
+        return self._inner.open_input_file(path)
+
+    def open_input_stream(self, path: str) -> Any:
+        self._before(path)
+        return self._inner.open_input_stream(path)
+
+    def _not_here(self, *arguments: Any) -> None:
+        raise NotImplementedError
+
+    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _not_here
+    move = copy_file = open_output_stream = open_append_stream = _not_here
+
+
+def changing(log: InferenceLog, before: Any, is_local: bool = True) -> InferenceLog:
+    return InferenceLog(replace(log.location, filesystem=fs.PyFileSystem(Changing(before)), is_local=is_local))
+
+
+is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder", "bucket"])
+
+
+@is_of_a_bucket
+def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
+    log: InferenceLog, writer: LogWriter, is_local: bool
+) -> None:
+    names = [writer.write(hour(10, x=np.arange(10.0) + number * 10)) for number in range(4)]
+    files = [writer.root / FOLDER / f"{name}-0.parquet" for name in names]
+    opened: list[str] = []
+
+    def compact_at_the_second(path: str) -> None:
+        opened.append(path)
+        if len(opened) == 2:
+            one = pa.concat_tables([pa.parquet.read_table(file) for file in files])
+            pa.parquet.write_table(one, writer.root / FOLDER / "compacted.parquet")
+            for file in files:
+                file.unlink()
+
+    found = read(changing(log, compact_at_the_second, is_local), "x")
+
+    assert sorted(row["x"] for row in found) == list(range(40))
+
+
+def test_files_that_expire_while_they_are_read_are_no_error(log: InferenceLog, writer: LogWriter) -> None:
+    for _ in range(3):
+        writer.write(hour(5))
+    seen: list[str] = []
+
+    def expire_at_the_second(path: str) -> None:
+        seen.append(path)
+        if len(seen) == 2:
+            for file in (writer.root / FOLDER).iterdir():
+                file.unlink()
+
+    assert len(read(changing(log, expire_at_the_second), "x")) == 5
+
+
+@is_of_a_bucket
+def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
+    log: InferenceLog, writer: LogWriter, is_local: bool
+) -> None:
+    writer.write(hour(5))
+
+    def fail(path: str) -> None:
+        raise OSError("the network is gone")
+
+    down = changing(log, fail, is_local)
+    with pytest.raises(OnnxserveError, match=r"inference log .*network"):
+        read(down)
+    assert down.unreadable == {}
+
+
+@is_of_a_bucket
+def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(
+    log: InferenceLog, writer: LogWriter, is_local: bool
+) -> None:
+    writer.write(hour(5))
+    opened: list[str] = []
+
+    def fail_at_first(path: str) -> None:
+        opened.append(path)
+        if len(opened) == 1:
+            raise OSError("the network is gone")
+
+    shaken = changing(log, fail_at_first, is_local)
+    assert len(read(shaken)) == 5
+    assert shaken.unreadable == {}
+
+
+def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_row_once(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = [writer.write(hour(300)) for _ in range(3)]
+    writer.write(hour(300), segment=segments[0], suffix="-again")
+    monkeypatch.setattr(scan, "PASS_BYTES", 8000)
+
+    found = read(log, "_segment", "_row")
+
+    assert len(found) == 900
+    assert len({(row["_segment"], row["_row"]) for row in found}) == 900
+
+
+def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(hour(1))
+    for strange in ("date=never/hour=00", "date=2013-07-01/hour=99", "date=2013-07-01/other", "notes"):
+        (writer.root / "endpoint=flights" / strange).mkdir(parents=True)
+    (writer.root / FOLDER / ".half-written.parquet").write_bytes(b"PAR")
+    (writer.root / FOLDER / "notes.txt").write_text("hello")
+
+    assert len(read(log)) == 1
+    assert [hour.start for hour in log.hours("flights")] == [DAY]
+    assert log.unreadable == {}
+
+
+def test_rows_are_given_in_pieces_that_fit_into_memory_however_wide_they_are(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "BATCH_BYTES", 2**20)
+    writer.write(hour(100, image=list(np.random.default_rng(0).random((100, 10_000)))))
+
+    sizes = [table.nbytes for table in tables(log)]
+
+    assert max(sizes) < 2 * 2**20
+    assert len(sizes) > 4
+
+
+def tables(log: InferenceLog) -> Iterator[pa.Table]:
+    return log.batches("flights", WINDOW)

@@ -1,0 +1,136 @@
+"""Counts of the log show whether rows are missing."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.stats import (
+    GONE_AFTER,
+    AgentCounts,
+    LabelCounts,
+    Watermark,
+    expire_watermarks,
+    log_stats,
+    read_watermarks,
+    write_watermark,
+)
+from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
+from tests.support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
+    first = {"_event_time": [DAY, DAY + timedelta(minutes=61)], "_prediction_id": ["p", "q"], "flight": [1, 2]}
+    segment = writer.write(first)
+    writer.write(first, segment=segment, suffix="-again")
+    writer.write({"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]}, version="2")
+    writer.write({"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]}, version="3")
+    return log
+
+
+def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog) -> None:
+    stats = log_stats(flights, "flights")
+
+    assert (stats.rows, stats.shadow_rows, stats.files) == (3, 1, 6)
+    assert (stats.first, stats.last) == (DAY, DAY + timedelta(hours=5))
+    assert stats.by_version == {"flight-delay version 1": 2, "flight-delay version 2": 1}
+    assert stats.by_variant == {"challenger": 1, "flights": 2}
+    assert stats.by_hour == {DAY: 1, DAY + timedelta(hours=1): 2}
+    assert stats.account is None
+    assert stats.labels == LabelCounts(0, 0, 0)
+
+
+def test_labels_are_counted_with_those_that_have_no_row_in_the_log(flights: InferenceLog, writer: LogWriter) -> None:
+    writer.label(
+        Label("p", 0, None, 1, 1),
+        Label("p", 0, None, 0, 2),
+        Label(None, None, {"flight": 2}, 1, 1),
+        Label("nobody", None, None, 1, 1),
+        Label(None, None, {"flight": 99}, 1, 1),
+        Label(None, None, {"gate": 7}, 1, 1),
+    )
+
+    assert log_stats(flights, "flights").labels == LabelCounts(rows=2, names=5, unmatched=3)
+    span = parse_time_range("2013-07-01/1h", None, DAY)
+    stats = log_stats(flights, "flights", span)
+    assert (stats.rows, stats.labels.rows, stats.labels.unmatched) == (1, 1, None)
+
+
+def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None:
+    for number, ended in enumerate((False, True, False)):
+        counts = {"flights": 10 * (number + 1), "other": 999}
+        mark = Watermark(
+            agent=f"a{number}",
+            endpoints=("flights", "other"),
+            complete_until=DAY + timedelta(days=(2, 1, 3)[number]),
+            written_at=DAY,
+            ended=ended,
+            answered_rows=counts,
+            captured_rows=counts,
+            dropped_rows={"flights": 1},
+            shipped_rows={},
+        )
+        write_watermark(flights.location, mark)
+
+    account = log_stats(flights, "flights").account
+
+    assert account == AgentCounts(60, 60, 3, 0, DAY + timedelta(days=2))  # An agent that has ended is ignored.
+
+
+def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:
+    mark = Watermark("a", ("flights",), DAY, DAY, False, {"flights": 7}, {"flights": 0}, {"flights": 7})
+    write_watermark(log.location, mark)
+    stats = log_stats(log, "flights")
+    assert (stats.rows, stats.account) == (0, AgentCounts(7, 0, 7, 0, DAY))
+
+
+def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
+    account = AgentCounts(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
+    assert (account.gone(4), account.gone(9), account.gone(12)) == (5, 0, 0)
+
+
+def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
+    with pytest.raises(NotFound, match="rows of flights"):
+        log_stats(flights, "zzz")
+
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def test_what_each_agent_has_last_said_is_read_back(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path / "log"))
+    assert read_watermarks(location) == []
+    for agent in ("b", "a"):
+        write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
+    last = Watermark("a", ("e", "f"), NOON, NOON.replace(minute=1), True, {"e": 3}, {"e": 2}, {"f": 1}, {"e": 2})
+    write_watermark(location, last)
+    assert read_watermarks(location) == [last, Watermark("b", ("e",), NOON, NOON)]
+
+
+def test_one_that_cannot_be_understood_hides_no_other(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path))
+    mark = Watermark("a", (), NOON, NOON)
+    write_watermark(location, mark)
+    (tmp_path / "_watermarks" / "b.json").write_text('{"agent": "b", "endpoints": []')
+    (tmp_path / "_watermarks" / "c.json").write_text("[]")
+    assert read_watermarks(location) == [mark]
+
+
+def test_those_of_agents_that_have_long_said_nothing_go(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path))
+    assert expire_watermarks(location, NOON) == []
+    for agent, age in (("gone", GONE_AFTER), ("quiet", GONE_AFTER - timedelta(hours=1))):
+        write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
+        said = (NOON - age).timestamp()
+        os.utime(tmp_path / "_watermarks" / f"{agent}.json", (said, said))
+
+    assert expire_watermarks(location, NOON) == ["gone"]
+    assert [mark.agent for mark in read_watermarks(location)] == ["quiet"]

@@ -1,0 +1,175 @@
+"""A folder or a URI locates an inference log; error messages never contain a secret."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.serve.inference_log.storage import PART_BYTES, encode_parquet, locate_log, write_file
+from tests.support.disk import files_of_at_most
+from tests.support.services.s3 import Bucket, s3_server
+
+
+@pytest.mark.parametrize("name", ["log", "50%25 of it", "log#1", "what?"])
+def test_a_folder_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
+    assert locate_log(str(tmp_path / name)).root == str(tmp_path / name)
+
+
+def test_a_file_uri_is_a_folder_too() -> None:
+    location = locate_log("file:///some/log%20here/")
+    assert (location.root, location.is_local) == ("/some/log here", True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://AKIA:hidden@bucket/log", "set credentials in AWS_ACCESS_KEY_ID"),
+        ("https://me:hidden@host/log", "set credentials in AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/log?secret_key=hidden", "another S3 API in AWS_ENDPOINT_URL"),
+        ("s3://[bucket:hidden/log", "ONNXSERVE_LOG_URI is not a URI: Invalid IPv6 URL"),
+        ("s3:///log", "neither a folder nor s3://BUCKET/PREFIX"),
+        ("s3:///x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
+        ("gs://bucket/log", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
+        ("https://host/x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
+    ],
+)
+def test_another_uri_is_refused_without_a_word_of_its_secrets(uri: str, message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message) as refused:
+        locate_log(uri)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("as_text", [str, Path.as_uri])
+def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
+    tmp_path: Path, as_text: Callable[[Path], str]
+) -> None:
+    location = locate_log(as_text(tmp_path / "a log"))
+    for values in ([1], [1, 2]):
+        write_file(location, "endpoint=e/date=2026-06-01/f.parquet", encode_parquet(pa.table({"a": values})))
+    assert [path.name for path in (tmp_path / "a log").rglob("*") if path.is_file()] == ["f.parquet"]
+    found = pyarrow.dataset.dataset(str(tmp_path / "a log"), partitioning="hive").to_table()
+    assert found.to_pylist() == [
+        {"a": 1, "endpoint": "e", "date": "2026-06-01"},
+        {"a": 2, "endpoint": "e", "date": "2026-06-01"},
+    ]
+
+
+def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path / "log"))
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        write_file(location, "f.parquet", encode_parquet(pa.table({"a": list(range(1000))})))
+    assert list((tmp_path / "log").iterdir()) == []
+
+
+KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        yield bucket
+
+
+def test_what_is_written_is_read_back(bucket: Bucket) -> None:
+    location = locate_log("s3://b/some/log")
+    write_file(location, "endpoint=e/f.parquet", b"content")
+    assert bucket.objects == {"b/some/log/endpoint=e/f.parquet": b"content"}
+    with location.filesystem.open_input_stream("b/some/log/endpoint=e/f.parquet") as stream:
+        assert stream.read() == b"content"
+
+
+@pytest.mark.parametrize(
+    ("setting", "algorithm", "key"),
+    [
+        ("", None, None),
+        ("AES256", "AES256", None),
+        ("aws:kms", "aws:kms", None),
+        (f"aws:kms:{KEY_ARN}", "aws:kms", KEY_ARN),
+    ],
+)
+def test_objects_are_encrypted_as_asked_whole_and_in_parts(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, setting: str, algorithm: str | None, key: str | None
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
+    large = os.urandom(2 * PART_BYTES + 5)
+    location = locate_log("s3://b/log")
+    write_file(location, "small", b"x")
+    write_file(location, "large", large)
+    assert bucket.objects["b/log/large"] == large
+    sse = "x-amz-server-side-encryption"
+    asked = [*bucket.headers_of("PUT", "small"), *bucket.headers_of("POST", "uploads")]
+    assert [(h.get(sse), h.get(sse + "-aws-kms-key-id")) for h in asked] == [(algorithm, key)] * 2
+
+
+def test_an_encryption_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES128")
+    with pytest.raises(InvalidConfig, match="ONNXSERVE_LOG_SSE"):
+        write_file(locate_log("s3://b/log"), "f", b"x")
+
+
+def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES256")
+    bucket.refusals = [501]  # like OpenStack Swift
+    with pytest.raises(OSError, match=r"s3://b/log/f:.*NotImplemented.*ONNXSERVE_LOG_SSE.*AES256$"):
+        write_file(locate_log("s3://b/log"), "f", b"x")
+    assert (len(bucket.asked), bucket.objects) == (1, {})
+
+
+@pytest.mark.parametrize("status", [503, 500, 0])
+def test_what_is_refused_for_the_moment_is_tried_again(bucket: Bucket, status: int) -> None:
+    bucket.refusals = [status, status]
+    write_file(locate_log("s3://b/log"), "f", b"x")
+    assert bucket.objects == {"b/log/f": b"x"}
+
+
+def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket: Bucket) -> None:
+    bucket.refusals = [403]
+    with pytest.raises(OSError, match=r"s3://b/log/f: .*AccessDenied"):
+        write_file(locate_log("s3://b/log"), "f", b"x")
+
+
+def test_a_bucket_that_answers_nothing_is_an_error_that_says_so(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.inference_log.storage._ATTEMPTS", 1)
+    bucket.refusals = [0, 0]
+    with pytest.raises(OSError, match=r"^s3://b/log/f: Connection"):
+        write_file(locate_log("s3://b/log"), "f", b"x")
+
+
+def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+    def write_as(key: str) -> None:
+        (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\n")
+        write_file(locate_log("s3://b/log"), "f", b"x")
+
+    write_as("OLD")
+    bucket.refusals = [403]
+    with pytest.raises(OSError, match="AccessDenied"):
+        write_as("NEW")
+    write_as("NEW")
+    used = [headers["authorization"].split("Credential=")[1][:3] for headers in bucket.headers_of("PUT", "f")]
+    assert used == ["OLD", "OLD", "NEW"]
+
+
+def test_half_an_upload_leaves_nothing(bucket: Bucket) -> None:
+    location = locate_log("s3://b/log")
+    write_file(location, "f", b"before")
+    bucket.refusals = [403] * 3
+    with pytest.raises(OSError, match="AccessDenied"):
+        write_file(location, "f", bytes(2 * PART_BYTES))
+    assert (bucket.objects, bucket.uploads) == ({"b/log/f": b"before"}, {})

@@ -1,0 +1,101 @@
+"""The log in a bucket behind a real S3 API: read, queried, labelled, compacted, expired."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
+from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log
+from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
+from tests.support.inference_log import LogWriter
+from tests.support.services.s3 import NEEDS_S3, own_bucket
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+LATER = datetime.now(UTC) + timedelta(days=1)
+WINDOW = parse_window("2013-07-01/1d")
+
+pytestmark = NEEDS_S3
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    with own_bucket() as made:
+        yield made
+
+
+@pytest.fixture
+def upload(bucket: Any, tmp_path: Path) -> Callable[[LogWriter], str]:
+    """Return a function that uploads written files to the bucket and returns the log's URI."""
+    prefix = uuid.uuid4().hex
+
+    def put(writer: LogWriter) -> str:
+        for file in writer.root.rglob("*.parquet"):
+            bucket.upload_file(str(file), f"{prefix}/{file.relative_to(writer.root)}")
+        return f"s3://{bucket.name}/{prefix}"
+
+    return put
+
+
+def test_a_log_in_a_bucket_is_read_queried_and_counted(writer: LogWriter, upload: Callable[[LogWriter], str]) -> None:
+    columns = {
+        "_event_time": [DAY + timedelta(minutes=30 * number) for number in range(6)],
+        "_prediction_id": [f"p{number}" for number in range(6)],
+        "x": np.arange(6.0),
+    }
+    segment = writer.write(columns)
+    writer.write(columns, segment=segment, suffix="-again")
+    writer.label(Label("p3", 3, None, 1, microseconds(DAY)))
+    log = open_log(upload(writer))
+
+    rows = log.labelled("flights", WINDOW)
+    assert rows is not None
+    assert (rows.rows, rows.table.column("_label").null_count) == (6, 5)
+    assert [hour.start.hour for hour in log.hours("flights")] == [0, 1, 2]
+    with run_query(log, Query(View("flights"), select="x, _label", where="_label IS NOT NULL")) as answer:
+        assert pa.Table.from_batches(list(answer.batches)).to_pylist() == [{"x": 3.0, "_label": "1"}]
+    stats = log_stats(log, "flights")
+    assert (stats.rows, stats.files, stats.labels.rows, stats.labels.unmatched) == (6, 6, 1, 0)
+
+
+def test_hours_in_a_bucket_are_compacted_and_expired(writer: LogWriter, upload: Callable[[LogWriter], str]) -> None:
+    for hour in range(2):
+        for number in range(5):
+            times = [DAY + timedelta(hours=hour, seconds=second) for second in range(10)]
+            writer.write({"_event_time": times, "x": np.arange(10.0) + 10 * number})
+    log = open_log(upload(writer))
+
+    done = compact(log, "flights", LATER)
+
+    assert (done.compacted_files, done.written_files) == (10, 2)
+    assert [len(log.files(hour)) for hour in log.hours("flights")] == [1, 1]
+    assert sum(map(len, log.batches("flights", WINDOW))) == 100
+    assert expire(log, "flights", DAY + timedelta(hours=3), timedelta(hours=2)).expired_files == 1
+    assert [hour.start for hour in log.hours("flights")] == [DAY + timedelta(hours=1)]
+    assert sum(map(len, log.batches("flights", WINDOW))) == 50
+
+
+def test_a_broken_object_is_passed_over_and_a_bucket_that_is_not_there_is_one_line(
+    bucket: Any, writer: LogWriter, upload: Callable[[LogWriter], str]
+) -> None:
+    writer.write({"_event_time": [DAY]})
+    uri = upload(writer)
+    key = f"{uri.removeprefix(f's3://{bucket.name}/')}/endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
+    bucket.put_object(Key=key, Body=b"PAR1 nothing of the kind PAR1")
+    log = open_log(uri)
+
+    assert sum(map(len, log.batches("flights", WINDOW))) == 1
+    assert list(log.unreadable) == [f"{bucket.name}/{key}"]
+    nowhere = open_log(f"s3://onnxserve-{uuid.uuid4().hex}/log")
+    assert nowhere.endpoints() == []
+    with pytest.raises(OnnxserveError):
+        log_stats(nowhere, "flights")

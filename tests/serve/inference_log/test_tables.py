@@ -1,0 +1,131 @@
+"""Files from before and after the log had the signature's types can be joined in one table."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.serve.inference_log.maintenance import compact
+from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View
+from mlflow_deploy_plugin.serve.inference_log.tables import (
+    Deduplicator,
+    Sample,
+    conform,
+    contains,
+    hash_ids,
+    hash_texts,
+    unify_schemas,
+)
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from tests.support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+WINDOW = parse_window("2013-07-01/1d")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "joined", "values"),
+    [
+        (pa.array([7.0], pa.float32()), pa.array([123456789]), pa.float64(), [7.0, 123456789.0]),
+        (pa.array([0.5], pa.float32()), pa.array([0.1]), pa.float64(), [0.5, 0.1]),
+        (pa.array([1.0], pa.float32()), pa.array([True]), pa.float32(), [1.0, 1.0]),
+        (pa.array([1], pa.int64()), pa.array([False]), pa.int64(), [1, 0]),
+        (pa.array([7], pa.int32()), pa.array([2**62 + 1]), pa.int64(), [7, 2**62 + 1]),
+        (pa.array([[1.0]], pa.list_(pa.float32())), pa.array([[True]]), pa.list_(pa.float32()), [[1.0], [1.0]]),
+        (pa.array([1.0], pa.float32()), pa.array(["a"]), pa.string(), ["1", "a"]),
+    ],
+)
+def test_two_types_become_the_one_that_holds_both(
+    old: pa.Array, new: pa.Array, joined: pa.DataType, values: list[object]
+) -> None:
+    sides = [pa.table({"c": one}) for one in (old, new)]
+    for tables in (sides, sides[::-1]):
+        schema = unify_schemas(table.schema for table in tables)
+        assert schema.field("c").type == joined
+    table = pa.concat_tables([conform(table, schema) for table in sides])
+    assert table.column("c").to_pylist() == values
+
+
+@pytest.fixture
+def upgraded(writer: LogWriter) -> LogWriter:
+    """Rows of the earlier build in the graph's types, and of this build in the request's types."""
+    for number in range(2):
+        old = {"id": pa.array([123456789.0], pa.float32()), "is_late": pa.array([1.0], pa.float32())}
+        new = {"id": pa.array([123456789]), "is_late": pa.array([True])}
+        for place, columns in enumerate((old, new)):
+            writer.write({"_event_time": [DAY + timedelta(seconds=2 * number + place)], **columns})
+    return writer
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_query_and_a_window_read_rows_of_both_builds(
+    log: InferenceLog, upgraded: LogWriter, is_compacted: bool
+) -> None:
+    if is_compacted:
+        assert compact(log, "flights", datetime.now(UTC) + timedelta(hours=1)).written_files == 2
+    query = Query(View("flights"), select="id::BIGINT AS id, is_late::BOOLEAN AS is_late", order_by="id")
+    with run_query(log, query) as answer:
+        found = [row for batch in answer.batches for row in batch.to_pylist()]
+    ids = [123456789] * 2 + [123456792] * 2
+    assert found == [{"id": one, "is_late": True} for one in ids]
+    rows = log.read("flights", WINDOW)
+    assert rows is not None
+    assert sorted(rows.table.column("id").to_pylist()) == ids
+
+
+def texts(*values: str | None, kind: pa.DataType | None = None) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, kind or pa.string())])
+
+
+def test_a_hash_is_seen_for_the_first_time_once() -> None:
+    seen, rng = Deduplicator(), np.random.default_rng(0)
+    given: set[int] = set()
+    for size in (5, 1, 400, 3, 90):
+        hashes = rng.integers(0, 300, size).astype(np.uint64)
+        first = seen.first_seen(hashes)
+        fresh = {int(value) for value in hashes} - given
+        assert sorted(hashes[first].tolist()) == sorted(fresh)
+        given |= fresh
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_an_id_has_one_hash_wherever_it_stands(kind: pa.DataType) -> None:
+    ids = [uuid.UUID(int=number).hex for number in range(50)]
+    alone = hash_ids(texts(*ids, kind=kind))
+    mixed = hash_ids(texts("a", *ids, None, "é" * 16, kind=kind).slice(1))
+    assert mixed[:50].tolist() == alone.tolist()
+    assert len(set(mixed.tolist())) == 52
+
+
+@pytest.mark.parametrize("hash_column", [hash_ids, hash_texts])
+def test_texts_of_every_length_and_a_null_have_hashes_of_their_own(hash_column: Any) -> None:
+    few = [
+        "",
+        "a",
+        "a\0",
+        None,
+        "b" * 7,
+        "b" * 7 + "\0",
+        "b" * 8,
+        "b" * 8 + "\1",
+        *("c" * size for size in range(250, 260)),
+    ]
+    hashes = hash_column(texts(*few))
+    assert len(set(hashes.tolist())) == len(few)
+    assert hash_column(texts("d", *few).slice(1)).tolist() == hashes.tolist()
+
+
+def test_contains() -> None:
+    assert contains(np.array([2, 5]), np.array([1, 2, 5, 9])).tolist() == [False, True, True, False]
+
+
+def test_a_sample_of_few_rows_is_all_of_them_once() -> None:
+    table = pa.table({"_segment": ["s"] * 4, "_offset": [0, 0, 8, 8], "_row": [0, 1, 0, 0]})
+    sample = Sample(10)
+    sample.add(table)
+    sample.add(table)
+    assert (sample.rows(), sample.is_full, len(sample.table())) == (3, False, 3)

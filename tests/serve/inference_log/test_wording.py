@@ -1,0 +1,74 @@
+"""The error messages of queries over the log and of label files."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, open_log
+from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
+from tests.support.inference_log import LogWriter
+from tests.support.messages import message_of
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+
+
+def _select(log: InferenceLog, statement: str) -> None:
+    with run_query(log, Query(View("flights"), statement=statement)) as answer:
+        list(answer.batches)
+
+
+MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
+    "a log of another kind": (
+        lambda log: open_log("ftp://host/log"),
+        "ONNXSERVE_LOG_URI: 'ftp://host/log' is neither a folder nor s3://BUCKET/PREFIX",
+    ),
+    "an unknown endpoint": (
+        lambda log: log_stats(log, "flihgts"),
+        "the inference log LOG has no rows of endpoint 'flihgts'; did you mean 'flights'?",
+    ),
+    "nothing captured": (
+        lambda log: log.latest_window("taxis", "1d", DAY),
+        "no rows of endpoint 'taxis' have been captured yet in LOG",
+    ),
+    "a window that is not over": (
+        lambda log: log.latest_window("flights", "1d", DAY + timedelta(hours=1)),
+        (
+            "no finished window of 1d has rows of endpoint 'flights'; 2013-07-01/2013-07-02 is not over yet: use "
+            "--window 2013-07-01/2013-07-02 to judge its rows so far"
+        ),
+    ),
+    "a time that is none": (
+        lambda log: parse_time_range("yesterday", None, DAY),
+        (
+            "--since 'yesterday' cannot be read; it is a duration before now (90s, 15m, 1h, 7d), a time of "
+            "the events (2013-07-01, 2013-07-01T12:00Z), or a window of them (2013-07-01/1d)"
+        ),
+    ),
+    "a range that ends before it begins": (
+        lambda log: parse_time_range("2013-07-02", "2013-07-01", DAY),
+        "the range from --since 2013-07-02 to --until 2013-07-01 is empty",
+    ),
+    "an unknown column": (
+        lambda log: _select(log, statement="SELECT distnce FROM log"),
+        "the log has no column 'distnce'; did you mean 'distance'?",
+    ),
+    "no SELECT": (
+        lambda log: _select(log, statement="DELETE FROM log"),
+        "a single SELECT is expected, because the log is read-only",
+    ),
+    "another file": (
+        lambda log: _select(log, statement="SELECT * FROM '/etc/passwd'"),
+        "there is no table '/etc/passwd'; the SQL can query only the table log",
+    ),
+}
+
+
+@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+def test_a_refusal_names_what_is_there(
+    log: InferenceLog, writer: LogWriter, cause: Callable[[InferenceLog], object], message: str
+) -> None:
+    writer.write({"_event_time": [DAY], "distance": [1.0]})
+    assert message_of(lambda: cause(log)).replace(str(writer.root), "LOG") == message

@@ -1,0 +1,155 @@
+"""The worker's side of explanations, with a scripted process instead of the explaining process."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
+from mlflow_deploy_plugin.serve.models import side_process
+from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
+from tests.support.waiting import wait_until
+
+CHILD = """
+import os, socket, sys, time
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.serve.protocols.side_messages import receive_connection
+
+how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+connection.set_inheritable(False)
+if how == "failed":
+    send_message(connection, SideMessage("failed", {"message": "shap cannot be imported here: it is broken"}))
+    sys.exit(1)
+if how == "never":
+    time.sleep(3600)
+if how == "late" and not os.path.exists(sys.argv[0] + ".late"):
+    open(sys.argv[0] + ".late", "x").close()
+    time.sleep(2)
+    sys.exit(1)
+send_message(connection, SideMessage("ready"))
+connection = receive_connection(connection)
+while (question := receive_message(connection)) is not None:
+    if question.fields["seed"] == 1:
+        time.sleep(3600)
+    if question.fields["seed"] == 2:
+        os._exit(7)
+    send_message(connection, SideMessage("explained", {"pid": os.getpid(), **question.fields}))
+"""
+FEEDS = {"x": np.zeros((1, 1), dtype=np.float32)}
+HANGS, CRASHES = 1, 2
+
+
+@pytest.fixture
+def explainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ExplainerClient]]:
+    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The child does not exit by itself.
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    made: list[ExplainerClient] = []
+
+    def make(
+        how: str = "ready", answer_seconds: float = 60.0, most_waiting: int = 4, idle_seconds: float = 300.0
+    ) -> ExplainerClient:
+        made.append(ExplainerClient(answer_seconds, most_waiting, idle_seconds, [sys.executable, str(child), how]))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def ask(explainer: ExplainerClient, seed: int = 0) -> dict[str, object]:
+    return dict(explainer.explain(Path("/model"), FEEDS, 70, seed).fields)
+
+
+def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: Callable[..., ExplainerClient]) -> None:
+    asked = explainer()
+    assert asked.pid is None
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask(asked), range(4)))
+    assert {answer["pid"] for answer in answers} == {asked.pid}
+    assert (answers[0]["folder"], answers[0]["max_evals"]) == ("/model", 70)
+
+
+def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(explainer: Callable[..., ExplainerClient]) -> None:
+    asked = explainer(idle_seconds=0.2)
+    first = ask(asked)["pid"]
+    assert isinstance(first, int)
+    wait_until(lambda: asked.pid is None and not psutil.pid_exists(first), 60, "its end")
+    assert ask(asked)["pid"] != first
+
+
+def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., ExplainerClient]) -> None:
+    asked = explainer(most_waiting=2)
+    ask(asked)
+    with ThreadPoolExecutor(2) as pool:
+        hanging = [pool.submit(ask, asked, HANGS) for _ in range(2)]
+        wait_until(lambda: asked._active == 2, 60, "two that wait")
+        with pytest.raises(TooManyRequests, match="limit of 2") as caught:
+            ask(asked)
+        assert caught.value.retry_after == 1
+        asked.close()
+        assert {type(one.exception(60)) for one in hanging} == {NotReady}
+
+
+def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable[..., ExplainerClient]) -> None:
+    asked = explainer()
+    with pytest.raises(NotReady, match="this explainer"):
+        ask(asked, CRASHES)
+
+    def answers() -> bool:
+        try:
+            return bool(ask(asked))
+        except NotReady:
+            return False
+
+    wait_until(answers, 60, "the next process")
+
+
+def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
+    asked = explainer("late", answer_seconds=1.0)
+
+    def answers() -> bool:
+        try:
+            return bool(ask(asked))
+        except (NotReady, DeadlineExceeded):
+            return False
+
+    assert not answers()
+    wait_until(answers, 60, "the next process")
+
+
+def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Callable[..., ExplainerClient]) -> None:
+    with pytest.raises(NotReady, match="is being started"):
+        ask(explainer("never", answer_seconds=0.3))
+    broken = explainer("failed")
+    for _ in range(2):
+        with pytest.raises(NotReady, match="shap cannot be"):
+            ask(broken)
+
+
+def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., ExplainerClient]) -> None:
+    asked = explainer(answer_seconds=20.0)
+    ask(asked)
+    asked._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(ask, asked, HANGS)
+        wait_until(lambda: asked._process is not None and not asked._process._turn._value, 60, "the first question")
+        with pytest.raises(DeadlineExceeded, match="explainer was free"):
+            ask(asked)
+        asked.close()
+        assert isinstance(hanging.exception(60), NotReady)
+
+
+def test_without_shap_it_says_what_to_install(
+    explainer: Callable[..., ExplainerClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shap", None)  # Python treats None as a missing module.
+    with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:
+        ask(explainer())
+    assert caught.value.http_status == 501

@@ -1,0 +1,228 @@
+"""Loading a version warms it up and determines if its requests can be batched."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError
+from mlflow_deploy_plugin.serve.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
+from mlflow_deploy_plugin.serve.runtime import session
+from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement
+from tests.support.models import mixed_model, write_model
+from tests.support.page_models import with_example
+from tests.support.refusals import mentions
+
+FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
+NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
+DROPPING = "dropping (float[N,2] X) => (float[N,2] y) <float p = {0.5}, bool t = {1}> { y = Dropout(X, p, t) }"
+
+ENDLESS = """
+endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go = {1}> {
+  y = Loop(trips, go, X) <body = step (int64 i, bool c, float[N,2] s) => (bool d, float[N,2] t)
+    <float[1] one = {1.0}> { d = Identity(c)
+      t = Add(s, one) }>
+}"""
+
+
+def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArtifact, match=r"within 0\.3 s"):
+        load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
+
+
+def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
+    warm = load_warm(model_folders["mixed"], Placement(), 1, BatchPolicy(8))
+
+    assert warm.batcher is not None
+    assert warm.batcher.policy.max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("policy", "sizes"), [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})]
+)
+def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: BatchPolicy | None, sizes: set[int]
+) -> None:
+    row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True}
+    folder = with_example(mixed_model(tmp_path), {"dataframe_records": [row] * 3})
+    computed, run = set(), OnnxModel.run
+
+    def note(model: OnnxModel, feeds: Feeds) -> dict[str, Array]:
+        computed.add(row_count(feeds))
+        return run(model, feeds)
+
+    monkeypatch.setattr(OnnxModel, "run", note)
+
+    load_warm(folder, Placement(), 1, policy)
+
+    assert computed >= sizes
+
+
+def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph = """g (float[N,2] X) => (float[N,2] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
+      y = Log(X)
+      mark = Sub(y, y)
+      onnxserve_refused_rows = ReduceSum<keepdims=0>(mark, axis)
+    }"""
+    with caplog.at_level(logging.INFO):
+        load_warm(write_model(tmp_path / "model", graph), Placement(), 1)
+
+    assert mentions(caplog.text, "no warm-up", "row 0", "refuses it")
+
+
+def test_only_a_server_stops_the_threads_of_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that wraps a text model may train with these threads afterwards."""
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import text_model  # This module imports tokenizers.
+
+    name, folder = "TOKENIZERS_PARALLELISM", text_model(tmp_path / "model")
+    monkeypatch.setenv(name, "")  # Restore the environment at the end.
+    monkeypatch.delenv(name)
+    OnnxModel.load(folder)
+    assert name not in os.environ
+    load_warm(folder, Placement(), 1)
+    assert os.environ[name] == "false"
+
+
+def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import text_model
+
+    warm = load_warm(text_model(tmp_path / "model"), ON_CPU, 1, BatchPolicy(max_batch_size=8, pads=True))
+    assert isinstance(warm.predictor, OnnxModel)
+    assert warm.batcher is not None
+    warm.predictor.max_text_characters = 500
+    feeds = warm.predictor.schema.from_columns({"text": ["a" * 100] * 5})
+    assert len(warm.batcher.run(feeds)["embedding"]) == 5
+
+
+def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
+    assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
+
+
+def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
+
+    assert warm.batcher is None
+    assert mentions(caplog.text, "not batched", "batch dimension", "'X'")
+
+
+@pytest.mark.parametrize(
+    ("graph", "is_random"), [(NOISY, True), (DROPPING, True), (FIXED, False)], ids=["noisy", "dropping", "fixed"]
+)
+def test_random_nodes_are_found_in_the_bytes(tmp_path: Path, graph: str, is_random: bool) -> None:
+    folder = write_model(tmp_path / "model", graph)
+
+    assert has_random_nodes(next(folder.glob("**/*.onnx"))) == is_random
+    warm = load_warm(folder, Placement(), 1, check_determinism=True)
+    assert warm.is_deterministic == (not is_random)
+
+
+MIB = 2**20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Create a folder of 16 MiB."""
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data" / "weights").open("wb") as file:
+        file.truncate(16 * MIB)
+    return tmp_path
+
+
+def test_without_a_limit_everything_is_loaded(model: Path) -> None:
+    with MemoryLimit(None).loading(model):
+        pass
+
+
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a folder that is too small to measure its load."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "weights").write_bytes(b"x")
+    return folder
+
+
+def test_the_memory_of_all_descendants_is_used(tmp_path: Path) -> None:
+    holds = "held = b'x' * (64 << 20); print('held', flush=True); input()"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
+    before = MemoryLimit(None).used()
+    with subprocess.Popen([sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+
+        assert MemoryLimit(None).used() - before > 64 * MIB
+
+        child.communicate(b"\n")
+
+
+def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: Path, small: Path) -> None:
+    used = MemoryLimit(None).used()
+    for room, is_loaded in ((64, True), (16, False)):
+        limit = MemoryLimit(used + room * MIB)
+        with limit.loading(small):
+            pass
+        if is_loaded:
+            with limit.loading(model):
+                pass
+            continue
+        with pytest.raises(ModelError) as refused, limit.loading(model):
+            pytest.fail("it was loaded")
+        assert re.fullmatch(
+            r"loading it would take about 32 MiB in addition to the [\d,]+ MiB of this worker, and the worker's "
+            r"limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
+            refused.value.message,
+        )
+
+
+def test_a_first_version_has_nobody_beside_it(model: Path) -> None:
+    with MemoryLimit(MemoryLimit(None).used() + 24 * MIB).loading(model):
+        pass
+    with pytest.raises(ModelError, match="about 16 MiB"), MemoryLimit(MIB).loading(model):
+        pass
+
+
+_TAKES_THREE_TIMES_ITS_FILES = """
+import sys
+from pathlib import Path
+from mlflow_deploy_plugin.core.errors import ModelError
+from mlflow_deploy_plugin.serve.models.loading import MemoryLimit
+
+limit, model = MemoryLimit(MemoryLimit(None).used() + 80 * 2**20), Path(sys.argv[1])
+with limit.loading(model):
+    held = b"x" * (48 * 2**20)
+try:
+    with limit.loading(model):
+        pass
+except ModelError as error:
+    print(error.message)
+"""
+
+
+def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -> None:
+    """The measurement runs in a new process, so that other tests do not change its memory."""
+    command = [sys.executable, "-c", _TAKES_THREE_TIMES_ITS_FILES, str(model)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.match(r"loading it would take about (4[789]|50) MiB", said), said
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [("max", None), ("9223372036854771712", None), (str(1024 * MIB), 384 * MIB), (str(4096 * MIB), 1856 * MIB)],
+)
+def test_a_worker_has_its_share_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, limit: int | None
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "memory.max").write_text(content)
+    monkeypatch.setattr(session, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
+    assert worker_limit(None, 2) == limit
+    assert worker_limit(300, 2) == 300

@@ -1,0 +1,140 @@
+"""A worker's commands while the agent answers, is slow, or is down."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    InvalidArtifact,
+    InvalidConfig,
+    ModelError,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+    TooManyRequests,
+)
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.commands import MAX_WAITING, command_answer, command_files
+from mlflow_deploy_plugin.core.statedir.files import AGENT, ANSWERS, COMMANDS, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Command
+from mlflow_deploy_plugin.serve.models.model_control import ModelControl
+from tests.support.waiting import wait_until
+
+
+def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> ModelControl:
+    return ModelControl(state_dir, "explicit", most_waiting, timeout_seconds=patience, agent_seconds=0.3)
+
+
+def agent_lives(state_dir: Path) -> None:
+    write_state(state_dir / AGENT, AgentState(pid=os.getpid()))
+
+
+@contextmanager
+def answering(state_dir: Path, error: Callable[[Command], OnnxserveError | None]) -> Iterator[None]:
+    """Run an agent that answers each command immediately and once."""
+    agent_lives(state_dir)
+    stop = threading.Event()
+    answered: set[str] = set()
+
+    def work() -> None:
+        while not stop.wait(0.01):
+            for file in command_files(state_dir):
+                if file.name not in answered and (command := read_state(file, Command)) is not None:
+                    answered.add(file.name)
+                    write_state(state_dir / ANSWERS / file.name, command_answer(error(command)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def left_over(state_dir: Path) -> list[Path]:
+    return [*command_files(state_dir), *(state_dir / ANSWERS).glob("*")]
+
+
+def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path: Path) -> None:
+    taken: list[tuple[str, str]] = []
+    with answering(tmp_path, lambda command: taken.append((command.action, command.endpoint))):
+        commands(tmp_path).load("e")
+        commands(tmp_path).unload("e")
+    assert set(taken) == {("load", "e"), ("unload", "e")}
+    wait_until(lambda: not left_over(tmp_path), what="no file is left")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (NotFound("no such model"), NotFound),
+        (InvalidArtifact("no graph"), ModelError),
+        (OnnxserveError("something"), OnnxserveError),
+    ],
+)
+def test_an_error_comes_back_as_what_it_is(tmp_path: Path, error: OnnxserveError, raised: type[OnnxserveError]) -> None:
+    with answering(tmp_path, lambda command: error), pytest.raises(raised, match=error.message) as caught:
+        commands(tmp_path).load("e")
+    assert caught.type is raised
+
+
+def test_without_an_agent_nobody_waits_long_and_the_command_is_withdrawn(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match=r"agent .*not running"):
+        commands(tmp_path).load("e")
+    assert not left_over(tmp_path)
+
+
+def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path: Path) -> None:
+    agent_lives(tmp_path)
+    with pytest.raises(DeadlineExceeded, match=r"'e' .*0 s"):
+        commands(tmp_path, patience=0.2).unload("e")
+    assert not left_over(tmp_path)
+
+
+def test_unless_it_is_allowed_nothing_is_asked_of_the_agent(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"-C server\.model_control_mode=explicit"):
+        ModelControl(tmp_path, "none", 1).load("e")
+    assert not (tmp_path / COMMANDS).exists()
+
+
+def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path: Path) -> None:
+    agent_lives(tmp_path)
+    variants = {"main": VariantSpec(model="models:/m/1")}
+    large = EndpointSpec(name="e", variants=variants, capture=CaptureSpec(drop=("column" * 10_000,) * 10))
+    with pytest.raises(InvalidConfig, match=r"60\d{4} bytes .*262144"):
+        commands(tmp_path).load("e", large)
+    assert not left_over(tmp_path)
+
+
+def test_a_worker_keeps_threads_for_predictions(tmp_path: Path) -> None:
+    agent_lives(tmp_path)
+    some = commands(tmp_path, most_waiting=1)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(some.load, "e")
+        (first,) = wait_until(lambda: command_files(tmp_path), what="the first command")
+        with pytest.raises(TooManyRequests) as caught:
+            some.load("f")
+        assert caught.value.retry_after == 1
+        write_state(tmp_path / ANSWERS / first.name, command_answer(None))
+        waiting.result(30)
+
+
+def test_the_commands_of_all_workers_are_bounded(tmp_path: Path) -> None:
+    agent_lives(tmp_path)
+    for number in range(MAX_WAITING):
+        write_state(tmp_path / COMMANDS / f"{number}.json", Command(action="load", endpoint="e", created_at=0))
+    with pytest.raises(TooManyRequests, match="64 endpoints wait"):
+        commands(tmp_path).load("e")
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / COMMANDS).write_text("a file where the folder should be")
+    with pytest.raises(NotReady, match="cannot be written"):
+        commands(tmp_path).load("e")

@@ -1,0 +1,510 @@
+"""Models without an ONNX form answer at our routes, each in a real side process."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+import yaml
+from markupsafe import escape
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidArtifact
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPEC
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.assembly import open_server
+from mlflow_deploy_plugin.serve.cloud import Cloud
+from mlflow_deploy_plugin.serve.http.responses import RawResponse
+from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.models import side_process
+from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import to_binary
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from tests.support import servers
+from tests.support.handling import handle
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.spool import read_segment
+from tests.support.waiting import answers, wait_until
+
+MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
+ARROW = "application/vnd.apache.arrow.stream"
+DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
+TIMEOUT_SECONDS = 2
+
+
+@pytest.fixture(scope="module")
+def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Save the pyfuncs once; see `save_pyfuncs`."""
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
+
+
+@pytest.fixture(scope="module")
+def server(pyfunc_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve one endpoint per model, with the model's name."""
+    state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
+    endpoints = {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS}
+    limits = ServerSpec(request_timeout_seconds=TIMEOUT_SECONDS, threads=1)
+    with servers.opened(state_dir, endpoints, limits, keys=["customer_id"]) as server:
+        yield server
+
+
+@pytest.fixture
+def ask(server: Server) -> Callable[..., RawResponse]:
+    def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return handle(server, RawRequest("POST", path, {"content-type": content_type}, body))
+
+    return ask
+
+
+@pytest.fixture
+def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RawResponse]:
+    """Send a request to a server that Vertex AI has started with one of the models."""
+
+    def ask(name: str, document: Any) -> RawResponse:
+        monkeypatch.setattr(server.repository, "table", {name: server.repository.table[name]})
+        vertex, body = replace(server, cloud=Cloud(predict_route="/vertex")), json.dumps(document).encode()
+        return handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+
+    return ask
+
+
+def message(response: RawResponse) -> str:
+    document = json.loads(response.body)
+    return str(document.get("message") or document.get("error"))
+
+
+def trouble(what: str) -> dict[str, Any]:
+    return {"dataframe_records": [{"do": what}]}
+
+
+def test_invocations_take_dates_and_params(ask: Callable[..., RawResponse]) -> None:
+    response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS], "params": {"plus": 1000}})
+    assert response.status == 200
+    assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
+    assert response.headers["X-Model-Version"] == "1"
+
+
+@pytest.mark.parametrize("content_type", ["application/vnd.apache.parquet", "application/x-npy", "text/plain", ""])
+@pytest.mark.parametrize("name", ["knn", "anything"])
+def test_another_content_type_is_refused_with_those_that_are_taken(
+    ask: Callable[..., RawResponse], name: str, content_type: str
+) -> None:
+    response = ask(f"/endpoints/{name}/invocations", b"PAR1", content_type)
+    assert response.status == 415
+    assert "parquet" not in message(response).partition("takes ")[2]
+    assert {"application/json", "text/csv", ARROW} <= set(message(response).split())
+
+
+def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(ask: Callable[..., RawResponse]) -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"": [[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0]]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    response = ask("/endpoints/knn/invocations", sink.getvalue().to_pybytes(), ARROW)
+
+    assert pa.ipc.open_stream(response.body).read_all()["prediction"].to_pylist() == ["up", "down"]
+
+
+def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., RawResponse]) -> None:
+    single = ask("/predict", DAYS)
+    assert json.loads(single.body)["prediction"] == {"day": 183, "name": "Ä"}
+    batch = ask("/predict/batch", [DAYS, {"when": "2013-12-31", "name": "b"}])
+    assert json.loads(batch.body)["predictions"] == {"day": [183, 366], "name": ["Ä", "B"]}
+    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in DAYS.items()]
+    v2 = ask("/v2/models/days/infer", {"inputs": inputs})
+    outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
+    assert outputs["day"] == {"name": "day", "shape": [1], "datatype": "INT64", "data": [183]}
+    assert outputs["name"]["data"] == ["Ä"]
+
+
+def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
+    ask: Callable[..., RawResponse],
+) -> None:
+    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in DAYS.items()]
+    asked = {"inputs": inputs, "outputs": [{"name": "day"}], "parameters": {"content_type": "pd", "plus": 1000}}
+    answer = ask("/v2/models/days/infer", asked)
+    assert json.loads(answer.body)["outputs"][0]["data"] == [1182]
+    refused = ask("/v2/models/days/infer", asked | {"parameters": {"plus": "many"}})
+    assert refused.status == 400
+    assert "plus" in message(refused)
+
+
+def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
+    ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
+) -> None:
+    blobs = [{"b64": "/9j/"}, {"b64": "iVBORw=="}]
+    forms: list[list[Any]] = [[{"blob": blob} for blob in blobs], [[blob, 1.0] for blob in blobs]]
+    for instances in forms:
+        answer = ask("/v1/models/bytes:predict", {"instances": instances})
+        assert json.loads(answer.body) == {"predictions": [3, 4]}
+    for instances in [*forms, blobs]:
+        assert json.loads(ask_vertex("bytes", {"instances": instances}).body) == {"predictions": [3, 4]}
+
+
+@pytest.mark.parametrize("shape", [[2], [2, 1]])
+def test_the_only_column_may_have_the_name_that_tutorials_give_it(
+    ask: Callable[..., RawResponse], shape: list[int]
+) -> None:
+    texts = {"name": "input-1", "shape": shape, "datatype": "BYTES", "data": ["a", "b"]}
+    answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
+    assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
+
+
+def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -> None:
+    blobs = to_binary(np.array([b"\xff\xd8\xff", b"\x89PNG"], object))
+    tensor = {"name": "blob", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(blobs)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    answer = handle(server, RawRequest("POST", "/v2/models/bytes/infer", headers, head + blobs))
+    assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
+
+
+def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
+    blob = {"name": "blob", "shape": [2, 1], "datatype": "BYTES", "data": ["/9j/", "iVBORw=="]}
+    for parameters in ({}, {"content_type": "base64"}):
+        answer = ask("/v2/models/bytes/infer", {"inputs": [blob | {"parameters": parameters}]})
+        assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
+
+
+def test_the_clouds_pass_on_the_params_of_a_pyfunc(
+    ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
+) -> None:
+    days = {"dataframe_split": {"columns": list(DAYS), "data": [list(DAYS.values())]}}
+    azure = ask("/score", {"input_data": days["dataframe_split"], "params": {"plus": 1000}})
+    assert json.loads(azure.body) == [{"day": 1182, "name": "Ä"}]
+    vertex = ask_vertex("days", {"instances": [DAYS], "parameters": {"plus": 1000}})
+    assert json.loads(vertex.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
+
+
+def test_vertex_passes_on_a_chat_as_mlflow_answers_it(ask_vertex: Callable[..., RawResponse]) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    response = ask_vertex("anything", chat)
+    assert (response.status, json.loads(response.body)) == (200, chat)
+
+
+def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
+    inputs = [
+        {"name": "a", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
+        {"name": "b", "shape": [2], "datatype": "INT64", "data": [10, 20]},
+    ]
+    response = ask("/v2/models/tensors/infer", {"inputs": inputs})
+    outputs = {entry["name"]: entry["data"] for entry in json.loads(response.body)["outputs"]}
+    assert outputs == {"sum": [13.0, 27.0], "twice": [2.0, 4.0, 6.0, 8.0]}
+
+
+def test_one_prediction_has_the_name_of_the_signature_or_prediction(ask: Callable[..., RawResponse]) -> None:
+    rows = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[5, 0, 0], [-5, 0, 0]]}}
+    assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {"predictions": ["up", "down"]}
+    inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [5.0]} for name in "abc"]
+    response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
+    assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [("prediction", ["up"])]
+
+
+def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawResponse], server: Server) -> None:
+    anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
+    assert json.loads(anything.body) == {"predictions": [1, "a", None]}
+    infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "FP64", "data": [1]}]}
+    response = ask("/v2/models/anything/infer", infer)
+    assert (response.status, message(response)) == (
+        400,
+        "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
+    )
+    docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
+    assert f"The inputs cannot be listed: {escape(message(response))}.".encode() in docs
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime), row 0: 'yesterday' is not an ISO 8601 date"),
+        ({"when": 5, "name": "a"}, "column 'when' (string), row 0: 5; a string is expected"),
+        ({"name": "a"}, "column 'when' is missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(server: Server, ask: Callable[..., RawResponse], document: Any, said: str) -> None:
+    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in document.items()]
+    responses = [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
+    for response in [ask("/predict", document), *responses]:
+        assert response.status == 400
+        assert said in message(response)
+    batches = [batch for path in segments(server.capture.spool) for batch in read_batches(path).batches]
+    latest = max((batch for batch in batches if batch.is_failed), key=lambda batch: batch.offsets[-1])
+    assert (latest.endpoint, latest.outputs["_column"][-1]) == ("days", "when")
+
+
+def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask: Callable[..., RawResponse]) -> None:
+    response = ask("/endpoints/troubled/invocations", trouble("raise"))
+    assert (response.status, message(response)) == (
+        400,
+        "the model cannot compute this input: KeyError: 'no such thing\\nin …'",
+    )
+    assert ask("/endpoints/troubled/invocations", trouble("leave")).status == 400
+
+
+@pytest.mark.long
+def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> None:
+    path = "/endpoints/troubled/invocations"
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
+    assert ask(path, trouble("exit")).status == 503
+    assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
+
+
+def tensor(name: str, *texts: str) -> dict[str, Any]:
+    return {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/endpoints/days/invocations", {"dataframe_records": [DAYS] * 3}),
+        ("/predict/batch", [DAYS] * 3),
+        ("/v2/models/days/infer", {"inputs": [tensor("when", *["2013-07-01"] * 3), tensor("name", *"abc")]}),
+    ],
+)
+def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_given(
+    server: Server, ask: Callable[..., RawResponse], path: str, document: Any
+) -> None:
+    predictor = server.repository.select_variant("days").loaded.predictor
+    assert isinstance(predictor, PyfuncPredictor)
+    most, process = predictor._most_values, predictor.pid
+    assert most == 16_777_216
+    predictor.limit_values(4)  # the values of two rows
+    try:
+        refused = ask(path, document)
+    finally:
+        predictor.limit_values(most)
+    assert refused.status == 413
+    assert message(refused).startswith("the answer has more than 4 values, which is the server's limit: send fewer")
+    assert ask(path, document).status == 200
+    assert predictor.pid == process
+
+
+@pytest.mark.long
+def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
+    server: Server, ask: Callable[..., RawResponse]
+) -> None:
+    path = "/endpoints/troubled/invocations"
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
+    variant = server.repository.select_variant("troubled")
+    predictor = variant.loaded.predictor
+    assert isinstance(predictor, PyfuncPredictor)
+    feeds = predictor.schema.from_columns({"do": ["ok"]})
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(ask, path, trouble("hang"))
+        wait_until(lambda: predictor._process._turn._value == 0, what="the first request")
+        for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
+            request = InferRequest("r", feeds, parameters={"timeout": 50_000}, body=body)
+            with pytest.raises(DeadlineExceeded, match="deadline passed before"):
+                server.dataplane.infer(variant, request)
+        assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
+        assert hanging.result().status == 504
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
+
+
+def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: Server, tmp_path: Path) -> None:
+    response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
+    spool = server.capture.spool
+    captured = [request for segment in segments(spool) for request in read_segment(segment)[0]]
+    (mine,) = [r for r in captured if r.record.prediction_id == response.headers["X-Prediction-Id"]]
+    assert {name: array.tolist() for name, array in mine.feeds.items()} == {
+        "when": ["2013-07-01T12:00:00"],
+        "name": ["ä"],
+    }
+    assert {name: array.tolist() for name, array in mine.outputs.items()} == {"day": [183], "name": ["Ä"]}
+
+
+@pytest.mark.parametrize("model", ["days", "anything"])
+def test_keys_are_captured_also_of_a_model_without_a_signature(
+    ask: Callable[..., RawResponse], server: Server, tmp_path: Path, model: str
+) -> None:
+    record = {"customer_id": 7, **DAYS}
+    response = ask(f"/endpoints/{model}/invocations", {"dataframe_records": [record]})
+    assert b"customer_id" not in response.body
+    server.capture.close()
+    Shipper(server.capture.spool, str(tmp_path / "log")).ship()
+    tables = [pq.ParquetFile(file).read() for file in (tmp_path / "log").rglob("*.parquet")]
+    rows = {row["_prediction_id"]: row for table in tables for row in table.to_pylist()}
+    assert rows[response.headers["X-Prediction-Id"]]["customer_id"] == 7
+
+
+@pytest.mark.long
+def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed.at_all}}\n")
+    with pytest.raises(InvalidArtifact) as caught:
+        PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
+    assert "module 'not_installed'" in caught.value.message
+    assert str(tmp_path) not in caught.value.message  # Clients receive the message at /ping.
+    assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
+
+
+@pytest.mark.long
+def test_without_mlflow_it_says_what_is_missing(
+    pyfunc_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InvalidArtifact, match=r"mlflow and pandas.*'pandas'.*pip install"):
+        PyfuncPredictor.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
+
+
+@pytest.mark.long
+def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
+    pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tmp_path: Path
+) -> None:
+    server = serve_here(servers.one_endpoint(model_folders["single"]))
+    state_dir = tmp_path / "state-0"
+    rows = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}).encode()
+
+    def version() -> str:
+        response = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows))
+        assert response.status == 200, response.body
+        return response.headers["X-Model-Version"]
+
+    def get(path: str) -> RawResponse:
+        return handle(server, RawRequest("GET", path, {}, b""))
+
+    assert version() == "1"
+    servers.want(state_dir, 2, servers.one_endpoint(pyfunc_folders["knn"], "2"))
+    wait_until(lambda: version() == "2", 60, "the pyfunc answers")
+    psutil.Process(server.repository.select_variant("e").loaded.predictor.pid).kill()
+    wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
+    for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
+        response = get(path)
+        assert (response.status, "killed by SIGKILL" in message(response)) == (503, True)
+    wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
+    side = psutil.Process(server.repository.select_variant("e").loaded.predictor.pid)
+    assert is_alive(side)
+    assert server.repository.has_pyfuncs
+    servers.want(state_dir, 3, servers.one_endpoint(model_folders["single"], "3"))
+    wait_until(lambda: version() == "3", 60, "the ONNX model answers")
+    wait_until(lambda: not is_alive(side), what="the end of the side process")
+    assert not server.repository.has_pyfuncs
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def spin(running: Any) -> None:
+    with contextlib.suppress(requests.ConnectionError):
+        running.post(json=trouble("spin"))
+
+
+@pytest.mark.long
+def test_nothing_is_left_of_a_worker_that_is_killed(pyfunc_folders: dict[str, Path], tmp_path: Path) -> None:
+    with servers.gunicorn(tmp_path, servers.one_endpoint(pyfunc_folders["troubled"])) as running:
+        response = running.post(json=trouble("pid"))
+        assert response.status_code == 200
+        side = psutil.Process(int(response.json()["predictions"][0]))
+        worker = side.parent()
+        assert worker is not None
+        mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+        assert "/pandas/" not in mapped
+        assert "/sklearn/" not in mapped
+        spinning = threading.Thread(target=spin, args=(running,))
+        spinning.start()
+        started = side.cpu_times().user
+        wait_until(lambda: side.cpu_times().user > started + 0.3, 60, "the model computes")
+        os.kill(worker.pid, signal.SIGKILL)
+        spinning.join()
+        wait_until(lambda: not is_alive(side), 60, "the end of both")
+        wait_until(lambda: answers(running.url + "/ping"), 60, "the next worker")
+        assert running.post(json=trouble("ok")).json() == {"predictions": [{"do": "ok"}]}
+        left = psutil.Process(running.process.pid).children(recursive=True)
+    wait_until(lambda: not any(map(is_alive, left)), what="the end of all")
+
+
+TRACED = """
+import mlflow
+
+class Agent:
+    @mlflow.trace
+    def predict(self, data, params=None):
+        return data
+
+    @mlflow.trace
+    def predict_stream(self, data, params=None):
+        yield data
+
+def _load_pyfunc(path):
+    return Agent()
+"""
+
+
+@pytest.fixture
+def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Server]:
+    """Serves an agent with traces, which are stored in the experiment `agents` of a tracking server."""
+
+    def serve(tracking_uri: str) -> Server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
+        server = open_server(state_dir)
+        wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side process")
+        return server
+
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "traced_agent.py").write_text(TRACED)
+    loader = {"loader_module": "traced_agent", "code": "code", "streamable": True}
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
+    (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
+    state_dir = tmp_path / "state"
+    servers.want(state_dir, 1, {"agent": {"v": servers.variant(tmp_path)}})
+    limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
+    (state_dir / SPEC).write_text(f"name: agent\nvariants: {{v: {{model: x}}}}\nserver: {limits}")
+    return serve
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 2),
+    reason="Python 3.12.1 starts no thread at its end, as MLflow does to send traces (python/cpython#113964)",
+)
+def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
+    traced: Callable[[str], Server], tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    server = traced(new_database(tmp_path))
+    predictions = []
+    for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
+        answer = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        list(answer.pieces or ())
+        predictions.append(answer.headers["X-Prediction-Id"])
+    server.close()
+    mlflow = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = mlflow.get_experiment_by_name("agents")
+    assert experiment is not None
+    traces = mlflow.search_traces(locations=[experiment.experiment_id])
+    assert {trace.info.tags["onnxserve.prediction_id"] for trace in traces} == set(predictions)
+
+
+def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
+    traced: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The trace cannot be sent.
+    with contextlib.closing(traced("http://127.0.0.1:9")) as server:
+        headers = {"content-type": "application/json"}
+        answer = handle(server, RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'))
+        assert (answer.status, answer.body) == (200, b'{"messages": ["whole"]}')

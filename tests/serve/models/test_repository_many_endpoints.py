@@ -1,0 +1,121 @@
+"""A server with many small models serves all of them; a broken model or a change affects only its endpoint."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState
+from mlflow_deploy_plugin.serve.models.loading import load_warm
+from mlflow_deploy_plugin.serve.models.repository import Repository
+from mlflow_deploy_plugin.serve.runtime.session import Placement
+from tests.support import servers
+from tests.support.serving import Served, servers_below
+from tests.support.waiting import wait_until
+
+COUNT = 50
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Create different models: number n adds n."""
+    root = tmp_path_factory.mktemp("many")
+    return [servers.single_model(root / f"m{number}", float(number)) for number in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Iterator[Served]:
+    """Run two workers with all models, including a missing folder and a broken graph."""
+    root = tmp_path_factory.mktemp("served")
+    broken = root / "broken"
+    broken.mkdir()
+    (broken / "MLmodel").write_text((folders[0] / "MLmodel").read_text())
+    (broken / "model.onnx").write_bytes(b"not a graph")
+    documents = [
+        json.dumps({"name": folder.name, "variants": {"v": {"model": str(folder)}}})
+        for folder in (*folders, root / "missing", broken)
+    ]
+    spec = root / "spec.yaml"
+    spec.write_text("\n---\n".join(documents))
+    with servers_below(root) as start:
+        yield start("--spec", str(spec), "-w", "2").wait_ready()
+
+
+def test_every_endpoint_answers_with_its_own_model(served: Served) -> None:
+    session = requests.Session()
+    for number in range(COUNT):
+        url = f"{served.url}/endpoints/m{number}/invocations"
+        answer = session.post(url, json={"inputs": [[1, 2, 3]]}, timeout=10)
+        assert answer.json() == {"predictions": [[6.0 + number]]}
+
+
+def test_the_plain_routes_go_to_the_first(served: Served) -> None:
+    assert served.predict(1, 2, 3).json() == {"predictions": [[6.0]]}
+
+
+def test_the_broken_ones_say_so_and_keep_nobody_from_serving(served: Served) -> None:
+    index = requests.post(f"{served.url}/v2/repository/index", timeout=10).json()
+    states = {entry["name"]: entry["state"] for entry in index}
+    assert {name for name, state in states.items() if state != "READY"} == {"missing", "broken"}
+    assert len(states) == COUNT + 2
+    for path in ("/ping", "/v2/health/ready", "/v2/models/m7/ready"):
+        assert requests.get(served.url + path, timeout=10).status_code == 200
+    for name in ("missing", "broken"):
+        assert requests.get(f"{served.url}/v2/models/{name}/ready", timeout=10).status_code == 503
+    answer = requests.get(f"{served.url}/v2/models/broken/ready", timeout=10)
+    assert "cannot load model.onnx" in answer.json()["error"]
+    state = read_state(served.state_dir / AGENT, AgentState)
+    assert state is not None
+    assert "missing" in state.error
+
+
+def test_an_unknown_endpoint_is_told_some_of_the_names(served: Served) -> None:
+    answer = requests.get(f"{served.url}/v2/models/nobody", timeout=10)
+    assert answer.status_code == 404
+    assert f"and {COUNT + 2 - 10} more" in answer.json()["error"]
+
+
+def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path, folders: list[Path]) -> None:
+    loads: list[str] = []
+    tables: list[int] = []
+
+    def load(folder: Path) -> Any:
+        loads.append(folder.name)
+        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
+
+    def want(generation: int, names: list[str], changed: str) -> None:
+        variants = {
+            name: {"v": servers.variant(tmp_path / "nothing" if name == "m3" else folders[int(name[1:])], "1")}
+            for name in names
+        }
+        variants[changed] = {"v": servers.variant(folders[49], "2")}
+        servers.want(tmp_path, generation, variants)
+        repository.poll()
+
+    repository = Repository(tmp_path, load)
+    repository.add_listener(lambda table: tables.append(len(table)))
+    names = [f"m{number}" for number in range(10)]
+    want(1, names, "m9")
+    assert len(loads) == 10
+    loads.clear()
+    tables.clear()
+    want(2, names, "m5")
+    assert loads == ["nothing", "m9"]  # The failed load is repeated; m9 had the version that m5 has now.
+    assert len(tables) == 3
+    names = [names[-1], *names[:-1]]
+    want(3, names, "m5")
+    assert repository.select_variant(None).endpoint == "m9"
+    repository.stop()
+
+
+def test_one_model_that_cannot_be_had_ends_a_server_that_has_no_other(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served = serve("-m", str(tmp_path / "nothing"))
+    wait_until(lambda: served.process.poll() is not None, 60, "the end")
+    assert served.process.returncode == 1
+    assert "nothing" in served.log.read_text()

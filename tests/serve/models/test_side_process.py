@@ -1,0 +1,338 @@
+"""The keeper of a side process, with a scripted process that needs neither mlflow nor a model."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
+from mlflow_deploy_plugin.serve.models.side_process import SideProcess
+from mlflow_deploy_plugin.serve.protocols import side_messages
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from tests.support.waiting import is_gone, wait_until
+
+CHILD = """
+import os, socket, subprocess, sys, threading, time
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.serve.protocols.side_messages import receive_connection
+
+how, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+control.set_inheritable(False)
+if how == "silent":
+    sys.exit(3)
+if how == "failed":
+    send_message(control, SideMessage("failed", {"message": "the package 'x' is missing"}))
+    time.sleep(3600)
+if how == "loading":
+    open("loading", "w").write(str(os.getpid()))
+    time.sleep(3600)
+meeting = threading.Barrier(3)
+making_parts = 0
+
+def serve(connection):
+    global making_parts
+    while (question := receive_message(connection)) is not None:
+        if question.kind == "hang":
+            time.sleep(3600)
+        if question.kind == "meet":
+            meeting.wait()
+        if question.kind == "exit":
+            os._exit(7)
+        if question.kind == "parts":
+            making_parts += 1
+            try:
+                for number in range(question.fields["parts"]):
+                    send_message(connection, SideMessage("part", {"number": number}))
+                    time.sleep(question.fields.get("pause", 0))
+            except BrokenPipeError:
+                making_parts -= 1
+                return connection.close()
+            making_parts -= 1
+        if question.kind == "nonsense":
+            connection.sendall(b"this is no message of ours")
+            continue
+        if question.kind == "child":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+            send_message(connection, SideMessage("child", {"pid": child.pid}))
+            continue
+        has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        echo = {"pid": os.getpid(), "metrics": has_metrics, "making_parts": making_parts}
+        send_message(connection, SideMessage("echo", echo, question.arrays, question.body))
+
+send_message(control, SideMessage("ready", {"pid": os.getpid()}))
+while (connection := receive_connection(control)) is not None:
+    threading.Thread(target=serve, args=[connection], daemon=True).start()
+"""
+Start = Callable[..., SideProcess]
+
+
+@pytest.fixture
+def new_process(tmp_path: Path) -> Iterator[Start]:
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    made: list[SideProcess] = []
+
+    def make(
+        how: str = "ready", answer_seconds: float = 30.0, python: Path = Path(sys.executable), concurrency: int = 1
+    ) -> SideProcess:
+        made.append(SideProcess([str(python), str(child), how], answer_seconds, concurrency=concurrency))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()
+
+
+def pid_of(process: SideProcess) -> int:
+    """Wait until the process answers, and return its id."""
+
+    def ask() -> int:
+        try:
+            return int(process.request(SideMessage("echo")).fields["pid"])
+        except (NotReady, DeadlineExceeded):  # The process is starting, or the machine was too slow.
+            return 0
+
+    return int(wait_until(ask, what="the side process answers"))
+
+
+def test_it_answers_from_a_process_group_of_its_own(new_process: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
+    process = new_process()
+    ready = process.start()
+    answer = process.request(SideMessage("echo"))
+    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False, "making_parts": 0}
+    assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
+
+
+def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> None:
+    process = new_process()
+    process.start()
+
+    def ask(number: int) -> bytes:
+        return process.request(SideMessage("echo", body=str(number).encode() * 1000)).body
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert answers == [str(number).encode() * 1000 for number in range(200)]
+
+
+def test_requests_are_answered_at_the_same_time_up_to_its_concurrency(new_process: Start) -> None:
+    process = new_process(concurrency=3)
+    process.start()
+    with ThreadPoolExecutor(3) as pool:  # Each is answered only after all three are computed.
+        answers = list(pool.map(process.request, [SideMessage("meet")] * 3))
+    assert len(answers) == 3
+
+
+def test_one_request_that_hangs_is_given_up_and_the_process_goes_on(new_process: Start) -> None:
+    process = new_process(answer_seconds=1.0, concurrency=2)
+    first = process.start().fields["pid"]
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(process.request, SideMessage("hang"))
+        while not hanging.done():
+            assert process.request(SideMessage("echo")).fields["pid"] == first
+        with pytest.raises(DeadlineExceeded, match=r"within 1 s$"):
+            hanging.result()
+    assert pid_of(process) == first
+
+
+@pytest.mark.long
+def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Start) -> None:
+    process = new_process(answer_seconds=1.0, concurrency=2)
+    first = process.start().fields["pid"]
+    with ThreadPoolExecutor() as pool:
+        for told in ("within 1 s$", "restarted$"):
+            hanging = pool.submit(process.request, SideMessage("hang"))
+            with contextlib.suppress(NotReady, TooManyRequests):  # The process may already be killed.
+                while not hanging.done():
+                    assert process.request(SideMessage("echo")).fields["pid"] == first
+            with pytest.raises(DeadlineExceeded, match=told):
+                hanging.result()
+    assert pid_of(process) != first
+
+
+def test_an_answer_may_come_in_parts(new_process: Start) -> None:
+    process = new_process()
+    process.start()
+    for _ in range(2):
+        parts = process.stream(SideMessage("parts", {"parts": 3}))
+        assert [part.fields["number"] for part in parts] == [0, 1, 2]
+
+
+def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else(new_process: Start) -> None:
+    process = new_process()
+    first = process.start().fields["pid"]
+    parts = process.stream(SideMessage("parts", {"parts": 1000}))
+    assert next(parts).fields["number"] == 0
+    parts.close()
+    assert process.request(SideMessage("echo")).kind == "echo"
+    assert process.pid == first
+
+
+def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(new_process: Start) -> None:
+    process = new_process(concurrency=1)
+    process.start()
+    parts = process.stream(SideMessage("parts", {"parts": 1000, "pause": 0.3}))
+    next(parts)
+    parts.close()
+    assert process.request(SideMessage("echo")).fields["making_parts"] == 0
+
+
+def test_a_process_that_never_learns_that_nobody_wants_its_parts_is_ended(new_process: Start) -> None:
+    process = new_process(answer_seconds=0.5)
+    first = process.start().fields["pid"]
+    parts = process.stream(SideMessage("parts", {"parts": 2, "pause": 3600}))
+    next(parts)
+    parts.close()
+    assert pid_of(process) != first
+
+
+def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
+    process = new_process()
+    pid = process.start().fields["pid"]
+    grandchild = process.request(SideMessage("child")).fields["pid"]
+    process.close()
+    wait_until(lambda: is_gone(pid) and is_gone(grandchild), what="the end of both")
+    with pytest.raises(NotReady):
+        process.request(SideMessage("echo"))
+
+
+def test_close_ends_one_that_is_still_loading(
+    new_process: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process, loading = new_process("loading"), tmp_path / "loading"
+    starting = threading.Thread(target=pytest.raises, args=(InvalidArtifact, process.start), daemon=True)
+    starting.start()
+    pid = int(wait_until(lambda: loading.exists() and loading.read_text(), what="it loads"))
+    process.close()
+    wait_until(lambda: is_gone(pid), 10, "its end")
+    starting.join()
+
+
+@pytest.mark.parametrize(("how", "said"), [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")])
+def test_one_that_cannot_start_says_why(new_process: Start, how: str, said: str) -> None:
+    with pytest.raises(InvalidArtifact, match=said):
+        new_process(how).start()
+
+
+def test_a_program_that_is_not_there_cannot_be_started() -> None:
+    with pytest.raises(InvalidArtifact, match="cannot be started"):
+        SideProcess(["/nowhere/python"], 1.0).start()
+
+
+@pytest.mark.parametrize(("question", "how"), [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")])
+def test_one_that_ends_over_a_question_is_started_anew(new_process: Start, question: str, how: str) -> None:
+    process = new_process()
+    first = process.start().fields["pid"]
+    with pytest.raises(NotReady, match=f"model {how}"):
+        process.request(SideMessage(question))
+    assert pid_of(process) != first
+
+
+def test_one_that_is_killed_is_started_anew(new_process: Start) -> None:
+    process = new_process()
+    first = process.start().fields["pid"]
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: process.pid != first, what="the end is noticed")
+    assert pid_of(process) != first
+
+
+def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_grows(
+    new_process: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    python, away = tmp_path / "python", tmp_path / "away"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    process = new_process(python=python)
+    first = process.start().fields["pid"]
+    python.rename(away)
+    os.kill(first, signal.SIGKILL)
+
+    def failures() -> list[float]:
+        return [one.created for one in caplog.records if "cannot be started" in one.getMessage()]
+
+    wait_until(lambda: len(failures()) > 1, what="the second attempt")
+    assert failures()[1] - failures()[0] >= 1
+    away.rename(python)
+    assert pid_of(process) != first
+
+
+def test_one_that_hangs_is_killed_after_its_time_and_started_anew(new_process: Start) -> None:
+    process = new_process(answer_seconds=0.5)
+    first = process.start().fields["pid"]
+    with pytest.raises(DeadlineExceeded, match="within 0"):
+        process.request(SideMessage("hang"))
+    assert is_gone(first) or wait_until(lambda: is_gone(first))
+    assert pid_of(process) != first
+
+
+def test_questions_wait_for_each_other_but_not_for_ever(new_process: Start) -> None:
+    process = new_process(answer_seconds=1.0)
+    process.start()
+    refused: list[type[Exception]] = []
+
+    def hang() -> None:
+        try:
+            process.request(SideMessage("hang"))
+        except (DeadlineExceeded, TooManyRequests, NotReady) as error:
+            refused.append(type(error))
+
+    threads = [threading.Thread(target=hang) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert DeadlineExceeded in refused
+    assert len(refused) == 3
+
+
+def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: Start) -> None:
+    process = new_process(answer_seconds=20.0)
+    process.start()
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(process.request, SideMessage("hang"))
+        wait_until(lambda: process._turn._value == 0, what="the first question")
+        with pytest.raises(DeadlineExceeded, match="deadline passed before"):
+            process.request(SideMessage("echo"), time.perf_counter() + 0.05)
+        process.close()
+        assert isinstance(hanging.exception(30), NotReady)
+
+
+def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    keeper = tmp_path / "keeper.py"
+    keeper.write_text(
+        "import sys, time\n"
+        "from mlflow_deploy_plugin.serve.models.side_process import SideProcess\n"
+        f"process = SideProcess([sys.executable, {str(tmp_path / 'child.py')!r}, 'ready'], 5.0)\n"
+        "print(process.start().fields['pid'], flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    running = subprocess.Popen([sys.executable, str(keeper)], stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    pid = int(running.stdout.readline())
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    wait_until(lambda: is_gone(pid), what="the side process is gone")
+
+
+def test_a_request_that_is_too_large_is_refused_and_the_process_goes_on(
+    new_process: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = new_process()
+    process.start()
+    pid = pid_of(process)
+    monkeypatch.setattr(side_messages, "MAX_BYTES", 1000)
+    with pytest.raises(BodyTooLarge, match="2,000 bytes"):
+        process.request(SideMessage("echo", body=bytes(2000)))
+    assert process.request(SideMessage("echo")).fields["pid"] == pid

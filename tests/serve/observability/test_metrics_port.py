@@ -1,0 +1,182 @@
+"""The metrics port of a real server, and the limits of its process."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import yaml
+from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import METRICS
+from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
+from mlflow_deploy_plugin.manifests.formats import FORMATS
+from mlflow_deploy_plugin.manifests.served import Place
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from tests.support.serving import Served
+from tests.support.waiting import free_port as find_free_port
+from tests.support.waiting import wait_until
+
+MODULE = "mlflow_deploy_plugin.serve.observability.metrics_port"
+OK = ("flights", "champion", "flight-delay", "3", "v2", "200")
+
+
+@contextmanager
+def metrics_process(state_dir: Path) -> Iterator[tuple[str, int]]:
+    """Yield the address of the process that serves the metrics of a state folder."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-m", MODULE, str(state_dir), str(listener.fileno())]
+        process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+        try:
+            yield listener.getsockname()
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def exchange(address: tuple[str, int], request: bytes) -> bytes:
+    """Send a request, and return the response until the process closes the connection."""
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def get(address: tuple[str, int], path: str) -> bytes:
+    return exchange(address, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+
+def requests_by_status(page: str) -> dict[str, float]:
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    samples = families["onnxserve_requests"].samples if "onnxserve_requests" in families else []
+    return {sample.labels["status"]: sample.value for sample in samples}
+
+
+def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
+    make_metrics_folder(tmp_path)
+    for worker in (Metrics(tmp_path / METRICS), Metrics(tmp_path / METRICS)):
+        worker.count_request(OK, 0.1)
+    try:
+        with metrics_process(tmp_path) as address:
+            head, _, page = get(address, "/metrics?name=any").partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert requests_by_status(page.decode()) == {"200": 2}
+            for path in ("/", "/metrics/history", "/metricsx", "/v2/health/live", "/invocations", "/v2/models/flights"):
+                assert get(address, path).startswith(b"HTTP/1.1 404"), path
+            assert exchange(address, b"POST /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404")
+            assert exchange(address, b"\x16\x03\x01\r\n\r\n").startswith(b"HTTP/1.1 404")  # TLS
+            assert exchange(address, b"GET /" + b"a" * 100_000) == b""  # A head of unlimited length.
+    finally:
+        remove_metrics(tmp_path)
+
+
+@pytest.mark.long
+def test_idle_and_slow_connections_end_and_leave_the_port_to_prometheus(tmp_path: Path) -> None:
+    with metrics_process(tmp_path) as address, ExitStack() as idle:
+        assert get(address, "/")
+        began = time.monotonic()
+        connections = [idle.enter_context(socket.create_connection(address, timeout=30)) for _ in range(40)]
+        ended = [connection for connection in connections[32:] if connection.recv(1) == b""]
+        assert len(ended) == 8  # These connections exceed the limit.
+        assert time.monotonic() - began < 5
+        connections[0].send(b"GET /met")
+        assert [connection.recv(1) for connection in connections[:32]] == [b""] * 32
+        assert 9 < time.monotonic() - began < 20
+        assert get(address, "/metrics").startswith(b"HTTP/1.1 200")
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A server with two workers that requires keys, the URL of its metrics port, and a key."""
+
+    server: Served
+    url: str
+    key: str
+
+    def predict(self) -> requests.Response:
+        return self.server.predict(1, 2, 3, Authorization=f"Bearer {self.key}")
+
+
+@pytest.fixture
+def keyed(serve: Callable[..., Served], model_folders: dict[str, Path], free_port: int) -> Keyed:
+    key = CliRunner().invoke(main, ["keys", "create", "tester"]).stdout.strip()
+    options = ["-m", str(model_folders["stock"]), "--name", "flights", "-w", "2", "--metrics-port", str(free_port)]
+    server = serve(*options, "-C", "server.api_keys=true").wait_ready()
+    found = Keyed(server, f"http://127.0.0.1:{free_port}/metrics", key)
+    wait_until(lambda: found.predict().ok, 60, "a worker knows the key")
+    return found
+
+
+def counted(url: str) -> dict[str, float]:
+    return requests_by_status(requests.get(url, timeout=30).text)
+
+
+@pytest.mark.long
+def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> None:
+    server, url = keyed.server, keyed.url
+    before = counted(url)["200"]
+    answered = sum(keyed.predict().ok for _ in range(50))  # One of the workers may not know the key yet.
+    assert answered
+    assert server.predict(1, 2, 3).status_code == 401
+    assert counted(url)["200"] == before + answered
+    assert requests.get(f"{server.url}/metrics", timeout=30).status_code == 401
+
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    (exporter,) = [child for child in children if MODULE in child.cmdline()]
+    loaded = {Path(mapped.path).name.partition(".")[0] for mapped in exporter.memory_maps()}
+    assert not {name for name in loaded if name.startswith(("onnxruntime", "_multiarray", "lib_arrow", "libarrow"))}
+    for worker in [child for child in children if "gunicorn" in child.cmdline()][1:]:
+        worker.kill()
+    os.kill(exporter.pid, signal.SIGKILL)
+    assert counted(url)["200"] == before + answered  # The scrape waits for the next process.
+    assert server.end() == 0
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(keyed: Keyed, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{find_free_port()}"
+    target = {
+        "targets": [keyed.url.split("/")[2]],
+        "labels": {"namespace": "ml", "endpoint": "metrics"},
+    }  # The operator's.
+    scraped = {"job_name": "pods", "honor_labels": True, "scrape_interval": "1s", "static_configs": [target]}
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump({"scrape_configs": [scraped]}))
+    options = ["--config.file=prometheus.yaml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
+    spec = new_endpoint("flights", "models:/f/1", {"kubernetes.requests_per_second": 5, "kubernetes.max_replicas": 9})
+    (text,) = FORMATS["keda"](spec, Place("ml")).values()
+    (scaled,) = [document for document in yaml.safe_load_all(text) if document["kind"] == "ScaledObject"]
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+
+    def rate() -> float:
+        keyed.predict()
+        answer = requests.get(f"http://{address}/api/v1/query", {"query": query}, timeout=30).json()
+        return float(answer["data"]["result"][0]["value"][1]) if answer["data"]["result"] else 0.0
+
+    with (tmp_path / "log").open("wb") as log:
+        prometheus = subprocess.Popen(["prometheus", *options], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: _answers(f"http://{address}/-/ready"), 60, "Prometheus is ready")
+        assert wait_until(rate, 60, "the rate is known") > 0
+    finally:
+        prometheus.terminate()
+        prometheus.wait(timeout=30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False

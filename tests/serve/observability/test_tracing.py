@@ -1,0 +1,158 @@
+"""Traces that a collector receives from a server with real gunicorn workers."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.serve.observability.tracing import tracing_is_on
+from tests.support.servers import gunicorn, one_endpoint
+from tests.support.services.collector import attributes, collector
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.waiting import wait_until
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_on"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://jaeger:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
+    ],
+)
+def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(
+    environment: dict[str, str], is_on: bool
+) -> None:
+    assert tracing_is_on(environment) is is_on
+
+
+@pytest.mark.long
+def test_a_request_is_a_span_below_its_callers(
+    tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
+            answer = running.post(
+                "/endpoints/e/invocations",
+                json={"inputs": [[1, 2, 3]]},
+                headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"},
+            )
+            refused = running.post("/invocations", json={"inputs": [[1]]})
+            name = "POST /endpoints/{endpoint}/invocations"
+            wait_until(lambda: received.named(name) and received.named("POST /invocations"), what="the spans")
+    (span,) = received.named(name)
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    assert answer.headers["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
+    assert attributes(span) == {
+        "http.request.method": "POST",
+        "url.path": "/endpoints/e/invocations",
+        "client.address": "127.0.0.1",
+        "http.response.status_code": 200,
+        "http.request.id": "mine",
+        "onnxserve.model": "m",
+        "onnxserve.version": "1",
+        "onnxserve.prediction_id": answer.headers["X-Prediction-Id"],
+    }
+    parts = [part for part in received.spans if part.parent_span_id == span.span_id]
+    assert [part.name for part in sorted(parts, key=lambda part: part.start_time_unix_nano)] == [
+        "decode",
+        "infer",
+        "encode",
+    ]
+    assert all(
+        span.start_time_unix_nano - 1_000_000 <= part.start_time_unix_nano <= part.end_time_unix_nano for part in parts
+    )
+    (other,) = received.named("POST /invocations")
+    assert attributes(other)["http.response.status_code"] == refused.status_code == 400
+    assert other.trace_id.hex() != TRACE
+    assert received.services == {"onnxserve"}
+
+
+def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
+    tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
+        assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(9) == 0  # The exporter itself would try for 10 s.
+
+
+def test_the_last_spans_of_a_worker_are_sent_at_its_end(
+    tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
+            assert running.post(json={"inputs": [[1, 2, 3]]}).status_code == 200
+        assert len(received.named("POST /invocations")) == 1
+    log = running.log.read_text()
+    assert "Traceback" not in log
+    assert "shutdown" not in log
+
+
+def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
+    tmp_path: Path, bias_folders: dict[str, Path], mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(mlflow_server.url)
+    experiment = client.create_experiment("traces of a server")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", mlflow_server.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-mlflow-experiment-id={experiment}")
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
+        answer = running.post(json={"inputs": [[1, 2, 3]]})
+    found = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
+    (span,) = (span for span in found.data.spans if span.name == "POST /invocations")
+    assert span.attributes["onnxserve.prediction_id"] == answer.headers["X-Prediction-Id"]
+    assert {part.name for part in found.data.spans if part.parent_id == span.span_id} == {"decode", "infer", "encode"}
+    assert (found.info.experiment_id, found.info.status) == (experiment, "OK")
+
+
+def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
+    code = (
+        "import sys; import mlflow_deploy_plugin.serve.http.app;"
+        "from mlflow_deploy_plugin.serve.observability.tracing import *;"
+        "assert open_tracer() is None; print([name for name in sys.modules if 'opentelemetry' in name])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+TRACED = """
+import mlflow
+
+class Agent:
+    @mlflow.trace
+    def predict(self, data, params=None):
+        return data
+
+def _load_pyfunc(path):
+    return Agent()
+"""
+
+
+@pytest.mark.long
+def test_the_spans_of_an_agent_go_to_the_same_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "agent_with_spans.py").write_text(TRACED)
+    flavor = "{python_function: {loader_module: agent_with_spans, code: code}}"
+    (tmp_path / "MLmodel").write_text(f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n")
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "agents")
+        with gunicorn(tmp_path / "state", one_endpoint(tmp_path)) as running:
+            running.post("/invocations", json={"inputs": [1]})
+            wait_until(lambda: received.named("predict"), what="the agent's span")

@@ -1,0 +1,103 @@
+"""JSON Lines ↔ arrays."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.serve.protocols import jsonlines
+from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+
+
+def schema_of(**types: ColumnType) -> Schema:
+    inputs = tuple(Input(name, COLUMN_TYPES[kind], (-1, 1), (name,)) for name, kind in types.items())
+    return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
+
+
+PAIR = schema_of(c="string", x="double")
+TENSOR = compile_schema((), (Tensor("", "float32", (-1, -1)),), (Input("t", "float32", (-1, -1)),))
+ROWS = st.lists(
+    st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False, allow_infinity=False)),
+    min_size=1,
+)
+
+
+@given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
+def test_lines_come_as_they_were(rows: list[tuple[str, float]], end: bytes, is_record: bool) -> None:
+    documents: list[Any] = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
+    body = end.join(json.dumps(document).encode() for document in documents)
+    feeds = jsonlines.decode(body, PAIR)
+    assert feeds["c"].ravel().tolist() == [c for c, _ in rows]
+    assert feeds["x"].ravel().tolist() == [x for _, x in rows]
+
+
+def test_many_lines_are_one_batch_and_bare_values_go_into_the_only_column() -> None:
+    body = b"\n".join(b"%d" % number for number in range(2500))
+    assert jsonlines.decode(body, schema_of(x="double"))["x"].ravel().tolist() == list(range(2500))
+    assert jsonlines.decode(b"[1, 2]\n[3, 4]", TENSOR)["t"].tolist() == [[1, 2], [3, 4]]
+
+
+GOOD = b'{"c": "a", "x": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", ["no rows"]),
+        (b"\n \n", ["no rows"]),
+        (GOOD + b"{", ["line 2", "not valid JSON"]),
+        (GOOD + b'\n{"c": "a", "x": 1} {"c": "a", "x": 1}', ["line 3", "not valid JSON"]),
+        (GOOD + b'{"c": "a",\n"x": 1}', ["line 2"]),
+        (GOOD * 1234 + b'{"c": "a", "x": "far"}', ["line 1235", "'x'", "'far'", "a number"]),
+        (GOOD + b'{"c": "a"}', ["line 2", "'x' is missing"]),
+        (GOOD + b'["a", 1]', ["line 2", "array", "object"]),
+        (b'["a", 1]\n["a"]', ["line 2", "2 values"]),
+        (b'["a", 1]\n' + GOOD, ["line 2", "object", "array"]),
+        (b"1\n2", ["line 1"]),
+        (b"null", ["line 1"]),
+        (b"\xff", ["line 1", "not valid JSON"]),
+        (b"[" * 5000, ["line 1", "not valid JSON"]),
+    ],
+)
+def test_an_error_names_its_line(body: bytes, words: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        jsonlines.decode(body, PAIR)
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_lines_that_differ_in_shape_are_refused() -> None:
+    with pytest.raises(SchemaMismatch, match="lines 1 to"):
+        jsonlines.decode(b"[1, 2]\n[3]", TENSOR)
+    with pytest.raises(SchemaMismatch, match="different shapes"):
+        jsonlines.decode(b"[1, 2]\n" * 1000 + b"[3]", TENSOR)
+
+
+def test_each_line_of_the_answer_is_one_prediction() -> None:
+    assert jsonlines.encode(np.array([0.5, np.nan])) == b"0.5\nnull\n"
+    assert jsonlines.encode(np.array([[1, 2], [3, 4]])) == b"[1,2]\n[3,4]\n"
+    assert jsonlines.encode(np.array(["a\nb", "ü"], object)) == '"a\\nb"\n"ü"\n'.encode()
+    outputs = {"label": np.array(["a", "b"], object), "p": np.array([[0.5, 0.5], [1, 0]])}
+    assert jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
+    with pytest.raises(SchemaMismatch, match="value per row"):
+        jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
+    with pytest.raises(SchemaMismatch, match="value per row"):
+        jsonlines.encode(np.array(1.5))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object]
+)
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)])
+def test_a_line_is_the_json_of_its_row(dtype: Any, shape: tuple[int, ...]) -> None:
+    rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
+    if rows.dtype.kind == "f" and rows.size:
+        rows.flat[0] = np.nan
+    assert jsonlines.encode(rows) == b"".join(dump_json(row) + b"\n" for row in rows)

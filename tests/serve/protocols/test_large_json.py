@@ -1,0 +1,220 @@
+"""Large bodies of numbers have the same result as with `content.load_json`, or are left to it."""
+
+import json
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.protocols import large_json, mlflow
+from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+
+SCHEMAS = {
+    "doubles": compile_schema(
+        tuple(Column(name, "double") for name in "abc"), (), (Input("X", "float32", (-1, 3), ("a", "b", "c")),)
+    ),
+    "both": compile_schema(
+        (Column("a", "double"), Column("b", "float"), Column("c", "double", required=False)),
+        (),
+        (Input("X", "float64", (-1, 2), ("c", "b")), Input("a", "float32", (-1, 1), ("a",))),
+    ),
+    "longs": compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1, 1), ("a",)),)),
+    "matrix": compile_schema((), (Tensor("", "float32", (-1, 3)),), (Input("x", "float32", (-1, 3)),)),
+    "pairs": compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)),
+    "image": compile_schema((), (Tensor("", "float64", (-1, 2, 2)),), (Input("x", "float32", (-1, 2, 2)),)),
+    "mixed": compile_schema(
+        (Column("a", "long"), Column("b", "double"), Column("c", "integer")),
+        (),
+        (Input("X", "float32", (-1, 2), ("a", "b")), Input("c", "int32", (-1, 1), ("c",))),
+    ),
+    "bytes": compile_schema((), (Tensor("", "uint8", (-1, 2, 2)),), (Input("x", "uint8", (-1, 2, 2)),)),
+    "named": compile_schema((), (Tensor("a", "float32", (-1, 3)),), (Input("a", "float32", (-1, 3)),)),
+    "whole": compile_schema((), (Tensor("", "int64", (-1, 3)),), (Input("x", "int64", (-1, 3)),)),
+}
+NUMBER = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(-9, 9),
+    st.sampled_from([None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30]),
+)
+ODD = st.one_of(st.none(), st.booleans(), st.text(max_size=2), st.just([]), st.just([1.0]), st.just({}), st.just([[1]]))
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Draw a table or an image, sometimes with an unusual value."""
+    width = draw(st.integers(2, 4))
+    if draw(st.integers(0, 3)):
+        rows: Any = [[draw(NUMBER) for _ in range(width)] for _ in range(draw(st.integers(0, 3)))]
+    else:
+        rows = [[[draw(NUMBER) for _ in range(2)] for _ in range(2)] for _ in range(draw(st.integers(0, 2)))]
+    if rows and draw(st.integers(0, 2)) == 0:
+        place = draw(st.integers(0, len(rows[-1]) - 1))
+        rows[-1][place : place + draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
+    columns: list[Any] = draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
+    if draw(st.integers(0, 4)) == 0:
+        columns[0] = draw(st.sampled_from(["b", "[", "\n", "null", 1, None]))
+    field = draw(st.sampled_from(["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"]))
+    value = {"columns": columns, "data": rows} if field == "dataframe_split" else rows
+    if field in ("inputs", "instances") and draw(st.booleans()):
+        value = dict(zip(map(str, columns), draw(st.sampled_from([rows, [rows]])), strict=False))
+    if field == "dataframe_split" and draw(st.integers(0, 4)) == 0:
+        value["index"] = draw(ODD)
+    document = {field: value}
+    if draw(st.integers(0, 4)) == 0:
+        document["params"] = draw(ODD)
+    body = json.dumps(document).encode()
+    if draw(st.integers(0, 4)) == 0:
+        body = body[:-1] + b"," + body[1:]  # the same key twice
+    return body
+
+
+def outcome(ask: Any) -> Any:
+    try:
+        feeds = ask()
+    except OnnxserveError as error:
+        return type(error), error.message
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
+
+
+@pytest.mark.long
+@given(st.sampled_from(sorted(SCHEMAS)), bodies())
+@settings(max_examples=1000)
+def test_it_reads_what_the_exact_way_reads_and_refuses_alike(name: str, body: bytes) -> None:
+    schema = SCHEMAS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large_json, "LARGE_BYTES", 0)
+        patch.setattr(large_json, "_COLUMN_BYTES", 1)
+        quick = outcome(lambda: mlflow.decode(JSON, body, schema))
+    assert quick == outcome(lambda: mlflow.decode_document(load_json(body), schema))
+
+
+ODD_FIELDS = [
+    "0",
+    "-0",
+    "-0.0",
+    "-0e0",
+    "]",
+    "1e400",
+    "+1",
+    "1_0",
+    ".5",
+    "null",
+    "NaN",
+    "inf",
+    "true",
+    "[1]",
+    '"1"',
+    '"',
+]
+FIELD = st.one_of(
+    NUMBER.filter(lambda number: number is not None).map(str),
+    st.sampled_from(["", "-0 ", " 2\t", "\r1", "1\r", *ODD_FIELDS]),
+)
+
+
+@pytest.mark.long
+@given(
+    st.sampled_from(["doubles", "both", "longs", "mixed"]),
+    st.permutations(["a", "b", "c", '"d"', "b"]),
+    st.lists(st.lists(FIELD, min_size=3, max_size=4), max_size=3),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+    st.booleans(),
+)
+@settings(max_examples=1000)
+def test_csv_is_read_as_the_exact_way_reads_it(
+    name: str, header: list[str], rows: list[list[str]], end: str, has_header: bool
+) -> None:
+    lines = [header[: len(rows[0]) if rows else 3]] * has_header + rows
+    body = end.join(map(",".join, lines)).encode("utf-8-sig" if len(rows) == 1 else "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large_json, "LARGE_BYTES", 0)
+        quick = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], has_header))
+    assert quick == outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], has_header))
+
+
+PLAIN: list[tuple[str, Any]] = [
+    ("doubles", {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[1, 2.5, -3]] * 900}}),
+    ("doubles", {"inputs": [[1, 2.5, -3]] * 1400}),
+    ("both", {"dataframe_split": {"data": [[1, 2.5, -3]] * 1400, "columns": ["a", "b", "c"]}}),
+    ("matrix", {"instances": [[0.5, 2, 3]] * 1400}),
+    ("image", {"inputs": [[[0.5, 2], [3, 4]]] * 1400}),
+    ("bytes", {"instances": [[[0, 2], [3, 255]]] * 1400}),
+    ("named", {"inputs": {"a": [[0.5, None, 3]] * 1400}}),
+    ("doubles", {"inputs": {name: [1, 2.5, None] * 700 for name in "cab"}}),
+    ("mixed", {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, None, -3], [2.0, 0.5, 4]] * 900}}),
+]
+
+
+@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+@pytest.mark.parametrize(("name", "document"), PLAIN)
+def test_plain_numbers_are_read_without_the_exact_way(
+    name: str, document: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps(document).encode()
+    expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
+    monkeypatch.setattr(mlflow, "json_object", None)
+    body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))
+    assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected
+
+
+@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+@pytest.mark.parametrize("rows", ["1,2.5,-3\n", "1,,-3\r\n", ",null,-0.5\n"])
+def test_plain_csv_is_read_without_the_exact_way(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
+    monkeypatch.setattr(mlflow, "_parse_csv", None)
+    feeds = mlflow.read_csv(f"c,a,b\n{rows * 3000}".encode(), SCHEMAS["doubles"])
+    assert outcome(lambda: {name: array[:1] for name, array in feeds.items()}) == expected
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        b'{"a":[0],"b":[-1e308],"c":[2],"null":[4]}',
+        b'{"a":[0],"b":[-1e308],"c":[2],"-1e308":[null]}',
+        b'{"a":[0],"b":[-1e308],"c":[null]}',
+    ],
+)
+def test_a_number_is_not_taken_for_a_null_in_a_name(named: bytes) -> None:
+    body = b'{"inputs":' + named + b"}" + b" " * large_json.LARGE_BYTES
+    assert large_json.read_large_feeds(body, SCHEMAS["doubles"]) is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        b"[[1,[2]],[3,4]]",
+        b"[[[1],2],[3,4]]",
+        b"[[],[1,2,3,4]]",
+        b"[[1],[2,3]]",
+        b"[[1,2],[3],[4,5,6]]",
+        b"[1,[2]]",
+        b'[[1,2]],"inputs":[[3,4]]',
+    ],
+)
+def test_what_is_ragged_or_stands_twice_is_left_alone(rows: bytes) -> None:
+    body = b'{"inputs":' + rows + b"}" + b" " * large_json.LARGE_BYTES
+    assert large_json.read_large_feeds(body, SCHEMAS["pairs"]) is None
+
+
+def test_a_small_body_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
+    schema: Schema = SCHEMAS["doubles"]
+    assert large_json.read_large_feeds(b'{"inputs": [[1, 2, 3]]}', schema) is None
+    np.testing.assert_array_equal(mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"], [[1, 2, 3]])
+
+
+@pytest.mark.parametrize(("name", "document"), PLAIN)
+def test_without_simdjson_a_large_body_is_read_alike(name: str, document: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_json, "simdjson", None)
+    body = json.dumps(document).encode()
+    body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))
+    assert large_json.read_large_feeds(body, SCHEMAS[name]) is None
+    expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
+    assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected

@@ -1,0 +1,149 @@
+"""Large infer requests have the same result as with `content.load_json`, or are left to it."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.protocols import large_json, v2
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Tensor, read_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+
+needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")
+DTYPES = ("float64", "float32", "float16", "int64", "int32", "int8", "uint64", "uint8", "bool", "str")
+SCHEMAS: dict[str, Schema] = {
+    **{
+        datatype: compile_schema((), (Tensor("x", dtype, (-1, 2)),), (Input("x", dtype, (-1, 2)),))
+        for datatype, dtype in zip(DATATYPES, DTYPES, strict=True)
+    },
+    "table": compile_schema(
+        (Column("a", "double"), Column("b", "string"), Column("c", "long")),
+        (),
+        (
+            Input("a", "float64", (-1, 1), ("a",)),
+            Input("b", "str", (-1, 1), ("b",)),
+            Input("c", "int64", (-1, 1), ("c",)),
+        ),
+    ),
+}
+INTEGERS = st.one_of(
+    st.integers(-9, 300), st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30])
+)
+FLOATS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([-0.0, 1.0, 65504.0, 65520.0, 1e39])
+)
+ODD = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=2), st.just([]), st.just([1.0]), st.just({}), st.just([[1]]), FLOATS
+)
+
+
+@pytest.fixture(scope="module")
+def artifact(model_folders: dict[str, Path]) -> Artifact:
+    return read_artifact(model_folders["single"])
+
+
+def elements(datatype: str) -> st.SearchStrategy[Any]:
+    if datatype == "BYTES":
+        return st.text(max_size=2)
+    if datatype == "BOOL":
+        return st.booleans()
+    return st.one_of(FLOATS, INTEGERS) if datatype.startswith("FP") else st.one_of(st.integers(0, 127), INTEGERS)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, Any]:
+    """Draw a tensor, sometimes with an unusual value."""
+    rows = draw(st.integers(1, 3))
+    data: Any = [[draw(elements(datatype)) for _ in range(width)] for _ in range(rows)]
+    if draw(st.integers(0, 3)) == 0:
+        data[-1][0 : draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
+    if draw(st.booleans()):
+        data = [value for row in data for value in row]
+    tensor: dict[str, Any] = {"name": name, "shape": [rows, width], "datatype": datatype, "data": data}
+    if draw(st.integers(0, 5)) == 0:
+        tensor[draw(st.sampled_from(["name", "shape", "datatype", "data", "parameters"]))] = draw(ODD)
+    if draw(st.integers(0, 5)) == 0:
+        tensor["parameters"] = draw(st.sampled_from([{"a": [1, [2]]}, {"binary_data_size": 1}, {"a": "["}]))
+    if draw(st.integers(0, 8)) == 0:
+        del tensor[draw(st.sampled_from(sorted(tensor)))]
+    return tensor
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, bytes]:
+    kind = draw(st.sampled_from(sorted(SCHEMAS)))
+    columns = [("a", "FP64"), ("b", "BYTES"), ("c", "INT64")] if kind == "table" else [("x", kind)]
+    inputs: Any = [draw(tensors(name, datatype, 1 if kind == "table" else 2)) for name, datatype in columns]
+    document: dict[str, Any] = {"inputs": inputs}
+    for name in ("id", "outputs", "parameters", "inputs"):
+        if draw(st.integers(0, 6)) == 0:
+            document[name] = draw(st.one_of(ODD, st.just([{"name": "y"}]), st.just({"binary_data_output": True})))
+    body = json.dumps(document, ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
+    if draw(st.integers(0, 9)) == 0:
+        body = body[:-1] + b"," + body[1:]  # the same keys twice
+    return kind, body
+
+
+def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
+    try:
+        question = v2.decode({}, body, artifact, schema)
+    except OnnxserveError as error:
+        return type(error), error.message
+    feeds = {name: (a.dtype.str, a.shape, a.tolist(), a.tobytes()) for name, a in question.feeds.items()}
+    if any(array.dtype.kind == "O" for array in question.feeds.values()):
+        feeds = {name: told[:3] for name, told in feeds.items()}  # type: ignore[misc]
+    return question.id, question.outputs, question.parameters, repr(feeds)
+
+
+@pytest.mark.long
+@given(requests())
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact, request_: tuple[str, bytes]) -> None:
+    kind, body = request_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large_json, "LARGE_BYTES", 0)
+        patch.setattr(large_json, "_COLUMN_BYTES", 1)
+        quick = outcome(body, artifact, SCHEMAS[kind])
+    assert len(body) < large_json.LARGE_BYTES
+    assert quick == outcome(body, artifact, SCHEMAS[kind])
+
+
+@needs_simdjson
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_numbers_are_read_without_the_exact_way(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, datatype: str, is_flat: bool
+) -> None:
+    whole: Any = np.arange(8000) % 100
+    array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
+    data = (array.ravel() if is_flat else array).tolist()
+    tensor = {"name": "x", "shape": array.shape, "datatype": datatype, "data": data}
+    monkeypatch.setattr(v2, "json_object", None)
+    body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
+    question = v2.decode({}, body, artifact, SCHEMAS[datatype])
+    assert (question.id, question.parameters) == ("mine", {"note": [1]})
+    np.testing.assert_array_equal(question.feeds["x"], array)
+
+
+@needs_simdjson
+def test_a_table_with_texts_is_read_too(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "a": ("FP64", [0.5] * 4000),
+        "b": ("BYTES", ["ü"] * 4000),
+        "c": ("INT64", [7] * 4000),
+    }
+    inputs = [
+        {"name": name, "shape": [4000], "datatype": datatype, "data": data}
+        for name, (datatype, data) in columns.items()
+    ]
+    monkeypatch.setattr(v2, "json_object", None)
+    body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
+    feeds = v2.decode({}, body, artifact, SCHEMAS["table"]).feeds
+    assert [feeds[name].ravel().tolist() for name in "abc"] == [data for _, data in columns.values()]

@@ -1,0 +1,264 @@
+"""MLflow's scoring protocol, field by field."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.serve.protocols.large_json import LARGE_BYTES
+from mlflow_deploy_plugin.serve.protocols.mlflow import decode, encode
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.refusals import refused
+
+COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
+MIXED = compile_schema(
+    COLUMNS, (), tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS)
+)
+TEXT = compile_schema((Column("t", "string"),), (), (Input("t", "str", (-1, 1), ("t",), "?"),))
+TENSOR = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
+ROWS: list[list[Any]] = [["a", 1.5, 2, True], [None, None, -3, False]]
+NAMES = ["s", "d", "n", "b"]
+RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
+BY_COLUMN = {name: [row[position] for row in ROWS] for position, name in enumerate(NAMES)}
+
+
+def decoded(document: Any, schema: Schema = MIXED, content_type: str = "application/json") -> dict[str, list[Any]]:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return {name: array.tolist() for name, array in decode(content_type, body, schema).items()}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_split": {"columns": NAMES, "data": ROWS}},
+        {"dataframe_split": {"columns": NAMES, "data": ROWS, "index": [5, 6]}},
+        {"dataframe_split": {"data": ROWS}},
+        {"dataframe_split": {"columns": [*NAMES[::-1], "more"], "data": [[*row[::-1], {}] for row in ROWS]}},
+        {"dataframe_records": RECORDS},
+        {"instances": ROWS},
+        {"instances": RECORDS},
+        {"inputs": BY_COLUMN},
+        {"inputs": ROWS},
+        {"inputs": RECORDS},
+        {"inputs": ROWS, "params": {"unknown": 1}},
+        {"inputs": ROWS, "params": None},
+    ],
+)
+def test_every_form_of_a_table_gives_the_same_feeds(document: Any) -> None:
+    feeds = decode("application/json", json.dumps(document).encode(), MIXED)
+    assert feeds["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
+    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"instances": [[1, 2], [3, 4]]},
+        {"inputs": [[1, 2], [3, 4]]},
+        {"inputs": {"x": [[1, 2], [3, 4]]}},
+        {"dataframe_split": {"columns": [0, 1], "data": [[1, 2], [3, 4]]}},
+        {"dataframe_split": {"columns": ["p", "q"], "data": [[1, 2], [3, 4]]}},
+        {"dataframe_records": [{"p": 1, "q": 2}, {"p": 3, "q": 4}]},
+    ],
+)
+def test_every_form_of_a_tensor_gives_the_same_feeds(document: Any) -> None:
+    assert decoded(document, TENSOR) == {"x": [[1, 2], [3, 4]]}
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"']
+)
+def test_json_in_utf8_is_taken_however_it_is_spelt(content_type: str) -> None:
+    assert decoded({"instances": [[1, 2]]}, TENSOR, content_type) == {"x": [[1, 2]]}
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "application/jsonx", "application/json; charset=utf-16", ";", "a/b/c"]
+)
+def test_another_content_type_is_refused(content_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        decode(content_type, b"{}", MIXED)
+
+
+def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
+    body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [[NaN, NaN, 1, true]]}}'
+    feeds = decode("application/json", body, MIXED)
+    assert feeds["s"].tolist() == [["?"]]
+    assert np.isnan(feeds["d"]).all()
+
+
+def test_beside_a_bare_nan_a_text_that_is_none_is_refused_as_it_is_elsewhere() -> None:
+    for missing in (b"null", b"NaN"):
+        body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, 1, true]]}}' % missing
+        with pytest.raises(InvalidRequest, match="not valid JSON"):
+            decode("application/json", body, MIXED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s,d,n,b\na,1.5,2,true\n,,-3,False\n",
+        "\ufeffs,d,n,b\r\na,1.5,2,TRUE\r\n,,-3,false",
+        'b,"more",n,d,s\ntrue,x,2,1.5,"a"\n\nfalse,,-3,,\n',
+        's,d,n,b\n"a", 1.5,2,true\n,nan,-3,false\n',
+    ],
+)
+def test_csv_is_typed_by_the_signature(text: str) -> None:
+    feeds = decode("text/csv; charset=utf-8", text.encode(), MIXED)
+    assert feeds["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
+    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
+
+
+def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text() -> None:
+    feeds = decode("text/csv", b"s,d,n,b\nNA,NA,2,true\nnull,<NA>,2.0,0\n", MIXED)
+    assert feeds["s"].tolist() == [["NA"], ["null"]]
+    assert np.isnan(feeds["d"]).all()
+    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [2]], [[True], [False]])
+
+
+def test_csv_feeds_a_tensor_by_position() -> None:
+    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {"x": [[1, 2], [3, 4]]}
+
+
+@pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])
+def test_a_csv_field_that_is_no_number_is_named(field: str) -> None:
+    with pytest.raises((SchemaMismatch, InvalidRequest), match="row 0"):
+        decode("text/csv", f"s,d,n,b\na,{field},1,true\n".encode(), MIXED)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        (np.array([1, 2], np.int64), [1, 2]),
+        (np.array([[0.5], [0.25]], np.float32), [[0.5], [0.25]]),
+        (np.array([np.nan, np.inf, -np.inf]), [None, None, None]),
+        (np.array(["a", 'b"'], dtype=object), ["a", 'b"']),
+        (np.array([True, False]), [True, False]),
+        (np.arange(6, dtype=np.float64).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
+        (np.array([1.5], np.float16), [1.5]),
+        (np.array([2**63], np.uint64), [2**63]),
+        (np.array([{1: 0.5}], dtype=object), [{"1": 0.5}]),
+        ({"a": np.array([1]), "b": np.array([[2.5]])}, {"a": [1], "b": [[2.5]]}),
+    ],
+)
+def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -> None:
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(encode(prediction), parse_constant=no_constant) == {"predictions": answer}
+
+
+@given(
+    st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from(["application/json", "text/csv"])
+)
+@settings(max_examples=300)
+def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -> None:
+    for schema in (MIXED, TENSOR):
+        try:
+            feeds = decode(content_type, body, schema)
+        except InvalidRequest:
+            continue
+        assert feeds
+
+
+def test_rows_without_a_field_are_told_the_fields() -> None:
+    """SageMaker's containers accept CSV in this form."""
+    with pytest.raises(InvalidRequest, match=r"dataframe_split, .*inputs"):
+        decode("application/json", b"[[1, 2, 3]]", TENSOR)
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+@pytest.mark.parametrize(
+    "text", ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"]
+)
+def test_another_separator_of_a_csv_is_named(mark: str, name: str, text: str) -> None:
+    body = text.replace(",", mark).replace(" ", ",").encode()  # As in some countries, 1,5 is a number.
+    with refused(SchemaMismatch, name, "commas"):
+        decode("text/csv", body, MIXED)
+
+
+def test_a_column_whose_name_has_another_separator_is_read() -> None:
+    schema = compile_schema((Column("a;b", "double"),), (), (Input("x", "float64", (-1, 1), ("a;b",)),))
+    assert decoded(b"a;b\n1\n", schema, "text/csv") == {"x": [[1.0]]}
+
+
+@pytest.mark.parametrize("parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'])
+def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None:
+    body = b"a,1.5,2,true\n,,-3,false\n"
+    named = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
+    bare = decode(f"text/csv; {parameter}", body, MIXED)
+    assert bare["s"].tolist() == named["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(bare["d"], named["d"])
+    assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
+def test_a_row_in_the_place_of_the_header_is_not_lost(body: bytes) -> None:
+    """SageMaker's CSVSerializer omits the header, and does not declare that."""
+    with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent.*0, 1"):
+        decode("text/csv", body, TENSOR)
+    with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent"):
+        decode("text/csv", b"1,2,3,1\n4,5,6,0\n", MIXED)
+
+
+@pytest.mark.parametrize("header", [b"0,1", b"1,2", b"p,1", b"p1,p2"])
+def test_numbers_that_count_the_columns_are_a_header(header: bytes) -> None:
+    assert decode("text/csv", header + b"\n3,4\n", TENSOR)["x"].tolist() == [[3, 4]]
+
+
+def test_columns_may_have_numbers_as_their_names() -> None:
+    numbered = Schema(
+        (Column("10", "double"), Column("20", "double")), (), (Input("x", "float32", (-1, 2), ("10", "20")),)
+    )
+    assert decode("text/csv", b"20,10\n3,4\n", numbered)["x"].tolist() == [[4, 3]]
+
+
+@pytest.mark.parametrize("rows", [1, LARGE_BYTES], ids=["small", "large"])
+@pytest.mark.parametrize("has_header", [True, False])
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ('" "', [" "]),
+        ('"\t"', ["\t"]),
+        ('"\xa0"', ["\xa0"]),
+        ('"\u3000"', ["\u3000"]),
+        ('" \n "', [" \n "]),
+        ('""', ["?"]),
+        ("\xa0", ["\xa0"]),
+        ("", []),
+        (" ", []),
+        ("\t", []),
+    ],
+)
+def test_a_quoted_blank_is_a_row_of_one_column_as_in_the_csv_files_of_batch(
+    line: str, values: list[str], has_header: bool, rows: int
+) -> None:
+    body = ("t\n" * has_header + f"a\n{line}\nb\n" * rows).encode()
+    content_type = "text/csv" if has_header else "text/csv; header=absent"
+    assert decode(content_type, body, TEXT)["t"].ravel().tolist() == ["a", *values, "b"] * rows
+    assert len(list(csv_records(io.BytesIO(body)))) == has_header + (2 + len(values)) * rows
+
+
+def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out() -> None:
+    number = compile_schema((Column("d", "double"),), (), (Input("d", "double", (-1, 1), ("d",)),))
+    with pytest.raises(SchemaMismatch, match=r"'d'.*row 1"):
+        decode("text/csv", b'd\n1\n" "\n2\n', number)
+
+
+def test_a_header_is_said_only_of_csv_and_only_as_present_or_absent() -> None:
+    with pytest.raises(UnsupportedMediaType, match="present or absent"):
+        decode("text/csv; header=1", b"1", MIXED)
+    with pytest.raises(UnsupportedMediaType, match="'header'"):
+        decode("application/json; header=absent", b"{}", MIXED)
+    with pytest.raises(SchemaMismatch, match=r"row 1.*1 fields.*4"):
+        decode("text/csv; header=absent", b"a,1,2,true\na\n", MIXED)

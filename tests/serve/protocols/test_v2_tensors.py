@@ -1,0 +1,132 @@
+"""Every datatype of V2 in both directions, in JSON and in bytes, separately and in a complete request and response."""
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.serve.protocols import v2
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+
+DTYPES = {
+    "BOOL": "bool",
+    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "BYTES": "str",
+}
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
+
+
+def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
+    """Draw arrays of a datatype; JSON cannot represent infinity."""
+    if datatype == "BYTES":
+        return hnp.arrays(object, SHAPES, elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
+    elements = {"allow_infinity": infinity} if datatype.startswith("FP") else None
+    return hnp.arrays(DTYPES[datatype], SHAPES, elements=elements)
+
+
+def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
+    """Return a model that returns its input."""
+    dtype = DTYPES[datatype]
+    entry, output = Input("x", dtype, shape), Output("x", dtype, shape)
+    artifact = Artifact(Path(), Path(), "onnx", "", "", "", inputs=(entry,), outputs=(output,), prediction=("x",))
+    return artifact, compile_schema((), (Tensor("x", dtype, shape),), (entry,))
+
+
+def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
+    """Return the feeds that the identity model would receive if its response were the next request."""
+    artifact, schema = same(datatype, (-1,) * array.ndim)
+    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
+    body, headers = v2.encode(question, "e", "id", "1", {"x": array})
+    length = int(headers.get("Inference-Header-Content-Length", len(body)))
+    document: dict[str, Any] = json.loads(body[:length])
+    asked = json.dumps({"inputs": document["outputs"]}).encode()
+    sent = {"inference-header-content-length": str(len(asked))} if is_binary else {}
+    return v2.decode(sent, asked + body[length:], artifact, schema).feeds["x"]
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+@pytest.mark.parametrize("datatype", DTYPES)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_what_is_answered_can_be_asked_with_the_same_values(
+    datatype: str, is_binary: bool, data: st.DataObject
+) -> None:
+    array = data.draw(arrays(datatype, infinity=is_binary))
+    back = there_and_back(array, datatype, is_binary)
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(back, array)
+
+
+def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it() -> None:
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    assert there_and_back(turned, "FP32", is_binary=True).tolist() == turned.tolist()
+    assert there_and_back(turned, "FP32", is_binary=False).tolist() == turned.tolist()
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**64) | st.floats() | st.text(max_size=4) | st.just("FP32"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+TENSORS = st.fixed_dictionaries(
+    {"name": st.just("x") | JUNK, "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK},
+    optional={
+        "datatype": st.sampled_from(list(DTYPES)) | JUNK,
+        "data": st.lists(st.integers(0, 1), max_size=16) | JUNK,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40) | JUNK}) | JUNK,
+    },
+)
+
+
+@pytest.mark.long
+@given(
+    document=st.fixed_dictionaries(
+        {"inputs": st.lists(TENSORS, max_size=2) | JUNK},
+        optional={
+            "id": JUNK,
+            "parameters": st.fixed_dictionaries({"binary_data_output": JUNK}) | JUNK,
+            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2) | JUNK,
+        },
+    ),
+    blob=st.binary(max_size=40),
+    has_bytes=st.booleans(),
+)
+@settings(max_examples=400)
+def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: bool) -> None:
+    text = json.dumps(document).encode()
+    headers = {"inference-header-content-length": str(len(text))} if has_bytes else {}
+    with contextlib.suppress(InvalidRequest):
+        v2.decode(headers, text + blob * has_bytes, *same("FP32", (-1, -1)))
+
+
+def test_what_has_no_datatype_is_not_offered() -> None:
+    """scikit-learn's classifiers, as converted by default, return a mapping from class to probability."""
+    artifact, schema = same("FP32", (-1,))
+    artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
+        v2.RequestedOutput("x"),
+    )
+    assert [output["name"] for output in v2.model_metadata("e", ("1",), artifact)["outputs"]] == ["x"]
+    with pytest.raises(SchemaMismatch, match="'map' is unknown"):
+        v2.decode({}, json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(), artifact, schema)
+
+
+@given(body=st.binary(max_size=200), length=st.integers(0, 40))
+@settings(max_examples=200)
+def test_any_bytes_are_strings_or_are_refused(body: bytes, length: int) -> None:
+
+    with contextlib.suppress(SchemaMismatch):
+        assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (length,)

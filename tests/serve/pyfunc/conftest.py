@@ -1,0 +1,64 @@
+"""The same models in MLflow's scoring server and in our scorer, without sockets and side processes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from tests.support.pyfuncs import save_pyfuncs
+
+Answer = tuple[int, bytes]
+
+
+@pytest.fixture(scope="session")
+def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """See `save_pyfuncs`."""
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
+
+
+@pytest.fixture(scope="session")
+def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
+    """Return a `Scorer` per model."""
+    from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer
+
+    return {name: Scorer.load(folder) for name, folder in pyfunc_folders.items()}
+
+
+@pytest.fixture(scope="session")
+def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str, bytes], Answer]:
+    def ask(model: str, content_type: str, body: bytes) -> Answer:
+        try:
+            return 200, scorers[model].invoke(content_type, body).body
+        except OnnxserveError as refusal:
+            return refusal.http_status, json.dumps({"message": refusal.message}).encode()
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], Answer]:
+    """Return the application that `mlflow models serve` starts."""
+    import warnings
+
+    from mlflow import pyfunc
+    from mlflow.pyfunc import scoring_server
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # starlette warns about its client.
+        from starlette.testclient import TestClient
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() changes it; the block restores it.
+        clients = {
+            name: TestClient(scoring_server.init(pyfunc.load_model(str(folder))), raise_server_exceptions=False)
+            for name, folder in pyfunc_folders.items()
+        }
+
+    def ask(model: str, content_type: str, body: bytes) -> Answer:
+        response = clients[model].post("/invocations", headers={"Content-Type": content_type}, content=body)
+        return response.status_code, response.content
+
+    return ask

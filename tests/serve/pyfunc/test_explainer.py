@@ -1,0 +1,137 @@
+"""Requests to the explainer process. tests/serve/inference/test_explain.py checks its answers."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from tests.support.models import write_model
+from tests.support.page_models import with_example
+
+MISSING = """
+missing (float[N,2] X) => (float[N,1] y) <float nine = {9.0}, int64[1] axis = {1}> {
+  gone = IsNaN(X)
+  filled = Where(gone, nine, X)
+  y = ReduceSum(filled, axis)
+}"""
+SUM = "total (float[N,2] X) => (float[1,1] y) <int64[2] axes = {0, 1}> { y = ReduceSum(X, axes) }"
+FIRST = "first (float[N,400] X) => (float[N,400] y) { y = Identity(X) }"
+FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
+
+
+@pytest.fixture(scope="module")
+def explainer() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # serve/pyfunc/__main__.py does the same and gives the reason.
+        from mlflow_deploy_plugin.serve.pyfunc import explainer
+
+        return explainer
+
+
+def model(folder: Path, graph: str, width: int = 2, rows: list[list[float]] | None = None) -> Path:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, width]}}]
+    section = {
+        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, width]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    return with_example(write_model(folder, graph, signature, section), {"inputs": rows or [[1.0] * width]})
+
+
+def question(folder: Path, row: list[float], seconds: float = 60.0, max_evals: int = 50) -> SideMessage:
+    feeds = {"X": np.array([row], dtype=np.float32)}
+    fields = {"folder": str(folder), "max_evals": max_evals, "seed": 0, "seconds": seconds}
+    return SideMessage("explain", fields, {"feeds": feeds})
+
+
+def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", MISSING, rows=[[1.0, float("nan")]])
+    answer = explainer.answer(question(folder, [float("nan"), float("nan")]))
+    assert answer.arrays["explained"]["values"].tolist() == [[[8.0], [0.0]]]
+    assert answer.arrays["explained"]["base_values"].tolist() == [10.0]
+
+
+def test_numbers_that_hardly_differ_are_told_apart(explainer: Any, tmp_path: Path) -> None:
+    """Numbers must be coded, because shap treats numbers as equal if their relative difference is below 1e-5."""
+    folder = model(tmp_path / "m", MISSING, rows=[[1_000_000.0, 0.0]])
+    answer = explainer.answer(question(folder, [1_000_001.0, 0.0]))
+    assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]
+
+
+def test_a_question_gives_up_when_its_time_is_up(explainer: Any, tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", MISSING)
+    with pytest.raises(DeadlineExceeded, match=r"explained within -1.*50"):
+        explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
+
+
+def test_a_wide_model_is_explained_against_fewer_rows(explainer: Any, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 400)).astype("float32").tolist()
+    folder = model(tmp_path / "m", FEW, 400, rows)
+    answer = explainer.answer(question(folder, [0.0] * 400, max_evals=801))
+    assert answer.fields["background"] == {"source": "input_example", "rows": 52}
+    assert answer.arrays["explained"]["values"].shape == (1, 400, 1)
+
+
+@pytest.mark.parametrize(
+    ("graph", "width", "said"),
+    [
+        (SUM, 2, "the model returns 1 rows for 15 and cannot be explained"),
+        (FIRST, 400, "the model returns 400 numbers per row; at most 100 can be explained"),
+    ],
+)
+def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
+    explainer: Any, tmp_path: Path, graph: str, width: int, said: str
+) -> None:
+    folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
+    with pytest.raises(InvalidRequest) as caught:
+        explainer.answer(question(folder, [0.0] * width, max_evals=801))
+    assert caught.value.message == said
+
+
+def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
+    explainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model(tmp_path / "m", MISSING)
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    (folder / "reference.parquet").write_text("no Parquet")
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        explainer.answer(question(folder, [1.0, 2.0]))
+    pq.write_table(pa.table({"X": [[1.0], [2.0]]}), folder / "reference.parquet")
+    with pytest.raises(InvalidRequest, match="example rows are invalid"):
+        explainer.answer(question(folder, [1.0, 2.0]))
+    pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
+    with monkeypatch.context() as patched:
+        patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
+        with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
+            explainer.answer(question(folder, [1.0, 2.0]))
+    assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}
+    assert os.environ.get("NUMBA_DISABLE_JIT") is None
+
+
+def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained(
+    explainer: Any, tmp_path: Path
+) -> None:
+    graph = "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
+    signature = [{"name": "minute", "type": "long"}, {"name": "weekend", "type": "boolean"}]
+    section = {
+        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 2], "columns": ["minute", "weekend"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+        "reference": {"data": "reference.parquet"},
+    }
+    folder = write_model(tmp_path / "m", graph, signature, section)
+    pq.write_table(
+        pa.table({"minute": pa.array([10, 30], pa.float32()), "weekend": pa.array([0, 1], pa.float32())}),
+        folder / "reference.parquet",
+    )
+    answer = explainer.answer(question(folder, [21.0, 1.0]))
+    assert answer.arrays["explained"]["values"].round(4).tolist() == [[[1.0], [0.5]]]

@@ -1,0 +1,375 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.pyfunc import PythonModel, save_model
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array, Map, Object, Property
+from scipy.sparse import csr_matrix
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.serve.pyfunc.scorer import (
+    NotRepresentable,
+    Scorer,
+    count_values,
+    load_scorer,
+    to_feeds,
+    to_model_input,
+    to_outputs,
+)
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.feeds import object_array
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (np.array([1, 2]), {"prediction": [1, 2]}),
+        (np.array([[1.5], [2.5]], dtype=np.float32), {"prediction": [[1.5], [2.5]]}),
+        (pd.Series(["a", "b"], name="label"), {"prediction": ["a", "b"]}),
+        (pd.Series([1, None], dtype="Int64"), {"prediction": [1.0, None]}),
+        (pd.Series([1, 2], dtype="Int64"), {"prediction": [1, 2]}),
+        (pd.Series([True, False], dtype="boolean"), {"prediction": [True, False]}),
+        (pd.Series(["a", "b"], dtype="category"), {"prediction": ["a", "b"]}),
+        (pd.DataFrame({"a": [1], 2: ["x"]}), {"a": [1], "2": ["x"]}),
+        (pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}), {"t": ["2013-07-01T00:00:00"]}),
+        ({"a": [1, 2], "b": [[1], [2]]}, {"a": [1, 2], "b": [[1], [2]]}),
+        ([[1, 2], [3, 4]], {"prediction": [[1, 2], [3, 4]]}),
+        (["a"], {"prediction": ["a"]}),
+        (3.5, {"prediction": [3.5]}),
+        ("text", {"prediction": ["text"]}),
+        (csr_matrix([[1, 0]]), {"prediction": [[1, 0]]}),
+        (np.array([1, 2], dtype=object), {"prediction": [1, 2]}),
+    ],
+)
+def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, list[Any]]) -> None:
+    outputs = {name: array.tolist() for name, array in to_outputs(prediction).items()}
+    assert {
+        name: [None if value != value else value for value in values] for name, values in outputs.items()
+    } == expected
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        None,
+        [{"a": 1}],
+        [[1], [1, 2]],
+        ["a", None],
+        ["a", 1, object()],
+        np.array([1j]),
+        pd.DataFrame([[1, 2]], columns=["a", "a"]),
+    ],
+)
+def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
+    with pytest.raises(NotRepresentable):
+        to_outputs(prediction)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "count"),
+    [
+        (np.zeros((3, 4)), 12),
+        (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), 4),
+        (csr_matrix((1000, 1000)), 1_000_000),
+        ({"a": np.zeros(3), "b": [1, 2]}, 5),
+        ([[1, 2], [3, 4, 5]], 5),
+        ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
+        (["a text", "another"], 2),
+        (pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}), 2 + 2 * 768),
+        (pd.Series([[1, 2], [3]]), 3),
+        (np.array([[1, 2], None], dtype=object), 3),
+        ([1, [2, 3]], 3),
+        ({"shape": [1, 2]}, 2),
+        (SimpleNamespace(shape="round"), 1),
+        ([], 0),
+        ("a text", 1),
+        (None, 1),
+    ],
+)
+def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction: Any, count: int) -> None:
+    assert count_values(prediction) == count
+
+
+def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:
+    with pytest.raises(NotRepresentable, match="missing string"):
+        to_outputs(pd.DataFrame({"name": ["a", None]}))
+
+
+def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, Path]) -> None:
+    artifact = read_served_artifact(pyfunc_folders["days"])
+    feeds = pyfunc_schema(artifact).from_columns({"when": [None, "2013-07-01"], "name": ["a", None]})
+    frame = to_model_input(feeds, artifact, {"when": "datetime", "name": "string"}, {"when": "when", "name": "name"})
+    assert frame["when"].isna().tolist() == [True, False]
+    assert frame["name"].isna().tolist() == [False, True]
+    kept = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
+    assert {name: array.tolist() for name, array in kept.items()} == {
+        "when": [None, "2013-07-01T00:00:00"],
+        "name": ["a", None],
+    }
+    artifact = read_served_artifact(pyfunc_folders["bytes"])
+    feeds = pyfunc_schema(artifact).from_columns({"blob": [None, "YWI="]})
+    assert to_model_input(feeds, artifact, {"blob": "binary", "extra": "double"}, {"blob": 0})[0].tolist() == [
+        None,
+        b"ab",
+    ]
+
+
+def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
+    """Check the signature of a DataFrame created from an array. MLflow rejects its strings."""
+
+    class Sum(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return model_input[0] + model_input[1]
+
+    rows = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
+    save_model(tmp_path / "sum", python_model=Sum(), signature=infer_signature(rows, rows[0]), pip_requirements=[])
+    scorer = load_scorer(tmp_path / "sum")
+    answer = scorer.predict({"0": np.array([1.0, 3.0]), "1": np.array([2.0, 4.0])})
+    assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
+
+
+def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
+    """Check an example like the input example of a language model."""
+
+    class Upper(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return model_input[0].str.upper()
+
+    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
+    save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
+    kept = load_scorer(tmp_path / "upper").invoke("application/json", b'{"inputs": "good film"}').arrays
+    assert {name: array.tolist() for name, array in kept["feeds"].items()} == {"0": ["good film"]}
+
+
+def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> None:
+    class Counts(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return model_input["paths"].map(len)
+
+    signature = ModelSignature(Schema([ColSpec(Array(Array(DataType.long)), "paths")]))
+    save_model(tmp_path / "counts", python_model=Counts(), signature=signature, pip_requirements=[])
+    body = b'{"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}'
+    kept = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
+    assert kept["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
+
+
+POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
+"""A row of whole numbers. The signature has a long for `n`, and doubles for all other numbers."""
+
+
+@pytest.fixture
+def doubles(tmp_path: Path) -> Scorer:
+    class Texts(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            answers = []
+            for row in model_input.itertuples():
+                numbers = [*row.a, row.o["h"], row.o["n"], *row.o["parts"][0]["z"], row.m["k"]]
+                answers.append(" ".join(str(number) for number in numbers))
+            return answers
+
+    double, long = DataType.double, DataType.long
+    part = Object([Property("z", Array(double))])
+    whole = Object([Property("h", double), Property("n", long), Property("parts", Array(part))])
+    columns = [ColSpec(Array(double), "a"), ColSpec(whole, "o"), ColSpec(Map(double), "m")]
+    signature = ModelSignature(Schema(columns), Schema([ColSpec("string")]))
+    save_model(tmp_path / "doubles", python_model=Texts(), signature=signature, pip_requirements=[])
+    return load_scorer(tmp_path / "doubles")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_records": [POINT]},
+        {"dataframe_split": {"columns": ["m", "a", "o"], "data": [[POINT[name] for name in ("m", "a", "o")]]}},
+        {"inputs": POINT},
+        {"inputs": [POINT]},
+    ],
+    ids=["records", "split", "one row", "a list of rows"],
+)
+def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(doubles: Scorer, document: dict[str, Any]) -> None:
+    (answer,) = json.loads(doubles.invoke("application/json", json.dumps(document).encode()).body)["predictions"]
+    assert answer == "3.0 4.0 2.0 1 5.0 6.0"
+
+
+def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(doubles: Scorer) -> None:
+    table = pd.DataFrame([POINT | {"a": np.array([3, 4])}])
+    assert doubles.outputs_of(table)["prediction"].tolist() == ["3.0 4.0 2.0 1 5.0 6.0"]
+
+
+def test_a_number_for_a_string_beside_a_nested_column_is_refused(tmp_path: Path) -> None:
+    class Repeats(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return [str(value) for value in model_input["s"]]
+
+    signature = ModelSignature(Schema([ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]))
+    save_model(tmp_path / "texts", python_model=Repeats(), signature=signature, pip_requirements=[])
+    scorer = load_scorer(tmp_path / "texts")
+    with pytest.raises(SchemaMismatch, match=r"column 's' \(string\), row 1: 5 is not a string"):
+        scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]}')
+    answer = scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3, 4], "s": "x"}]}')
+    assert json.loads(answer.body)["predictions"] == ["x"]
+
+
+@pytest.mark.parametrize("value", [True, "3", [3]])
+def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles: Scorer, value: Any) -> None:
+    document = {"dataframe_records": [POINT | {"m": {"k": value}}]}
+    with pytest.raises(InvalidRequest):
+        doubles.invoke("application/json", json.dumps(document).encode())
+
+
+@pytest.fixture(scope="module")
+def flagged(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    """A model with a boolean column that returns its values as texts."""
+    folder = tmp_path_factory.mktemp("flagged") / "model"
+    columns = [ColSpec(DataType.boolean, "late"), ColSpec(DataType.double, "distance")]
+
+    class Repeats(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return [str(value) for value in model_input["late"]]
+
+    save_model(folder, python_model=Repeats(), signature=ModelSignature(Schema(columns)))
+    return load_scorer(folder)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_records": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
+        {"instances": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
+        {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [None, 1.0]]}},
+        {"inputs": {"late": [True, None], "distance": [1.0, 1.0]}},
+    ],
+    ids=["records", "instances", "split", "columns"],
+)
+def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(flagged: Scorer, document: dict[str, Any]) -> None:
+    with pytest.raises(SchemaMismatch, match=r"'late'.*row 1.*null"):
+        flagged.invoke("application/json", json.dumps(document).encode())
+
+
+def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
+    document = {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]}}
+    answer = json.loads(flagged.invoke("application/json", json.dumps(document).encode()).body)
+    assert answer["predictions"] == ["True", "False"]
+
+
+@pytest.fixture
+def dated(tmp_path: Path) -> Scorer:
+    class At(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return [repr(params["at"])] * len(model_input)
+
+    signature = ModelSignature(
+        Schema([ColSpec("long", "n")]),
+        Schema([ColSpec("string")]),
+        ParamSchema([ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)]),
+    )
+    save_model(tmp_path / "dated", python_model=At(), signature=signature, pip_requirements=[])
+    return load_scorer(tmp_path / "dated")
+
+
+@pytest.mark.parametrize("value", ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True])
+def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: Any) -> None:
+    document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
+    with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
+        dated.invoke("application/json", json.dumps(document).encode())
+    with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
+        dated.predict({"n": np.array([1])}, parameters={"at": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2024-01-02", "datetime.date(2024, 1, 2)"),
+        ("20240102", "datetime.datetime(2024, 1, 2, 0, 0)"),
+        ("2024-01-02T03:04:05.5", "datetime.datetime(2024, 1, 2, 3, 4, 5, 500000)"),
+        ("2024-01-02 03:04:05+02:00", "datetime.datetime(2024, 1, 2, 1, 4, 5)"),
+        ("2024-01-02T03:04:05.123456789Z", "datetime.datetime(2024, 1, 2, 3, 4, 5, 123456)"),
+        (None, "None"),
+    ],
+)
+def test_a_datetime_param_is_read_like_a_column(dated: Scorer, value: Any, expected: str) -> None:
+    document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
+    answer = dated.invoke("application/json", json.dumps(document).encode()).body
+    assert json.loads(answer) == {"predictions": [expected]}
+
+
+def test_a_datetime_param_that_is_absent_has_its_default(dated: Scorer) -> None:
+    answer = dated.invoke("application/json", b'{"dataframe_records": [{"n": 1}]}').body
+    assert json.loads(answer) == {"predictions": ["datetime.date(2020, 1, 1)"]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pd.DataFrame({"when": ["2013-07-01"], "name": ["a"]}),
+        {"when": ["2013-07-01"], "name": np.array(["a"])},
+        {"when": "2013-07-01", "name": "a"},
+        [{"when": "2013-07-01", "name": "a"}],
+        [{"name": "a", "when": "2013-07-01"}],
+    ],
+    ids=["a table", "inputs", "inputs of one row", "instances", "instances in another order"],
+)
+def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders: dict[str, Path], data: Any) -> None:
+    kept = to_feeds(data, read_served_artifact(pyfunc_folders["days"]), {"when": "datetime", "name": "string"})
+    assert {name: array.tolist() for name, array in kept.items()} == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "inputs"),
+    [
+        ({"title": str, "votes": "float32"}, {"title": ["a", "bcd"], "votes": [1, 2]}),
+        ({"title": str}, {"title": ["a", "bcd"]}),
+        ({None: str}, ["a", "bcd"]),
+    ],
+    ids=["several tensors", "one tensor", "a tensor without a name"],
+)
+def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], inputs: Any, tmp_path: Path) -> None:
+    """Check strings in object arrays: the worker supports no other strings."""
+
+    class Zeros(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            return np.zeros(2)
+
+    schema = Schema([TensorSpec(np.dtype(kind), (-1,), name) for name, kind in tensors.items()])
+    signature = ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
+    save_model(tmp_path / "zeros", python_model=Zeros(), signature=signature, pip_requirements=[])
+    answer = load_scorer(tmp_path / "zeros").invoke("application/json", json.dumps({"inputs": inputs}).encode())
+    texts = next(iter(answer.arrays["feeds"].values()))
+    assert (texts.dtype, texts.tolist()) == (np.dtype(object), ["a", "bcd"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([np.array("a", object), np.array("b", object)], ["a", "b"]),  # MLflow reads `instances` like this.
+        (["a", None], ["a", None]),
+        (["a", 2], NotRepresentable),
+        ([{"a": 1}, ["b"]], NotRepresentable),
+    ],
+    ids=["arrays of one text", "a missing text", "a number", "objects"],
+)
+def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expected: Any) -> None:
+    tensors = (Tensor("title", "str", (-1,)),)
+    inputs = (Input("title", "str", (-1,)),)
+    artifact = Artifact(Path(), Path(), "python_function", "", "", "", tensors=tensors, inputs=inputs)
+    data = {"title": object_array(cells)}
+    if expected is NotRepresentable:
+        with pytest.raises(NotRepresentable, match="is not a string"):
+            to_feeds(data, artifact, {})
+    else:
+        assert json.loads(json.dumps(to_feeds(data, artifact, {})["title"].tolist())) == expected
+
+
+@pytest.mark.parametrize(("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)])
+def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
+    artifact = Artifact(Path(), Path(), "python_function", "", "", "", columns=(Column("late", "boolean", False),))
+    kept = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})["late"]
+    assert kept.dtype == dtype
+    np.testing.assert_array_equal(kept, np.array([False, missing], dtype=dtype))

@@ -1,0 +1,545 @@
+"""Tests that batched requests are answered as if each ran separately, and that an invalid request fails only itself.
+
+Rows are batched only if their answers do not depend on the other rows.
+"""
+
+import gc
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests
+from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, repeat_row
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from tests.support.models import write_model
+from tests.support.raising import Panic, raise_it
+from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
+
+EIGHT = BatchPolicy(max_batch_size=8)
+LONG_DELAY = 60_000_000
+"""Microseconds, more than a test waits for a result. A result that arrives has therefore not waited for the delay."""
+
+
+class Model:
+    """A model y = 2x that refuses a row that begins with -1, and that computes only while `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun: list[int] = []
+
+    def __call__(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        self.begun.append(len(feeds["x"]))
+        assert self.gate.wait(30)
+        if (feeds["x"][:, 0] == -1).any():
+            raise InferenceError("a row begins with -1")
+        return {"y": feeds["x"] * 2}
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture
+def pool() -> Any:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+Ask = Callable[..., Future[Any]]
+
+
+@pytest.fixture
+def ask(pool: ThreadPoolExecutor) -> Ask:
+    """Send a request in a new thread, and return when the request waits or is being computed."""
+
+    def ask(batcher: Batcher, x: Array, deadline: float = float("inf"), **more: Any) -> Future[Any]:
+        before = len(batcher._queue), batcher._is_led
+        future = pool.submit(batcher.run, {"x": x}, deadline, **more)
+        wait_until(lambda: future.done() or (len(batcher._queue), batcher._is_led) != before, what="the request")
+        return future
+
+    return ask
+
+
+def rows(number: int, value: float = 1.0, width: int = 2) -> Array:
+    return np.full((number, width), value)
+
+
+def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Future[Any]:
+    """Submit a request as an event loop does."""
+    future: Future[Any] = Future()
+
+    def done(result: dict[str, Array] | BaseException) -> None:
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    batcher.submit({"x": x}, deadline, lambda *batch: None, done)
+    return future
+
+
+@settings(max_examples=25)
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=40
+    ),
+    limit=st.integers(2, 8),
+    preferred=st.sets(st.integers(1, 8), max_size=2),
+    delay=st.sampled_from([0, 200, 2000]),
+    pads=st.booleans(),
+)
+def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
+    requests: list[tuple[int, int, bool, bool]], limit: int, preferred: set[int], delay: int, pads: bool
+) -> None:
+    policy = BatchPolicy(limit, tuple(size for size in preferred if size <= limit), delay, pads=pads)
+    batcher = Batcher(Model(), policy)
+
+    def one(number: int) -> tuple[Array, Array | str]:
+        count, width, is_bad, is_submitted = requests[number]
+        x = np.random.default_rng(number).random((count, width))
+        x[0, 0] = -1 if is_bad else x[0, 0]
+        try:
+            return x, (submitted(batcher, x).result(30) if is_submitted else batcher.run({"x": x}))["y"]
+        except InferenceError as error:
+            return x, error.message
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(one, range(len(requests))))
+
+    batcher.close()
+    for (x, answer), (_, _, is_bad, _) in zip(answers, requests, strict=True):
+        if is_bad:
+            assert mentions(str(answer), "begins with -1")
+        else:
+            np.testing.assert_array_equal(answer, x * 2)
+    assert not batcher._queue
+    assert not batcher._is_led
+
+
+def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    counted: list[tuple[int, float, float]] = []
+    count = lambda *batch: counted.append(batch)  # noqa: E731
+    futures = [ask(batcher, rows(1, 10.0), count=count)]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(2, float(number)), count=count) for number in range(5)]
+    model.gate.set()
+
+    answers = [future.result(30)["y"] for future in futures]
+
+    assert [answer[0, 0] for answer in answers] == [20.0, 0.0, 2.0, 4.0, 6.0, 8.0]
+    assert [len(answer) for answer in answers] == [1, 2, 2, 2, 2, 2]
+    assert model.begun == [1, 8, 2]
+    assert [batch[0] for batch in counted] == [1, 8, 2]
+    assert counted[1][1] > 0
+    assert all(seconds >= 0 for _, *times in counted for seconds in times)
+
+
+def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: ThreadPoolExecutor) -> None:
+    """The model is like a GPU: a run takes the same time for any number of rows, and parallel runs are not faster."""
+    begun: list[int] = []
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        nonlocal running, most
+        with lock:
+            begun.append(len(feeds["x"]))
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return {"y": feeds["x"] * 2}
+
+    batcher = Batcher(compute, BatchPolicy(max_batch_size=32, max_queue_delay_microseconds=2000))
+    futures = [pool.submit(batcher.run, {"x": rows(1, float(number))}) for number in range(640)]
+
+    assert [future.result(30)["y"][0, 0] for future in futures] == [2.0 * number for number in range(640)]
+    assert sum(begun) == 640
+    assert max(begun) <= 32
+    assert len(begun) <= 64  # Each time, 64 callers fill two batches. The minimum would be 20 full batches.
+    assert most == 1
+
+
+def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, replace(EIGHT, pads=True))
+    alone = {number: batcher.run({"x": rows(number, 3.0)})["y"] for number in (1, 3, 5, 8, 9, 0)}
+    assert {number: answer.tolist() for number, answer in alone.items()} == {
+        number: rows(number, 6.0).tolist() for number in alone
+    }
+    assert model.begun == [1, 4, 8, 8, 9, 0]  # The requests above the limit and without rows run unchanged.
+
+    model.gate.clear()
+    futures = [ask(batcher, rows(1, 10.0))]
+    wait_until(lambda: len(model.begun) == 7, what="the first run")
+    futures += [ask(batcher, rows(number, float(number))) for number in (2, 0, 3, 0)]
+    model.gate.set()
+    answers = [future.result(30)["y"] for future in futures]
+    assert [len(answer) for answer in answers] == [1, 2, 0, 3, 0]
+    assert [answer[0, 0] for answer in answers if len(answer)] == [20.0, 4.0, 6.0]
+    assert model.begun[6:] == [1, 8]
+
+
+def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model: Model) -> None:
+    batcher = Batcher(model, replace(EIGHT, pads=True))
+    with pytest.raises(InferenceError, match="begins with -1"):
+        batcher.run({"x": rows(3, -1.0)})
+
+
+def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
+    model.gate.set()
+
+    assert [future.result(30)["y"].shape for future in futures] == [(1, 2), (1, 2), (1, 3), (1, 2), (1, 3)]
+    assert model.begun == [1, 2, 2]
+
+
+def test_a_request_above_the_limit_runs_alone(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(number)) for number in (1, 50, 1)]
+    model.gate.set()
+
+    assert [len(future.result(30)["y"]) for future in futures] == [1, 1, 50, 1]
+    assert model.begun == [1, 1, 50, 1]
+
+
+def test_an_idle_model_waits_for_company_until_the_batch_is_full(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=LONG_DELAY))
+    futures = [ask(batcher, rows(2, float(number))) for number in range(4)]
+
+    assert [future.result(30)["y"][0, 0] for future in futures] == [0.0, 2.0, 4.0, 6.0]
+    assert model.begun == [8]
+
+
+def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, BatchPolicy(8, (4,), LONG_DELAY))
+    futures = [ask(batcher, rows(2)) for _ in range(4)]
+
+    for future in futures:
+        future.result(30)
+    assert model.begun == [4, 4]
+
+
+def test_the_delay_ends(model: Model) -> None:
+    batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=20_000))
+    began = time.monotonic()
+    batcher.run({"x": rows(1)})
+
+    assert time.monotonic() - began >= 0.02
+    assert model.begun == [1]
+
+
+def test_the_error_of_one_does_not_fail_its_neighbours(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    first = ask(batcher, rows(1))
+    wait_until(lambda: model.begun, what="the first run")
+    good = [ask(batcher, rows(1, 3.0)), ask(batcher, rows(1, 4.0))]
+    bad = ask(batcher, rows(1, -1.0))
+    model.gate.set()
+
+    assert [future.result(30)["y"][0, 0] for future in [first, *good]] == [2.0, 6.0, 8.0]
+    with pytest.raises(InferenceError, match="begins with -1"):
+        bad.result(30)
+    assert sorted(model.begun) == [1, 1, 1, 1, 3]
+
+
+def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask: Ask) -> None:
+    gate = threading.Event()
+    begun: list[int] = []
+
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        begun.append(len(feeds["x"]))
+        assert gate.wait(30)
+        return {"total": feeds["x"].sum(keepdims=True).reshape(1)}
+
+    batcher = Batcher(compute, EIGHT)
+    futures = [ask(batcher, rows(1, 1.0))]
+    wait_until(lambda: begun, what="the first run")
+    futures += [ask(batcher, rows(1, 2.0)), ask(batcher, rows(1, 3.0))]
+    gate.set()
+
+    assert [future.result(30)["total"].item() for future in futures] == [2.0, 4.0, 6.0]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, replace(EIGHT, max_queue_size=2))
+    model.gate.clear()
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(1)), ask(batcher, rows(1))]
+
+    with pytest.raises(TooManyRequests, match="2 requests are already waiting") as refused:
+        batcher.run({"x": rows(1)})
+
+    assert refused.value.retry_after == 1
+    model.gate.set()
+    for future in futures:
+        assert future.result(30)
+    assert batcher.run({"x": rows(1)})
+
+
+def test_a_request_whose_time_is_up_is_not_computed(model: Model, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    first = ask(batcher, rows(1), deadline=time.perf_counter() + 60)
+    wait_until(lambda: model.begun, what="the first run")
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 120)  # A request that is being computed is answered.
+    late = ask(batcher, rows(1, 5.0), deadline=time.perf_counter() + 0.05)
+    patient = ask(batcher, rows(1, 6.0), deadline=time.perf_counter() + 30)
+
+    with pytest.raises(DeadlineExceeded, match="deadline passed"):
+        late.result(30)
+    assert not first.done()
+    model.gate.set()
+    assert first.result(30)["y"][0, 0] == 2.0
+    assert patient.result(30)["y"][0, 0] == 12.0
+    assert model.begun == [1, 1]
+
+
+def test_a_deadline_in_the_past_is_told_at_once(model: Model) -> None:
+    batcher = Batcher(model, EIGHT)
+    with pytest.raises(DeadlineExceeded):
+        batcher.run({"x": rows(1)}, deadline=time.perf_counter() - 1)
+    assert model.begun == []
+    assert batcher.run({"x": rows(1)})["y"][0, 0] == 2.0
+
+
+def test_a_model_that_crashes_leaves_nobody_waiting(ask: Ask) -> None:
+    gate = threading.Event()
+    begun: list[int] = []
+
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        begun.append(1)
+        assert gate.wait(30)
+        raise MemoryError
+
+    batcher = Batcher(compute, EIGHT)
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: begun, what="the first run")
+    futures += [ask(batcher, rows(1)) for _ in range(3)]
+    gate.set()
+
+    for future in futures:
+        with pytest.raises(MemoryError):
+            future.result(30)
+    assert not batcher._is_led
+
+
+def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher() -> None:
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        if (feeds["x"] == -1).any():
+            raise Panic("a tokenizer")
+        return {"y": feeds["x"]}
+
+    batcher = Batcher(compute, EIGHT)
+    for _ in range(3):  # The batcher has two threads.
+        with pytest.raises(Panic):
+            submitted(batcher, rows(1, -1)).result(30)
+    with pytest.raises(Panic):
+        batcher.run({"x": rows(1, -1)})
+    assert submitted(batcher, rows(1, 5)).result(30)["y"].tolist() == [[5, 5]]
+    batcher.close()
+
+
+def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred() -> None:
+    assert BatchPolicy(32).sizes == (1, 2, 4, 8, 16, 32)
+    assert BatchPolicy(20, (6, 12)).sizes == (1, 2, 4, 6, 8, 12, 16, 20)
+    assert BatchPolicy(1).sizes == (1,)
+
+
+@pytest.fixture
+def batcher(model: Model) -> Iterator[Batcher]:
+    batcher = Batcher(model, replace(EIGHT, max_queue_size=4))
+    yield batcher
+    model.gate.set()
+    batcher.close()
+    wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
+
+
+def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: Batcher) -> None:
+    model.gate.clear()
+    futures = [submitted(batcher, rows(1, 1.0))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [submitted(batcher, rows(1, value)) for value in (2.0, -1.0, 3.0, 4.0)]
+    refused = submitted(batcher, rows(1))
+    model.gate.set()
+
+    assert [future.result(30)["y"][0, 0] for future in (*futures[:2], *futures[3:])] == [2.0, 4.0, 6.0, 8.0]
+    with pytest.raises(InferenceError, match="begins with -1"):
+        futures[2].result(30)
+    with pytest.raises(TooManyRequests, match="4 requests are already waiting"):
+        refused.result(30)
+    with pytest.raises(InferenceError):
+        submitted(batcher, rows(1, -1.0)).result(30)
+
+
+def test_a_submitted_request_whose_time_is_up_is_not_computed(model: Model, batcher: Batcher) -> None:
+    model.gate.clear()
+    first = submitted(batcher, rows(1))
+    wait_until(lambda: model.begun, what="the first run")
+    late = submitted(batcher, rows(1, 5.0), deadline=time.perf_counter())
+    patient = submitted(batcher, rows(1, 6.0))
+    model.gate.set()
+
+    assert (first.result(30)["y"][0, 0], patient.result(30)["y"][0, 0]) == (2.0, 12.0)
+    with pytest.raises(DeadlineExceeded):
+        late.result(30)
+    with pytest.raises(DeadlineExceeded):
+        submitted(batcher, rows(1), deadline=time.perf_counter() - 1).result(30)
+    assert model.begun == [1, 1]
+
+
+def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model: Model, batcher: Batcher) -> None:
+    class Version:
+        pass
+
+    gc.disable()
+    try:
+        for value in (1.0, -1.0):
+            version = Version()
+            alive, answered = weakref.ref(version), threading.Event()
+            done = lambda result, version=version, answered=answered: answered.set()  # noqa: E731
+            batcher.submit({"x": rows(1, value)}, float("inf"), lambda *batch: None, done)
+            assert answered.wait(30)
+            del version, done
+            wait_until(lambda: alive() is None, seconds=5, what="the end of the version")  # noqa: B023
+    finally:
+        gc.enable()
+
+
+def test_requests_are_computed_again_once_the_machine_allows_threads_again(
+    batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError):
+            submitted(batcher, rows(1))
+
+    assert submitted(batcher, rows(1)).result(30)["y"].tolist() == [[2.0, 2.0]]
+
+
+def test_inputs_of_different_lengths_are_for_the_graph_to_judge() -> None:
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        raise InferenceError(str(sorted(len(array) for array in feeds.values())))
+
+    batcher = Batcher(compute, EIGHT)
+    feeds = {"x": rows(1), "z": rows(2)}
+    with pytest.raises(InferenceError, match=r"\[1, 2\]"):
+        batcher.run(feeds)
+    future: Future[Any] = Future()
+    batcher.submit(feeds, float("inf"), lambda *batch: None, future.set_result)
+    assert future.result(30).message == "[1, 2]"
+    batcher.close()
+
+
+PER_ROW = """
+per_row (float[N,2] X, string[N,1] s) => (float[N,1] y, string[N,1] t) <int64[1] axis = {1}> {
+  y = ReduceSum(X, axis)
+  t = Identity(s)
+}"""
+FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
+TOTAL = "total (float[N,2] X) => (float[1,2] y) <int64[1] axis = {0}> { y = ReduceSum(X, axis) }"
+CENTRED = """
+centred (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}> {
+  mean = ReduceMean(X, axis)
+  y = Sub(X, mean)
+}"""
+ONE_ROW = "one_row (float[N,2] X) => (float[N,2] y) <int64[2] shape = {1, 2}> { y = Reshape(X, shape) }"
+
+RUNNING_SUM = "running (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum(X, axis) }"
+LAST_FIRST = "last (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum<reverse = 1>(X, axis) }"
+HINTED = """
+hinted (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}, float[1] weight = {0.001}> {
+  mean = ReduceMean(X, axis)
+  hint = Mul(mean, weight)
+  y = Add(X, hint)
+}"""
+QUANTIZED = """
+quantized (float[N,2] X) => (float[N,2] y) {
+  whole, scale, zero = DynamicQuantizeLinear(X)
+  y = DequantizeLinear(whole, scale, zero)
+}"""
+POSITIVE = "positive (float[N] X) => (float[M] y) <float zero = {0}> { c = Greater(X, zero) \n y = Compress(X, c) }"
+
+DOUBLED = "doubled (float[N,2] X) => (float[M,2] y) { y = Concat<axis = 0>(X, X) }"
+BATCH_OF_ONE = "batch_of_one (float[1,2] X) => (float[1,2] y) { y = Identity(X) }"
+TWO_SIZES = "two_sizes (float[N,2] a, float[M,2] b) => (float[K,2] y) { y = Concat<axis = 0>(a, b) }"
+SCALAR = "scalar (float a, float[N] b) => (float[N] y) { y = Mul(a, b) }"
+
+
+def load(folder: Path, graph: str) -> OnnxModel:
+    return OnnxModel.load(write_model(folder / "model", graph))
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (PER_ROW, ""),
+        (FIXED, "it has no batch dimension: its input 'X' has the fixed first size 2"),
+        (TOTAL, "it has no batch dimension: none of its outputs has a free first dimension"),
+        (CENTRED, "its output 'y' depends on the other rows of the batch"),
+        (RUNNING_SUM, "its output 'y' depends on the other rows of the batch"),
+        (LAST_FIRST, "its output 'y' depends on the other rows of the batch"),
+        (HINTED, "its output 'y' depends on the other rows of the batch"),
+        (QUANTIZED, "its output 'y' depends on the other rows of the batch"),
+        (POSITIVE, "its output 'y' does not have one entry per row"),
+        (ONE_ROW, "it has no batch dimension: none of its outputs"),
+        (DOUBLED, "its output 'y' does not have one entry per row"),
+        (BATCH_OF_ONE, "it has no batch dimension: its input 'X' has the fixed first size 1"),
+        (TWO_SIZES, "it has no batch dimension: the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)"),
+        (SCALAR, "it has no batch dimension: its input 'a' is a scalar"),
+    ],
+    ids=[
+        *("per_row", "fixed", "total", "centred", "running_sum", "last_first", "hinted", "quantized", "positive"),
+        *("one_row", "doubled", "batch_of_one", "two_sizes", "scalar"),
+    ],
+)
+def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, reason: str) -> None:
+    model = load(tmp_path, graph)
+
+    found = unbatchable_reason(model, model.example_feeds())
+
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
+
+
+def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(tmp_path: Path) -> None:
+    model = load(tmp_path, "half (float16[N,2] X) => (float16[N,2] y) { y = Identity(X) }")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unbatchable_reason(model, {"X": np.full((1, 2), 100, np.float16)}) == ""
+
+
+def test_a_row_is_repeated_in_every_input() -> None:
+    feeds = {"x": np.array([[1.0, 2.0], [3.0, 4.0]]), "s": np.array([["a"], ["b"]], dtype=object)}
+
+    assert repeat_row(feeds, 1)["x"].tolist() == [[3.0, 4.0]]
+    assert repeat_row(feeds, 1, 3)["s"].tolist() == [["b"]] * 3

@@ -1,0 +1,129 @@
+"""Tests that runs with IO binding answer as plain runs do. They use CPU memory; tests/gpu tests a GPU."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
+from mlflow_deploy_plugin.serve.runtime import binding
+from mlflow_deploy_plugin.serve.runtime.binding import (
+    MAX_GRAPHS,
+    MAX_IDLE_BUFFERS,
+    BoundSession,
+    can_bind,
+    pinned_empty,
+)
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
+from tests.support.models import parse_graph, write_model
+
+GRAPH = """
+two (float[N,4] x, int64[N] k) => (float[N,4] y, int64[N,1] best, float[N] total) {
+  f = Cast<to=1>(k)
+  axis = Constant<value_ints=[1]>()
+  column = Unsqueeze(f, axis)
+  y = Mul(x, column)
+  best = ArgMax<axis=1>(y)
+  total = ReduceSum<keepdims=0>(y, axis)
+}"""
+NAMES = ["y", "best", "total"]
+BOUND = {
+    "buffers": Placement(io_binding=True),
+    # A CPU does not capture graphs, but the outputs are fixed.
+    "graphs": Placement(options=ProviderOptions(enable_cuda_graph=True)),
+}
+random = np.random.default_rng(0)
+
+
+def feeds(rows: int) -> dict[str, np.ndarray]:
+    return {"x": random.random((rows, 4), dtype=np.float32), "k": random.integers(-9, 9, rows)}
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Any:
+    (tmp_path / "two.onnx").write_bytes(parse_graph(GRAPH).SerializeToString())
+    return open_session(tmp_path / "two.onnx")
+
+
+@pytest.mark.parametrize("placement", BOUND.values(), ids=BOUND)
+def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: Any, placement: Placement) -> None:
+    bound = BoundSession(session, placement)
+    kept = []
+    for rows in (1, 8, 1, 3, 8, 0, 3):
+        given = feeds(rows)
+        kept.append((bound.run(NAMES, given), session.run(NAMES, given)))
+        kept.append((bound.run(["total"], given), session.run(["total"], given)))
+    for computed, plain in kept:  # Compare at the end, to detect that a later run has overwritten an earlier answer.
+        for array, expected in zip(computed, plain, strict=True):
+            assert array.dtype == expected.dtype
+            np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("placement", BOUND.values(), ids=BOUND)
+def test_many_threads_do_not_read_each_others_buffers(session: Any, placement: Placement) -> None:
+    bound = BoundSession(session, placement)
+
+    def ask(number: int) -> bool:
+        given = feeds(1 + number % 3)
+        return all(map(np.array_equal, bound.run(NAMES, given), session.run(NAMES, given)))
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(400)))
+
+
+def test_inputs_need_not_be_contiguous(session: Any) -> None:
+    given: dict[str, np.ndarray] = {
+        "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
+        "k": np.arange(10)[::2],
+    }
+    np.testing.assert_array_equal(
+        BoundSession(session, BOUND["buffers"]).run(["y"], given)[0], session.run(["y"], given)[0]
+    )
+
+
+def test_neither_graphs_nor_idle_buffers_grow_without_end(session: Any) -> None:
+    bound = BoundSession(session, BOUND["graphs"])
+    for rows in range(1, MAX_GRAPHS + 2 * MAX_IDLE_BUFFERS):
+        assert len(bound.run(["total"], feeds(rows))[0]) == rows
+    assert len(bound._graphs) == MAX_GRAPHS
+    assert sum(map(len, bound._idle.values())) == MAX_IDLE_BUFFERS
+
+
+def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}, "name": "x"}]
+    graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 4], "role": "values"}],
+        "prediction": ["y"],
+    }
+    model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), BOUND["buffers"])
+    x = random.random((2, 4), dtype=np.float32)
+    np.testing.assert_array_equal(model.run({"x": x})["y"], x + x)
+    model.try_out({"x": x}, 10)
+    with pytest.raises(InferenceError, match="cannot compute"):
+        model.run({"x": np.ones((2, 5), np.float32)})
+
+
+def test_texts_are_not_bound(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_bytes(
+        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString()
+    )
+    assert not can_bind(open_session(tmp_path / "text.onnx"))
+
+
+def test_without_cuda_the_memory_is_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runtime:
+        def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA defines this name.
+            return 100  # cudaErrorNoDevice
+
+    for runtime in (None, Runtime()):
+        monkeypatch.setattr(binding, "_cuda_runtime", lambda runtime=runtime: runtime)
+        array = pinned_empty((3, 2), np.float16, 0)
+        array[:] = 1
+        assert array.shape == (3, 2)
+        assert array.dtype == np.float16

@@ -1,0 +1,149 @@
+"""Tests that feeds are joined, cut and repeated without changing values, and that sizes and row axes are detected."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    NarrowedFeeds,
+    concatenate_feeds,
+    narrowed_feeds,
+    no_batch_dimension_reason,
+    repeat_row,
+    row_count,
+    sent_arrays,
+    slice_feeds,
+)
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from tests.support.models import write_model
+from tests.support.refusals import mentions
+
+
+def narrowed(*values: float) -> NarrowedFeeds:
+    exact = np.array(values)
+    return narrowed_feeds({"x": exact.astype(np.float32)}, {"@double": exact})
+
+
+def test_what_was_sent_is_joined_and_cut_with_the_feeds() -> None:
+    joined = concatenate_feeds([narrowed(0.1, 0.2), narrowed(0.3)])
+    assert joined["x"].dtype == np.float32
+    assert sent_arrays(joined)["@double"].tolist() == [0.1, 0.2, 0.3]
+    part = slice_feeds(joined, slice(1, 3))
+    assert (len(part["x"]), sent_arrays(part)["@double"].tolist()) == (2, [0.2, 0.3])
+
+
+def test_feeds_that_lose_nothing_are_what_was_sent() -> None:
+    plain = {"x": np.array([1.0, 2.0])}
+    assert sent_arrays(plain) is plain
+    assert type(concatenate_feeds([plain, narrowed(3.0)])) is dict
+    assert type(slice_feeds(plain, slice(1))) is dict
+
+
+def test_one_row_is_repeated() -> None:
+    feeds = {"x": np.array([[1, 2], [3, 4]]), "s": np.array(["a", "b"], dtype=object)}
+    assert {name: array.tolist() for name, array in repeat_row(feeds, 1, 2).items()} == {
+        "x": [[3, 4], [3, 4]],
+        "s": ["b", "b"],
+    }
+    assert np.shares_memory(repeat_row(feeds, 1)["x"], feeds["x"])
+
+
+def test_the_longest_array_says_how_many_rows_there_are() -> None:
+    assert row_count({"x": np.zeros((3, 2)), "one": np.zeros(1), "scalar": np.array(1.0)}) == 3
+    assert row_count({"scalar": np.array(1.0)}) == row_count({}) == 0
+
+
+TEXTS = "g (float[N,2] X, string[N] s) => (float[N] y, string[N] t) <int64[1] axis = {1}> { %s \n t = Identity(s) }"
+COSINE = "g (float[N,K] a, float[M,K] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
+ZIPMAP = (
+    "g (float[N,2] p) => (seq(map(string, float)) probability)"
+    '{ probability = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(p) }'
+)
+
+
+def load(folder: Path, graph: str) -> OnnxModel:
+    return OnnxModel.load(write_model(folder, graph))
+
+
+@pytest.mark.parametrize(
+    ("graph", "has_rows", "why"),
+    [
+        ("g (float[N,2] X) => (float[N,2] y) { y = Neg(X) }", True, ""),
+        (TEXTS % "y = ReduceSum<keepdims=0>(X, axis)", True, ""),
+        ("g (float[?,2] a, float[?,2] b) => (float[?,2] y) { y = Add(a, b) }", True, ""),
+        # tf2onnx writes such names.
+        ("g (float[unk__5,2] a, float[unk__6,2] b) => (float[unk__7,2] y) { y = Add(a, b) }", True, ""),
+        (ZIPMAP, True, ""),
+        ("g (float[1,2] X) => (float[1,2] y) { y = Neg(X) }", True, "'X' has the fixed first size 1"),
+        ("g (float[3,2] X) => (float[3,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 3"),
+        ("g (float[0,2] X) => (float[0,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 0"),
+        ("g (float[N] a, float b) => (float[N] y) { y = Mul(a, b) }", False, "'b' is a scalar"),
+        (COSINE, False, "not the same: 'a' (N), 'b' (M)"),
+        ("g (float[N] X) => (float y) { y = ReduceSum<keepdims=0>(X) }", False, "none of its outputs"),
+        ("g () => (float[2] y) <float[2] c = {1, 2}> { y = Identity(c) }", False, "it has no inputs"),
+    ],
+)
+def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
+    tmp_path: Path, graph: str, has_rows: bool, why: str
+) -> None:
+    model = load(tmp_path, graph)
+
+    assert model.schema.has_rows is has_rows
+    assert model.schema.tensor_schema.has_rows is has_rows
+    assert why in (found := no_batch_dimension_reason(model.artifact))
+    assert bool(found) == bool(why)
+
+
+OCR = "g (float[A,3,B,C] x) => (float[A] y) <int64[3] axes = {1, 2, 3}> { y = ReduceSum<keepdims=0>(x, axes) }"
+SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
+
+
+def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_converted_here(tmp_path: Path) -> None:
+    """Exporters use the same name for all dimensions of unknown size."""
+    folder = write_model(tmp_path / "ocr", OCR)
+    graph = onnx.load(folder / "model.onnx")
+    for value in (*graph.graph.input, *graph.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = "?"
+    onnx.save(graph, folder / "model.onnx")
+    model, image = OnnxModel.load(folder), np.ones((2, 3, 48, 192), np.float32)
+    assert model.run(model.schema.from_array(image))["y"].tolist() == [3 * 48 * 192] * 2
+    assert model.schema.has_rows
+
+    model, a, b = load(tmp_path / "sum", SUM), np.ones((2, 3), np.float32), np.ones((1, 1), np.float32)
+    assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[2.0] * 3] * 2
+    assert model.run(model.schema.from_columns({"a": a.tolist(), "b": [[1]]}))["y"].tolist() == [[2.0] * 3] * 2
+    with pytest.raises(InferenceError, match="Attempting to broadcast"):
+        model.run(model.schema.from_columns({"a": a, "b": np.ones((2, 2), np.float32)}))
+
+
+def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: Path) -> None:
+    fed = [{"name": name, "dtype": "float32", "shape": [-1, -1], "columns": []} for name in ("a", "b")]
+    answered = [{"name": "y", "dtype": "float32", "shape": [-1, -1], "role": "value"}]
+    section = {"framework": "torch", "inputs": fed, "outputs": answered, "prediction": ["y"]}
+    tensors = [
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1, -1]}} for name in ("a", "b")
+    ]
+    model = OnnxModel.load(write_model(tmp_path, COSINE, tensors, section))
+    a, b = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+
+    assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[3.0] * 4] * 2
+    with pytest.raises(SchemaMismatch) as caught:
+        model.schema.from_columns({"a": a, "b": b[:, :2]})
+    assert mentions(caught.value.message, "'K'", "'a' has 3", "'b' has 2")
+    assert model.run(model.schema.from_columns({"a": a[:0], "b": b}))["y"].shape == (0, 4)
+
+
+def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(tmp_path: Path) -> None:
+    vectors = [
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1]}} for name in ("a", "b")
+    ]
+    model = OnnxModel.load(write_model(tmp_path, COSINE, vectors))
+    feeds = model.schema.from_columns({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})
+
+    with pytest.raises(InferenceError, match="Invalid rank"):
+        model.run(feeds)

@@ -1,0 +1,378 @@
+"""Tests of models from folders on disk: reading, binding, refusals and answers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from resource import RUSAGE_THREAD, getrusage
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import limit_memory
+from tests.support.models import write_model
+from tests.support.waiting import wait_until
+
+SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+
+
+TWO = "g (float[N] a, int64[N] b) => (float[N] y, int64[N] n) { y = Neg(a) \n n = Neg(b) }"
+
+
+TEXT = "g (string[N,1] s) => (string[N,1] t) { t = Identity(s) }"
+
+
+ZIPMAP = (
+    "g (float[N,2] p) => (seq(map(string, float)) probability)"
+    '{ probability = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(p) }'
+)
+
+
+FIXED = "g (float[2,2] X) => (float[2,2] y) { y = Neg(X) }"
+
+
+RECURRENT = """g (float[N,L,1] x) => (float[1,N,1] h) <float[1,3,1] w = {1, 1, 1}> {
+  steps = Transpose<perm = [1, 0, 2]>(x)
+  every, h = GRU<hidden_size = 1>(steps, w, w)
+}"""
+
+
+def column(name: str, kind: str = "double") -> dict[str, Any]:
+    return {"name": name, "type": kind, "required": True}
+
+
+def tensor(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
+    return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}, **name}
+
+
+@pytest.mark.parametrize(
+    ("graph", "signature", "data", "answer"),
+    [
+        (SUM, [], {"X": [[1, 2]]}, {"y": [3.0]}),
+        (SUM, [column("p"), column("q")], {"q": [2], "p": [1]}, {"y": [3.0]}),
+        (SUM, [tensor("float64", -1, 2)], {"anything": [[1, 2]]}, {"y": [3.0]}),
+        (SUM, [tensor("float32", -1, 2, name="X")], {"X": [[1, 2]]}, {"y": [3.0]}),
+        (TWO, [], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
+        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
+        (TEXT, [tensor("object", -1, 1)], {"s": [["a"]]}, {"t": [["a"]]}),
+        (TEXT, [column("s", "string")], {"s": ["a"]}, {"t": [["a"]]}),
+        (ZIPMAP, [], {"p": [[0.25, 0.75]]}, {"probability": [{"no": 0.25, "yes": 0.75}]}),
+        (FIXED, [], {"X": [[1, 2], [3, 4]]}, {"y": [[-1, -2], [-3, -4]]}),
+    ],
+)
+def test_a_stock_onnx_model_answers_by_its_graphs_names(
+    tmp_path: Path, graph: str, signature: list[Any], data: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
+    outputs = model.run(model.schema.from_columns(data))
+    assert {name: array.tolist() for name, array in outputs.items()} == answer
+
+
+@pytest.mark.parametrize(
+    ("graph", "signature", "data", "prediction"),
+    [
+        (SUM, [], {"X": [[1, 2], [3, 4]]}, {"y": [3.0, 7.0]}),
+        (SUM, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, [{"y": 3.0}, {"y": 7.0}]),
+        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
+        (TEXT, [column("s", "string")], {"s": ["a"]}, [{"t": "a"}]),
+        (FIXED, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, {"y": [[-1, -2], [-3, -4]]}),
+    ],
+)
+def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
+    tmp_path: Path, graph: str, signature: list[Any], data: dict[str, Any], prediction: Any
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
+    found = model.prediction(model.run(model.schema.from_columns(data)))
+    assert prediction == (
+        {name: array.tolist() for name, array in found.items()} if isinstance(found, dict) else found.tolist()
+    )
+
+
+def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, TWO))
+    assert list(model.run(model.schema.from_columns({"a": [1], "b": [1]}), ["n"])) == ["n"]
+
+
+@pytest.mark.parametrize("graph", [SUM, TWO, TEXT, FIXED])
+def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(tmp_path: Path, graph: str) -> None:
+    model = OnnxModel.load(write_model(tmp_path, graph))
+    assert len(model.run(model.example_feeds())) >= 1
+
+
+def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = "g (string[N,1] s) => (float[N,1] y) { y = Cast<to = 1>(s) }"
+    model = OnnxModel.load(write_model(tmp_path, graph, [tensor("str", -1, 1)]))
+    for rows in (1, 100):
+        with pytest.raises(InferenceError, match="running Cast node"):
+            model.run({"s": np.full((rows, 1), "no number", dtype=object)})
+    assert capfd.readouterr().err == ""  # Otherwise callers could fill the log with lines in another format.
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
+def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, RECURRENT))
+
+    with pytest.raises(InferenceError, match=r"'x' .*GRU"):
+        model.run({"x": np.zeros(shape, np.float32)})
+    assert model.run({"x": np.zeros((2, 5, 1), np.float32)})["h"].shape == (1, 2, 1)
+
+
+def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, FIXED))
+    with pytest.raises(InferenceError) as caught:
+        model.run({"X": np.zeros((3, 2), np.float32)})
+    assert "X" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = write_model(tmp_path, SUM)
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(InvalidArtifact, match=r"model\.onnx") as caught:
+        OnnxModel.load(folder)
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("ir_version", 99, "Unsupported model IR version: 99"),
+        ("opset", 99, "ONNX Runtime only \\*guarantees\\* support"),
+    ],
+    ids=["IR", "opset"],
+)
+def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(
+    tmp_path: Path, field: str, value: int, reason: str
+) -> None:
+    folder = write_model(tmp_path, SUM)
+    graph = onnx.load(folder / "model.onnx")
+    if field == "opset":
+        graph.opset_import[0].version = value
+    else:
+        graph.ir_version = value
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+
+    with pytest.raises(InvalidArtifact, match=rf"model\.onnx: {reason}"):
+        OnnxModel.load(folder)
+
+
+def test_an_answer_that_is_no_tensor_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
+    sequence = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
+    with pytest.raises(InvalidArtifact, match=r"'s' .*seq\(.*ConcatFromSequence"):
+        OnnxModel.load(write_model(tmp_path, sequence))
+
+
+def test_a_signature_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArtifact, match="signature's columns"):
+        OnnxModel.load(write_model(tmp_path, TWO, [column("x")]))
+
+
+COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}> {
+  shape = Shape<start = 0, end = 1>(x)
+  count = Cast<to = 1>(shape)
+  nothing = Mul(x, zero)
+  rows = Add(nothing, count)
+}"""
+"""The model answers each row with the number of rows in its run."""
+
+
+def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
+        "outputs": [{"name": "rows", "dtype": "float32", "shape": [-1, 1], "role": "prediction"}],
+    }
+    rows = 2 * RUN_ROWS + 1
+
+    def together(state: str, section: dict[str, Any] | None) -> Any:
+        model = OnnxModel.load(write_model(tmp_path / state, COUNTED, [column("x")], section))
+        return model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
+
+    proven = together("proven", section | {"parity": {"state": "proven"}})
+    assert np.unique_counts(proven).counts.tolist() == [1, 2 * RUN_ROWS]
+    assert proven.max() == RUN_ROWS
+    for state, unproven in (
+        ("stock", None),
+        ("no-original", section | {"parity": {"state": "no-original"}}),
+        ("warned", section | {"parity": {"state": "warned"}}),
+    ):
+        assert together(state, unproven).tolist() == [rows] * rows, "the rows of any graph may be related"
+
+
+MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
+  y = Log(x)
+  mark = Sub(y, y)
+  onnxserve_refused_rows = ReduceSum<keepdims=0>(mark, axis)
+}"""
+
+
+@pytest.mark.parametrize("row", [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS])
+def test_a_row_that_the_graph_marks_is_refused(tmp_path: Path, row: int) -> None:
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "parity": {"state": "proven"},
+    }
+    model = OnnxModel.load(write_model(tmp_path, MARKED, [column("x")], section))
+    numbers = np.ones(row + 2, np.float32)
+
+    assert list(model.run({"x": numbers[:, None]})) == ["y"]
+    numbers[row:] = -1.0
+    with pytest.raises(InferenceError, match=f"^row {row}: "):
+        model.run({"x": numbers[:, None]}, ["y"])
+    with pytest.raises(InferenceError, match=f"^row {row}: "):
+        model.try_out({"x": numbers[:, None]}, seconds=10)
+
+
+WIDE = "g (float[N,1] x) => (float[N,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
+
+
+FREE = "g (float[N,M] x) => (float[N,M] y) { y = Neg(x) }"
+
+
+FIXED_ROWS = "g (float[2,M] x) => (float[2,M] y) { y = Neg(x) }"
+
+
+UNKNOWN = "g (float[N] x, int64[K] size) => (float[] y) { y = Expand(x, size) }"
+
+
+FRAMES = """g (float[samples] x) => (float[frames,3] y)
+<float[1,3] w = {1, 2, 3}, int64[1] one = {1}, int64[1] step = {5}> {
+  start = Sub(one, one)
+  end = Shape(x)
+  found = Slice(x, start, end, start, step)
+  frames = Unsqueeze(found, one)
+  y = MatMul(frames, w)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("graph", "shapes", "message"),
+    [
+        (WIDE, [(4, 1), (5, 1)], "^the answer to 5 rows has 15 values, .* send at most 4 "),
+        (FRAMES, [(20,), (21,)], "^the answer has more than 12 values, "),
+        (FREE, [(4, 3), (1, 12), (4, 4)], "^the answer has more than 12 values, "),
+        (FIXED_ROWS, [(2, 6), (2, 7)], "^the answer has more than 12 values, "),
+    ],
+)
+def test_a_run_with_more_values_than_may_be_answered_is_refused(
+    tmp_path: Path, graph: str, shapes: list[tuple[int, ...]], message: str
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, graph))
+    model.limit_values(12)
+
+    *answered, refused = ({"x": np.ones(shape, np.float32)} for shape in shapes)
+
+    for feeds in answered:
+        assert model.run(feeds)["y"].size == 12
+    with pytest.raises(BodyTooLarge, match=message):
+        model.run(refused)
+
+
+def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path: Path) -> None:
+    graph = "g (float[?,1] x) => (float[batch,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 3], "role": "values"}],
+    }
+    model = OnnxModel.load(write_model(tmp_path, graph, [tensor("float32", -1, 1)], section))
+    model.limit_values(12)
+
+    assert model.run({"x": np.ones((4, 1), np.float32)})["y"].size == 12
+    with pytest.raises(BodyTooLarge, match="at most 4"):
+        model.run({"x": np.ones((5, 1), np.float32)})
+
+
+def test_rows_that_may_be_batched_may_have_as_many_values_each(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, WIDE))
+    model.limit_values(2, batch_rows=4)
+
+    assert model.run({"x": np.ones((4, 1), np.float32)})["y"].size == 12
+    with pytest.raises(BodyTooLarge, match="at most 4"):
+        model.run({"x": np.ones((5, 1), np.float32)})
+
+
+def test_texts_count_as_the_memory_that_they_take(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, TEXT))
+    model.limit_values(8)
+
+    with pytest.raises(BodyTooLarge, match="at most 2"):
+        model.run({"s": np.array([["a"]] * 3, object)})
+
+
+def test_an_output_whose_rank_nobody_knows_is_counted_after_it_is_computed(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, UNKNOWN))
+    model.limit_values(12)
+
+    def run(*size: int) -> Any:
+        return model.run({"x": np.ones(1, np.float32), "size": np.array(size)})["y"]
+
+    assert run(3, 4).size == 12
+    with pytest.raises(BodyTooLarge, match="12 values"):
+        run(13, 1)
+
+
+THICK = """g (float[N,1] x) => (float[N] y) <int64[2] size = {1, 16384}, int64[1] axis = {1}> {
+  layer = Expand(x, size)
+  y = ReduceSum<keepdims=0>(layer, axis)
+}"""
+"""The layer takes 64 KiB per row."""
+MIB = 2**20
+LAYER_BYTES = 64 * MIB
+LAYER_PAGES = LAYER_BYTES // 4096
+
+
+@pytest.fixture
+def run_large(tmp_path: Path) -> Any:
+    """Return a run whose layer takes 64 MiB. The run returns the pages that the system gave to the process in the
+    meantime.
+    """
+    model = OnnxModel.load(write_model(tmp_path, THICK))
+    model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime keeps the memory of the first run.
+    feeds = {"x": np.ones((LAYER_BYTES // 2**16, 1), np.float32)}
+
+    def run() -> int:
+        before = getrusage(RUSAGE_THREAD).ru_minflt
+        assert model.run(feeds)["y"][-1] == 16384
+        return getrusage(RUSAGE_THREAD).ru_minflt - before
+
+    return run
+
+
+@pytest.fixture
+def short_memory() -> Iterator[None]:
+    limit_memory(1)
+    yield
+    limit_memory(None)
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large: Any) -> None:
+    before = resident()
+    run_large()
+    assert resident() > before + LAYER_BYTES / 2
+    run_large()  # ONNX Runtime plans its memory again.
+    assert run_large() < LAYER_PAGES / 8
+
+
+def test_the_memory_of_a_large_run_is_given_back_when_no_other_follows(run_large: Any) -> None:
+    before = resident()
+    run_large()
+    wait_until(lambda: resident() < before + LAYER_BYTES / 4, seconds=20)
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(run_large: Any) -> None:
+    before = resident()
+    run_large()
+    assert resident() < before + LAYER_BYTES / 4

@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from tests.support.models import write_model
+
+TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}
+
+
+def read(folder: Path, inputs: Any = None, outputs: Any = None, **more: Any) -> Artifact:
+    document: dict[str, Any] = {"flavors": {"python_function": {"loader_module": "mlflow.sklearn"}}, **more}
+    signature = {"inputs": inputs, "outputs": outputs}
+    document["signature"] = {side: json.dumps(fields) for side, fields in signature.items() if fields is not None}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return read_served_artifact(folder)
+
+
+def listed(feeds: Feeds) -> dict[str, list[Any]]:
+    return {name: array.tolist() for name, array in feeds.items()}
+
+
+def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) -> None:
+    kinds = {"when": "datetime", "blob": "binary", "x": "double"}
+    artifact = read(tmp_path, [{"name": name, "type": kind} for name, kind in kinds.items()], run_id="r", model_id="m")
+    assert artifact.flavor == "python_function"
+    assert (artifact.run_id, artifact.model_id, artifact.framework) == ("r", "m", "sklearn")
+    assert artifact.columns == (
+        Column("when", "string"),
+        Column("blob", "string", is_binary=True),
+        Column("x", "double"),
+    )
+    assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
+    feeds = pyfunc_schema(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
+    assert {name: array.tolist() for name, array in feeds.items()} == {
+        "when": ["2013-07-01"],
+        "blob": ["AA=="],
+        "x": [1.0],
+    }
+
+
+def test_an_optional_column_that_is_left_out_is_no_feed(tmp_path: Path) -> None:
+    kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
+    fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
+    schema = pyfunc_schema(read(tmp_path, fields))
+    bare = {"x": [1.0]}
+    assert listed(schema.from_records([{"x": 1}])) == bare
+    assert listed(schema.from_rows(["x"], [[1]])) == bare
+    assert listed(schema.from_columns({"x": np.array([1.0])})) == bare
+    assert listed(schema.from_records([{"x": 1, "n": 2}])) == {**bare, "n": [2]}
+    assert listed(schema.from_array([[1, "a", 2, "2013-07-01"]])) == {
+        **bare,
+        "s": ["a"],
+        "n": [2],
+        "when": ["2013-07-01"],
+    }
+    with pytest.raises(SchemaMismatch, match="'x' is missing"):
+        schema.from_records([{"s": "a"}])
+
+
+def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
+    assert [column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns] == ["0", "1"]
+
+
+def test_the_numbers_of_the_columns_of_an_array_are_their_names(tmp_path: Path) -> None:
+    fields = [{"name": number, "type": "double", "required": True} for number in range(2)]
+    schema = pyfunc_schema(read(tmp_path, fields))
+    assert listed(schema.from_records([{"0": 1, "1": 2}])) == {"0": [1.0], "1": [2.0]}
+
+
+def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
+    artifact = read(tmp_path, [TENSOR])
+    assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
+    assert list(pyfunc_schema(artifact).from_array([[1, 2]])) == ["input"]
+    named = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
+    assert list(pyfunc_schema(named).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "more", "said"),
+    [
+        (None, {}, "signature does not name its inputs"),
+        ([], {}, "signature does not name its inputs"),
+        ([{"name": "o", "type": "object", "properties": {}}], {}, "the column 'o' has the type object"),
+        ([{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}], {}, "'t' is complex64"),
+        ([{"type": "string"}], {"is_signature_from_type_hint": True}, "takes Python objects"),
+    ],
+)
+def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any, more: Any, said: str) -> None:
+    artifact = read(tmp_path, inputs, **more)
+    schema = pyfunc_schema(artifact)
+    for ask in (
+        lambda: schema.from_columns({"a": [1]}),
+        lambda: schema.from_records([{"a": 1}]),
+        lambda: schema.from_rows(["a"], [[1]]),
+        lambda: schema.from_array([[1]]),
+        lambda: schema.tensor_schema,
+    ):
+        with pytest.raises(SchemaMismatch, match=f"{said}.* /invocations"):
+            ask()
+
+
+def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
+    items = {"type": "array", "items": {"type": "any"}}
+    # A ResponsesAgent has this signature.
+    artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])
+    assert [(column.name, column.type) for column in artifact.logged_columns] == [
+        ("input", "string"),
+        ("text", "string"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (None, []),
+        ([TENSOR], [Output("prediction", "float32", (-1, 2))]),
+        ([{"type": "string"}], [Output("prediction", "str", (-1,))]),
+        (
+            [{"type": "long", "name": "n"}, {"type": "datetime", "name": "d"}],
+            [Output("n", "int64", (-1,)), Output("d", "str", (-1,))],
+        ),
+    ],
+)
+def test_outputs_are_what_the_signature_says(tmp_path: Path, outputs: Any, expected: list[Output]) -> None:
+    artifact = read(tmp_path, [TENSOR], outputs)
+    assert list(artifact.outputs) == expected
+    assert artifact.prediction == tuple(output.name for output in expected)
+
+
+def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "onnx")
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    document["flavors"]["python_function"] = {"loader_module": "mlflow.onnx"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    assert read_served_artifact(folder).flavor == "onnx"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "flavors: {python_function: 3}", "flavors: {keras: {}}", "flavors: {python_function: {}}\nsignature: 3"],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "MLmodel").write_text(text)
+    with pytest.raises(InvalidArtifact):
+        read_served_artifact(tmp_path)

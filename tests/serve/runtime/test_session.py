@@ -1,0 +1,269 @@
+"""Tests that threads, providers and their options are as configured, and not the defaults of ONNX Runtime."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
+from mlflow_deploy_plugin.serve.runtime import session
+from mlflow_deploy_plugin.serve.runtime.session import OPENVINO, Placement, available_cores, open_session
+from tests.support.models import adder, parse_graph
+from tests.support.refusals import refused
+
+CUDA = {
+    "arena_extend_strategy",
+    "cudnn_conv1d_pad_to_nc1d",
+    "cudnn_conv_algo_search",
+    "cudnn_conv_use_max_workspace",
+    "device_id",
+    "do_copy_in_default_stream",
+    "enable_cuda_graph",
+    "enable_cudnn",
+    "fuse_conv_bias",
+    "gpu_external_alloc",
+    "gpu_external_empty_cache",
+    "gpu_external_free",
+    "gpu_mem_limit",
+    "has_user_compute_stream",
+    "prefer_nhwc",
+    "sdpa_kernel",
+    "tunable_op_enable",
+    "tunable_op_tuning_enable",
+    "use_ep_level_unified_stream",
+    "use_tf32",
+}
+"""All that the CUDA provider of onnxruntime-gpu 1.31.1 does not answer by "Unknown provider option": every word of its
+library was tried, behind an empty libcuda.so.1, since options are parsed before a GPU is looked for."""
+TENSORRT = {"device_id", "trt_cuda_graph_enable", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_fp16_enable"}
+"""The option names in the TensorRT provider's library that onnxserve uses."""
+ALL = ProviderOptions(
+    gpu_mem_limit=2**31,
+    arena_extend_strategy="kSameAsRequested",
+    cudnn_conv_algo_search="HEURISTIC",
+    use_tf32=False,
+    enable_cuda_graph=True,
+    trt_fp16_enable=True,
+)
+
+
+def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
+    code = "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; import_onnxruntime()"
+    # With the variable CI, ONNX Runtime would disable its telemetry without the setting of onnxserve.
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
+def test_a_runtime_that_another_package_has_imported_tells_nobody_either(
+    given: str | None, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: called.append(True))
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", given or "")
+    if given is None:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    session.import_onnxruntime()
+    assert len(called) == calls
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/system.slice/a.service", {"system.slice/a.service/cpu.max": "150000 100000"}, 1),
+        ("0::/s/a", {"s/cpu.max": "300000 100000", "s/a/cpu.max": "max 100000"}, 3),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ("4:cpu,cpuacct:/\n0::/", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ("4:cpu:/docker/1", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, 2),
+        ("4:cpuset:/\n", {}, 8),
+        (None, {}, 8),
+    ],
+)
+def test_the_cores_are_those_that_the_cgroup_and_those_above_it_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(session, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(session, "_OWN_CGROUPS", tmp_path / "own")
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    assert available_cores() == expected
+
+
+def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(bytes(2_000_000))
+    with pytest.raises(InvalidArtifact, match=r"cannot load model\.onnx"):
+        open_session(tmp_path / "model.onnx")
+
+
+def external(location: str) -> onnx.TensorProto:
+    """Return a weight whose data is four bytes of another file."""
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location="EXTERNAL")
+    for key, value in {"location": location, "offset": "0", "length": "4"}.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def as_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+    graph.initializer.append(weights)
+
+
+def as_constant(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+    graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weights))
+
+
+def as_sparse_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+    place = onnx.helper.make_tensor("place", onnx.TensorProto.INT64, [1], [0])
+    graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(weights, place, [1]))
+
+
+@pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "*/_ORT_MEM_ADDR_/*"])
+@pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
+def test_a_graph_reads_no_file_outside_of_its_folder(
+    tmp_path: Path, add: Callable[[onnx.GraphProto, onnx.TensorProto], None], location: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"1234")
+    graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
+    add(graph.graph, external(location.format(folder=tmp_path)))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(InvalidArtifact, match="cannot load"):
+        open_session(tmp_path / "model" / "model.onnx")
+
+
+@pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "link", "*/_ORT_MEM_ADDR_/*"])
+@pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
+def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    add: Callable[[onnx.GraphProto, onnx.TensorProto], None],
+    location: str,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [OPENVINO, "CPUExecutionProvider"])
+    (tmp_path / "secret").write_bytes(b"1234")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "model" / "weights").write_bytes(bytes(4))
+    for place in ("weights", location.format(folder=tmp_path)):
+        graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
+        add(graph.graph, external(place))
+        (tmp_path / "model" / "model.onnx").write_bytes(graph.SerializeToString())
+        if place == "weights":
+            assert open_session(tmp_path / "model" / "model.onnx").run(None, {"x": np.ones(1, np.float32)})[0] == 1.0
+    with refused(InvalidArtifact, "model.onnx", "weights"):
+        open_session(tmp_path / "model" / "model.onnx")
+
+
+def test_a_cpu_has_no_options_and_no_company() -> None:
+    assert Placement().providers == [("CPUExecutionProvider", {})]
+
+
+def test_what_is_not_said_is_left_to_onnx_runtime() -> None:
+    assert Placement("cuda").providers == [("CUDAExecutionProvider", {"device_id": "0"})]
+
+
+def test_cuda_gets_its_options_as_texts() -> None:
+    options = ALL.model_copy(update={"trt_fp16_enable": None})
+    ((name, given),) = Placement("cuda", 3, options, Path("/engines")).providers
+    assert name == "CUDAExecutionProvider"
+    assert given == {
+        "device_id": "3",
+        "gpu_mem_limit": "2147483648",
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",
+        "enable_cuda_graph": "1",
+    }
+    assert set(given) <= CUDA
+
+
+def test_openvino_computes_in_float32_on_the_cpu() -> None:
+    ((name, options),) = Placement("openvino").providers
+    assert (name, options) == (OPENVINO, {"device_type": "CPU", "precision": "FP32"})
+
+
+def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> None:
+    listed: tuple[dict[str, dict[str, object]], ...] = (
+        {"CUDAExecutionProvider": {"device_id": 1, "use_tf32": False}},
+        {"CPUExecutionProvider": {}},
+    )
+    assert Placement(listed=listed).providers == [
+        ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "False"}),
+        ("CPUExecutionProvider", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "mentioned"),
+    [
+        (["FooExecutionProvider"], ["FooExecutionProvider", "CPUExecutionProvider"]),
+        (["CPUExecutionProvider", "FooExecutionProvider"], ["FooExecutionProvider"]),
+        ([OPENVINO, "CPUExecutionProvider"], ["OpenVINO build", "mlflow-onnxserve[openvino]"]),
+        (["AzureExecutionProvider", "CPUExecutionProvider"], ["AzureExecutionProvider", "CPUExecutionProvider"]),
+    ],
+)
+def test_a_listed_provider_that_would_not_be_used_is_refused(
+    tmp_path: Path, names: list[str], mentioned: list[str]
+) -> None:
+    if {OPENVINO, *names} & {*onnxruntime.get_available_providers()} - {
+        "AzureExecutionProvider",
+        "CPUExecutionProvider",
+    }:
+        pytest.skip("this is not ONNX Runtime's CPU build")
+    onnx.save(adder(1), tmp_path / "model.onnx")
+    with refused(DeviceUnavailable, "server.providers", *mentioned):
+        open_session(tmp_path / "model.onnx", Placement(listed=[{name: {}} for name in names]))
+
+
+def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:
+    tensorrt, cuda = Placement("tensorrt", 1, ALL, Path("/state/engines")).providers
+    assert tensorrt == (
+        "TensorrtExecutionProvider",
+        {
+            "device_id": "1",
+            "trt_fp16_enable": "1",
+            "trt_cuda_graph_enable": "1",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": "/state/engines",
+        },
+    )
+    assert cuda[0] == "CUDAExecutionProvider"
+    assert "enable_cuda_graph" not in cuda[1]
+    assert set(tensorrt[1]) <= TENSORRT
+    assert set(cuda[1]) <= CUDA
+    own = ProviderOptions(trt_engine_cache_path="/fast/disk")
+    assert Placement("tensorrt", 0, own, Path("/state")).providers[0][1]["trt_engine_cache_path"] == "/fast/disk"
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU build")
+@pytest.mark.parametrize(("library", "names"), [("cuda", CUDA), ("tensorrt", TENSORRT)])
+def test_this_gpu_build_knows_every_name(library: str, names: set[str]) -> None:
+    file = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
+    words = set(re.findall(rb"[a-z][a-z0-9_]+(?=\0)", file.read_bytes()))
+    assert {name for name in names if name.encode() not in words} == set()
+
+
+def test_a_runtime_that_answers_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment may have its own ONNX Runtime: the package does not require a version, but its extras do."""
+    onnx.save(adder(1), tmp_path / "model.onnx")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
+
+    with pytest.raises(RuntimeMissing, match=r"1\.27\.0.*1\.29.*pip install"):
+        open_session(tmp_path / "model.onnx")

@@ -1,0 +1,5 @@
+"""The servers whose captured requests the tests read."""
+
+from tests.serve.conftest import bias_folders as bias_folders
+from tests.serve.conftest import model_folders as model_folders
+from tests.serve.conftest import serve_here as serve_here

@@ -1,0 +1,195 @@
+"""A captured request is stored completely, or without the columns that the spec drops or masks."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
+from mlflow_deploy_plugin.core.statedir.models import WorkerState
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.handling import handle
+from tests.support.refusals import mentions
+from tests.support.servers import variant, want
+from tests.support.waiting import wait_until
+
+COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
+INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
+MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
+SILENT = CapturedModel("m", "1", Schema((), (), ()), ("output",))  # a model without a signature
+TWO_ANSWERS = CapturedModel("m", "1", Schema((), (), ()), ("y", "p"), ("y", "p"))
+RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
+OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
+SENT: dict[str, list[Any]] = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]}
+ROWS = {**SENT, "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
+FEEDS = MODEL.schema.from_columns(SENT)
+
+
+@pytest.mark.parametrize(
+    "drop", [("b",), ("a", "c"), ("a", "b", "c"), ("name",), ("prediction",), ("output.y", "output.p", "name", "b")]
+)
+def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, ...]) -> None:
+    writer = CaptureWriter(tmp_path)
+    kept = exclude_columns(MODEL, drop, ())
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)[-1]
+    left = {name: values for name, values in ROWS.items() if name not in drop}
+    if "output.y" in drop:
+        del left["prediction"]
+    found = []
+    for batch in read_batches(segments(tmp_path)[0]).batches:
+        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        found.append({name: array.tolist() for name, array in columns.items()})
+    assert found == [left, ROWS, {name: values[:1] for name, values in left.items()}]
+    if "name" in drop:
+        assert b'"x"' in segments(tmp_path)[0].read_bytes()  # The request without exclusions contains the value.
+        writer.close()
+        writer = CaptureWriter(tmp_path / "other")
+        writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
+        assert b'"x"' not in segments(tmp_path / "other")[0].read_bytes()
+
+
+@pytest.mark.parametrize("mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")])
+def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tuple[str, ...]) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    kept = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)[-1]
+    (segment,) = segments(tmp_path / "spool")
+    key = ColumnMask(tmp_path / "mask.key")
+    columns = to_log_columns(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
+    expected = {name: key.hash_column(columns[name]) for name in mask}
+    left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
+    for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
+        found = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        assert {name: array.tolist() for name, array in found.items()} == {n: v[:rows] for n, v in left.items()}
+        assert {name: array.tolist() for name, array in batch.masked.items()} == {
+            name: hashes[:rows] for name, hashes in expected.items()
+        }
+    assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
+
+
+def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    assert writer.write(RECORD, exclude_columns(SILENT, ("prediction",), ()), FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, exclude_columns(SILENT, (), ("prediction",)), FEEDS, OUTPUTS, 100)[-1]
+    dropped, masked = read_batches(segments(tmp_path / "spool")[0]).batches
+    assert dropped.outputs == masked.outputs == dropped.masked == {}
+    key = ColumnMask(tmp_path / "mask.key")
+    assert {name: list(hashes) for name, hashes in masked.masked.items()} == {
+        f"output.{name}": key.hash_column(values) for name, values in OUTPUTS.items()
+    }
+
+
+def test_the_same_choice_is_one_object() -> None:
+    assert exclude_columns(MODEL, (), ()) is MODEL
+    assert exclude_columns(MODEL, ("a",), ("b",)) is exclude_columns(MODEL, ("a",), ("b",))
+
+
+@pytest.mark.parametrize(
+    ("model", "drop", "mask", "message"),
+    [
+        (MODEL, ("nam",), (), "capture.drop: m 7 has no column 'nam'; did you mean 'name'?"),
+        (MODEL, (), ("output.q",), "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?"),
+        (MODEL, ("zzz",), (), "no column 'zzz'; the columns are name, a, b, c, prediction, output.y, output.p"),
+        (TWO_ANSWERS, ("prediction",), (), "no column 'prediction'; the columns are output.y, output.p"),
+        (TWO_ANSWERS, (), ("anything", "output.q"), "no column 'output.q'; did you mean 'output.y'?"),
+    ],
+)
+def test_a_name_that_is_no_column_is_refused_with_the_nearest(
+    model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        exclude_columns(model, drop, mask)
+    assert message in refused.value.message
+
+
+@pytest.mark.parametrize("name", ["a", "X"])
+def test_a_key_that_is_an_input_is_refused(name: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        exclude_columns(MODEL, (), (), ("customer_id", name))
+    assert f"capture.keys: {name!r}" in refused.value.message
+
+
+def test_a_key_may_be_dropped_or_masked() -> None:
+    kept = exclude_columns(MODEL, ("customer_id",), ("order_id",), ("customer_id", "order_id"))
+    assert kept.schema.names == MODEL.schema.names
+    assert kept.masked == {"customer_id": (), "order_id": (("order_id", None),)}
+
+
+def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
+    assert exclude_columns(SILENT, ("anything",), ()).model == "m"
+    tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))
+    kept = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
+    assert not kept.schema.inputs
+    assert kept.left_out == {"any"}
+
+
+@pytest.mark.parametrize(
+    ("drop", "mask", "is_kept"),
+    [
+        ((), (), True),
+        (("name",), ("a",), True),
+        (("prediction",), (), False),
+        ((), ("prediction",), False),
+        ((), ("output.p",), False),
+    ],
+)
+def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(
+    drop: tuple[str, ...], mask: tuple[str, ...], is_kept: bool
+) -> None:
+    assert exclude_columns(MODEL, drop, mask).has_all_outputs is is_kept
+    assert not exclude_columns(SILENT, drop, ("prediction",)).has_all_outputs
+
+
+def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+) -> None:
+    server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
+    state_dir = server.repository.state_dir
+    body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
+    request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
+    assert handle(server, request).status == 200
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
+    account = next((state_dir / "workers").glob("*.json"))
+
+    def told() -> str:
+        state = read_state(account, WorkerState)
+        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+
+    assert mentions(wait_until(told, what="the refusal"), "capture.drop", "'aa'", "'a'")
+    assert handle(server, request).headers["X-Model-Version"] == "1"
+    (batch,) = read_batches(segments(state_dir / SPOOL)[0]).batches
+    assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
+    assert len(batch.offsets) == 2
+
+
+def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+) -> None:
+    server = serve_here({"e": {"e": variant(bias_folders["1"])}})
+    state_dir = server.repository.state_dir
+    (state_dir / MASK_KEY).write_text("none")
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, mask=["a"])
+
+    def told() -> str:
+        state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
+        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+
+    assert mentions(wait_until(told, what="the refusal"), "mask.key", "32 to 128")
+    assert server.repository.table["e"].answering[0].loaded.version == "1"

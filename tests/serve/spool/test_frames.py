@@ -1,0 +1,72 @@
+"""The segments of the spool, and the frames in a segment."""
+
+import fcntl
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.serve.spool.frames import (
+    FRAME,
+    MAGIC,
+    SHIPPED,
+    find_frames,
+    is_released,
+    payload_at,
+    segments,
+    shipped_bytes,
+    spool_bytes,
+)
+
+
+def frame(payload: bytes) -> bytes:
+    return FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
+
+
+REQUEST, FEEDBACK = frame(b"R" + b"x" * 20), frame(b"F[]")
+
+
+def test_frames_are_found_by_kind() -> None:
+    frames = find_frames(REQUEST + FEEDBACK + REQUEST, min_request_bytes=20)
+    assert frames.requests.tolist() == [0, len(REQUEST) + len(FEEDBACK)]
+    assert frames.feedback.tolist() == [len(REQUEST)]
+    assert (frames.end, frames.lost_bytes, frames.malformed) == (2 * len(REQUEST) + len(FEEDBACK), 0, 0)
+
+
+def test_a_frame_that_is_too_short_for_its_kind_is_malformed() -> None:
+    assert find_frames(frame(b"") + frame(b"R") + REQUEST, min_request_bytes=20).malformed == 2
+
+
+@pytest.mark.parametrize("length", [0, 3, FRAME.size, len(REQUEST) - 1])
+def test_a_torn_frame_ends_the_segment(length: int) -> None:
+    frames = find_frames(REQUEST + REQUEST[:length], min_request_bytes=20)
+    assert (frames.requests.tolist(), frames.end, frames.lost_bytes) == ([0], len(REQUEST), 0)
+    assert payload_at(REQUEST[:length], 0) is None
+
+
+@pytest.mark.parametrize("value", [b"xxxx", MAGIC])
+def test_damage_costs_only_the_damaged_frame(value: bytes) -> None:
+    damaged = frame(b"R" + value + b"x" * 16)[:-1] + b"y"
+    frames = find_frames(REQUEST + damaged + REQUEST, min_request_bytes=20)
+    assert (frames.requests.tolist(), frames.lost_bytes) == ([0, 2 * len(REQUEST)], len(REQUEST))
+
+
+def test_segments_are_listed_from_the_oldest_on(tmp_path: Path) -> None:
+    for age, name in ((3, "b"), (2, "a"), (1, "c")):
+        (tmp_path / f"{name}.seg").write_bytes(REQUEST)
+        os.utime(tmp_path / f"{name}.seg", (1000 - age, 1000 - age))
+    (tmp_path / "b").with_suffix(SHIPPED).write_text("7")
+    assert [path.stem for path in segments(tmp_path)] == ["b", "a", "c"]
+    assert [shipped_bytes(path) for path in segments(tmp_path)] == [7, 0, 0]
+    assert spool_bytes(tmp_path) == 3 * len(REQUEST) + 1
+    assert spool_bytes(tmp_path / "nowhere") == 0
+
+
+def test_a_segment_is_released_when_nobody_locks_it(tmp_path: Path) -> None:
+    segment = tmp_path / "a.seg"
+    segment.write_bytes(b"")
+    with segment.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not is_released(segment)
+    assert is_released(segment)

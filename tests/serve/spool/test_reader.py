@@ -1,0 +1,216 @@
+"""Reading in batches and reading single requests return the same values."""
+
+import io
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
+from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from mlflow_deploy_plugin.serve.spool.reader import CapturedBatch, Utf8Array, read_batches, read_last_batches
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.spool import read_segment
+
+HOUR = 3_600_000_000
+SCHEMA = Schema(
+    (Column("s", "string"), Column("d", "double")),
+    (),
+    (Input("s", "str", (-1, 1), ("s",)), Input("d", "float32", (-1, 1), ("d",))),
+)
+MODELS = [CapturedModel("m", str(version), SCHEMA, ("y",)) for version in range(2)]
+
+Request = dict[str, Any]
+REQUESTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "model": st.sampled_from(MODELS),
+            "endpoint": st.sampled_from(["e", "fé"]),
+            "rows": st.integers(0, 3),
+            "id": st.text(max_size=5).filter(lambda text: text.isprintable()),
+            "hour": st.integers(-2, 2),
+            "width": st.integers(0, 2),
+            "words": st.lists(st.sampled_from(["", "ü", 'a"b', None]), min_size=9, max_size=9),
+            "has_text": st.booleans(),
+            "is_shadow": st.booleans(),
+        }
+    ),
+    max_size=12,
+)
+
+
+def write(writer: CaptureWriter, number: int, request: Request) -> None:
+    rows, width = request["rows"], request["width"]
+    moment = HOUR * request["hour"] + number
+    feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
+    if request["has_text"]:
+        words = np.array(["word", *request["words"]][: rows * 2], dtype=object)  # The first value determines the type.
+        feeds["s"] = words.reshape(rows, 2)
+    outputs = {"y": np.full(rows, number, np.int64), "p": np.full((rows, width, 2), number, np.float64)}
+    is_shadow = request.get("is_shadow", False)
+    record = RequestRecord(
+        request["endpoint"], "v", request["id"], f"p{number}", moment, moment + 1, number, 200 + number, is_shadow
+    )
+    assert writer.write(record, request["model"], feeds, outputs, 100)[-1]
+
+
+def strings(texts: Utf8Array) -> list[str]:
+    content, bounds = texts.content.tobytes(), texts.bounds.tolist()
+    return [content[begin:stop].decode() for begin, stop in pairwise(bounds)]
+
+
+def one_by_one(segment: Path, start: int) -> tuple[list[Any], int]:
+    requests, end = read_segment(segment, start)
+    return [
+        (
+            (request.model.model, request.model.version, request.model.schema, request.model.prediction),
+            request.offset,
+            tuple(request.record),
+            {name: (array.shape, array.dtype, array.tolist()) for name, array in request.feeds.items()},
+            {name: (array.shape, array.dtype, array.tolist()) for name, array in request.outputs.items()},
+        )
+        for request in requests
+    ], end
+
+
+def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
+    captured = read_batches(segment, start)
+    found = []
+    for batch in captured.batches:
+        ids = zip(strings(batch.request_ids), strings(batch.prediction_ids), strict=True)
+        for place, (request_id, prediction_id) in enumerate(ids):
+            times = int(batch.event_times[place]), int(batch.received_times[place])
+            told = int(batch.latencies[place]), int(batch.statuses[place]), batch.is_shadow
+            assert times[0] // HOUR == batch.hour
+            rows = slice(place * batch.rows, (place + 1) * batch.rows)
+            found.append(
+                (
+                    (batch.model.model, batch.model.version, batch.model.schema, batch.model.prediction),
+                    int(batch.offsets[place]),
+                    (batch.endpoint, batch.variant, request_id, prediction_id, *times, *told),
+                    {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.feeds.items()},
+                    {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.outputs.items()},
+                )
+            )
+    return sorted(found, key=lambda request: request[1]), captured.end
+
+
+@settings(max_examples=60)
+@given(REQUESTS, st.integers(0, 12))
+def test_batches_hold_what_is_read_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, requests: list[Request], shipped: int
+) -> None:
+    spool = tmp_path_factory.mktemp("spool")
+    writer = CaptureWriter(spool)
+    start = 0
+    for number, request in enumerate(requests):
+        write(writer, number, request)
+        start = segments(spool)[0].stat().st_size if number < shipped else start
+    writer.close()
+    for segment in segments(spool):
+        assert by_the_batch(segment, 0) == one_by_one(segment, 0)
+        assert by_the_batch(segment, start) == one_by_one(segment, start)
+
+
+REQUEST = {"model": MODELS[0], "endpoint": "e", "rows": 1, "hour": 0, "width": 1, "words": ["a"], "has_text": True}
+
+
+def test_a_tear_ends_both_at_the_same_place(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    for number, name in enumerate(("a", "bcd", "ef")):
+        write(writer, number, {**REQUEST, "id": name})
+    content = segments(tmp_path / "spool")[0].read_bytes()
+    torn = tmp_path / "torn.seg"
+    for length in range(0, len(content), 5):
+        torn.write_bytes(content[:length])
+        assert by_the_batch(torn, 0) == one_by_one(torn, 0)
+
+
+def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    for number in range(20):
+        write(writer, number, {**REQUEST, "id": "r"})
+    writer.write_feedback("e", 1, [Feedback("p", 0, None, "OXS4")])
+    (segment,) = segments(tmp_path)
+    requests, _ = read_segment(segment)
+    content = bytearray(segment.read_bytes())
+    content[requests[7].offset + 30] ^= 1
+    segment.write_bytes(content)
+    captured = read_batches(segment)
+    (batch,) = captured.batches
+    assert batch.offsets.tolist() == [request.offset for number, request in enumerate(requests) if number != 7]
+    assert captured.lost_bytes == requests[8].offset - requests[7].offset
+    assert (len(captured.feedback), captured.end) == (1, len(content))
+
+
+def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    for number in range(100):
+        write(writer, number, {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]})
+    batches = read_batches(segments(tmp_path)[0]).batches
+    assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [("e", 50), ("f", 50)]
+
+
+def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    write(writer, 0, {**REQUEST, "id": "a"})
+    (segment,) = segments(tmp_path)
+    (request,), _ = read_segment(segment)
+    segment.write_bytes(segment.read_bytes()[request.offset :])
+    captured = read_batches(segment)
+    assert (captured.batches, captured.malformed) == ([], 1)
+
+
+class _TakenBackMeanwhile(io.BytesIO):
+    """Read a segment while its worker truncates half a frame and writes another frame at the same offset."""
+
+    is_first = True
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if size == -1 and self.is_first:
+            self.is_first = False
+            middle = content.index(b"second")
+            return content[:middle] + b"half a" + content[middle + 6 :]
+        return content
+
+
+def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CaptureWriter(tmp_path)
+    for number, name in enumerate(("first_", "second", "third_")):
+        write(writer, number, {**REQUEST, "id": name})
+    (segment,) = segments(tmp_path)
+    content = segment.read_bytes()
+    monkeypatch.setattr(Path, "open", lambda path, mode: _TakenBackMeanwhile(content))
+    captured = read_batches(segment)
+    assert ([len(batch.offsets) for batch in captured.batches], captured.lost_bytes) == ([3], 0)
+
+
+def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
+    return [prediction_id for batch in batches for prediction_id in strings(batch.prediction_ids)]
+
+
+def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    write(writer, 0, {**REQUEST, "id": "r"})
+    (segment,) = segments(tmp_path)
+    frames = segment.read_bytes()
+    sent = np.frombuffer(frames + bytes(-len(frames) % 4), np.float32).reshape(1, -1)
+    for number in (1, 2):
+        writer.write(RequestRecord("e", "v", "r", f"p{number}", 1, 1), MODELS[0], {"d": sent}, {}, 100)
+    assert prediction_ids(read_batches(segment, segment.stat().st_size - sent.nbytes).batches) == ["p0"]
+    assert prediction_ids(read_last_batches(segment, segment.stat().st_size)) == ["p0", "p1", "p2"]
+    for most_bytes in (0, sent.nbytes // 2, sent.nbytes):
+        assert prediction_ids(read_last_batches(segment, most_bytes)) == ["p2"]
+    with segment.open("ab") as file:
+        file.write(frames[:20])  # The worker has died while it wrote.
+    assert prediction_ids(read_last_batches(segment, sent.nbytes + 150)) == ["p2"]

@@ -1,0 +1,78 @@
+"""The server of a state folder is created from its spec."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPEC
+from mlflow_deploy_plugin.serve.assembly import open_server, read_server_spec
+from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from tests.support.handling import ask
+from tests.support.servers import one_endpoint
+
+ENDPOINT = "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
+
+
+def test_without_a_spec_the_defaults_hold(tmp_path: Path) -> None:
+    assert read_server_spec(tmp_path) == ServerSpec()
+
+
+def test_the_first_of_several_endpoints_has_the_server(tmp_path: Path) -> None:
+    documents = ENDPOINT.format(name="a", threads=3), ENDPOINT.format(name="b", threads=3)
+    (tmp_path / SPEC).write_text("---\n".join(documents))
+    assert read_server_spec(tmp_path).threads == 3
+
+
+def test_a_malformed_spec_is_refused(tmp_path: Path) -> None:
+    (tmp_path / SPEC).write_text("name: [")
+    with pytest.raises(InvalidConfig):
+        read_server_spec(tmp_path)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    ("settings", "may_wait"),
+    [("{}", False), ("{api_keys: true}", True), ("{rate_limit: 1/day}", True), ("{max_concurrent_requests: 1}", False)],
+)
+def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, settings: str, may_wait: bool
+) -> None:
+    """Not even the first request of a key waits, although its limits are not known before."""
+    (tmp_path / SPEC).write_text(f"name: e\nvariants: {{e: {{model: m}}}}\nserver: {settings}\n")
+    for url, expected in ((redis_url, may_wait), ("", False)):
+        monkeypatch.setenv("ONNXSERVE_REDIS_URL", url)
+        server = open_server(tmp_path)
+        server.close()
+        assert may_wait_for_limits(server, RawRequest("POST", "/invocations", {}, b"")) is expected
+
+
+def test_a_server_closes_what_it_has_opened(tmp_path: Path) -> None:
+    server = open_server(tmp_path)
+    server.close()
+    assert not list((tmp_path / "workers").glob("*.json"))
+    assert server.repository.table == {}
+
+
+def test_the_characters_of_a_request_to_a_text_model_are_limited(
+    serve_here: Callable[..., Server], tmp_path: Path
+) -> None:
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import text_model
+
+    server = serve_here(one_endpoint(text_model(tmp_path / "model")), {"max_text_characters": 1000})
+    assert ask(server, body=dump_json({"inputs": ["the model " * 10_000] * 3})).status == 200  # Only the starts count.
+    refused = ask(server, body=dump_json({"inputs": ["日本語" * 200] * 2}))
+    assert refused.status == 413
+    assert "max_text_characters" in json.loads(refused.body)["message"]
+    late = {
+        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+        "parameters": {"timeout": 1},
+    }
+    assert ask(server, "/v2/models/e/infer", body=dump_json(late)).status == 504

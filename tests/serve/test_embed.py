@@ -1,0 +1,143 @@
+"""The examples of docs/embed.md, run without changes except for the model."""
+
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import psutil
+import pytest
+import requests
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client as WsgiClient
+
+from mlflow_deploy_plugin import wsgi_app
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import METRICS
+from mlflow_deploy_plugin.serve.client.client import Client
+from mlflow_deploy_plugin.serve.embed import local_server
+from mlflow_deploy_plugin.serve.http.embedded import WsgiApp
+from tests.support.models import mixed_model
+from tests.support.refusals import refused
+from tests.support.waiting import free_port, wait_until
+
+PAGE = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
+RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
+
+
+def write_example(framework: str, folder: Path) -> Path:
+    found = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in found if block.startswith(f"from {framework}"))
+    model = mixed_model(folder / "model")
+    file = folder / "application.py"
+    file.write_text(code.replace("models:/flight-delay@champion", str(model)))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+
+
+def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    write_example("fastapi", tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port)]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
+        try:
+            client = Client(f"http://127.0.0.1:{port}/flights")
+            wait_until(client.ready, 60, "the application")
+            assert client.predict([RECORD]).values == ["yes"]
+            assert client.infer({name: [value] for name, value in RECORD.items()}).model == "model"
+            index = requests.get(f"http://127.0.0.1:{port}/", timeout=10).json()
+            assert index == {"predictions": "/flights/invocations"}
+            agents = psutil.Process(process.pid).children()
+            (metrics,) = (link.readlink() for link in (tmp_path / "home").rglob(METRICS))
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert len(agents) == 1
+    wait_until(lambda: not agents[0].is_running(), what="the agent has ended")
+    assert not metrics.exists()
+
+
+ENDS_SLOWLY = """
+import os, signal, sys, time, psutil
+from mlflow_deploy_plugin import wsgi_app
+application = wsgi_app(sys.argv[1])
+(agent,) = psutil.Process().children()
+print(agent.pid, flush=True)
+agent.send_signal(signal.SIGTERM)  # the kernel's, which comes with the end of the thread that has started the agent
+time.sleep(0.5)
+os._exit(0)  # as by a signal: no atexit function runs
+"""
+
+
+def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_path: Path) -> None:
+    model = mixed_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_SLOWLY, str(model)], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
+    agent = int(done.stdout)
+    wait_until(lambda: not psutil.pid_exists(agent), what="the agent has ended")
+    assert not list((tmp_path / "home").rglob(METRICS))
+
+
+def ask(application: DispatcherMiddleware) -> None:
+    client = WsgiClient(application)
+    with closing(cast(WsgiApp, application.mounts["/flights"])):  # Otherwise it would live as long as this process.
+        answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
+        assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
+        assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
+
+
+def test_flask_serves_a_model(tmp_path: Path) -> None:
+    ask(runpy.run_path(str(write_example("flask", tmp_path)))["app"].wsgi_app)
+
+
+def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("django")
+    from django.conf import settings
+    from django.http import JsonResponse
+    from django.urls import path
+
+    urls = ModuleType("application_urls")
+    urls.__dict__["urlpatterns"] = [path("", lambda request: JsonResponse({"predictions": "/flights/invocations"}))]
+    monkeypatch.setitem(sys.modules, urls.__name__, urls)
+    settings.configure(ROOT_URLCONF=urls.__name__, ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None)
+    ask(runpy.run_path(str(write_example("django", tmp_path)))["application"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [({"server.thread": 4}, "server.threads"), ({"server.threads": "many"}, "server.threads")]
+)
+def test_a_field_that_is_not_known_is_refused_before_anything_starts(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        wsgi_app("models:/m/1", config=config)
+
+
+def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    with local_server(mixed_model(tmp_path / "model"), "Flight Delay", "3", "127.0.0.1", "0") as url:
+        assert psutil.Process().children() == before
+        assert requests.get(f"{url}/docs", timeout=30).status_code == 200
+        client = Client(url)
+        assert client.predict([RECORD]).values == ["yes"]
+        answer = client.infer({name: [value] for name, value in RECORD.items()})
+        assert (answer.model, answer.version) == ("Flight Delay", "3")
+        with refused(InvalidConfig, url.rpartition(":")[2]), local_server(tmp_path, "m", "1", "127.0.0.1", url[17:]):
+            pass
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=30)
+
+
+def test_a_local_server_with_a_key_refuses_other_callers(tmp_path: Path) -> None:
+    with local_server(mixed_model(tmp_path / "model"), "m", "1", "127.0.0.1", "0", "sesame") as url:
+        body, headers = {"dataframe_records": [RECORD]}, {"Authorization": "Bearer sesame"}
+        assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401
+        assert requests.post(f"{url}/invocations", json=body, headers=headers, timeout=30).status_code == 200

@@ -1,5 +1,0 @@
-"""The servers whose captured requests the tests read."""
-
-from tests.server.conftest import bias_folders as bias_folders
-from tests.server.conftest import model_folders as model_folders
-from tests.server.conftest import serve_here as serve_here
