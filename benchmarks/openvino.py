@@ -36,7 +36,7 @@ def save_models(folder: Path) -> None:
     """Save both models as MLmodel folders below `folder`."""
     import torch
 
-    from mlflow_deploy_plugin.flavor.save import save_model
+    from mlflow_deploy_plugin.wrap.flavor.save import save_model
     from projects.digits_cnn.fitting import DigitsCNN
     from projects.image_resnet18.network import resnet18
 

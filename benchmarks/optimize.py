@@ -28,8 +28,8 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.optimization import optimizer
-from mlflow_deploy_plugin.optimization.optimizer import MeasuredForm, Recipe
+from mlflow_deploy_plugin.wrap.optimization import optimizer
+from mlflow_deploy_plugin.wrap.optimization.optimizer import MeasuredForm, Recipe
 from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
 

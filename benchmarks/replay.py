@@ -70,11 +70,11 @@ def save_version(folder: Path, seed: int) -> Path:
 
 def write_log(root: Path, table: pd.DataFrame, served: Path) -> None:
     """Write the rows with the answers of the version `served` in one file per hour, and all labels in one file."""
-    from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
     from mlflow_deploy_plugin.serve.inference_log.labels import Label, labels_table
     from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
     from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
     from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+    from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
 
     model = OnnxModel.load(served)
     inputs = {name: table[name].to_numpy() for name in table.columns if name != "delayed"}

@@ -31,7 +31,7 @@ search the log for the request id of the response.
 """
 
 JOURNEYS = {
-    "Wrap": ("flavor", "evaluation", "optimization", "exporter", "desktop"),
+    "Wrap": ("wrap",),
     "Promote": ("gate", "evidence", "replay", "controller/rollouts", "ui"),
     "Serve": ("serve",),
     "Ship": ("deployments", "manifests", "images", "batch", "sizing"),

@@ -17,14 +17,14 @@ from mlflow_deploy_plugin.core.version import __version__
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
     from mlflow_deploy_plugin.batch.spark import predict_frame
-    from mlflow_deploy_plugin.evaluation.curves import robustness
-    from mlflow_deploy_plugin.evaluation.explanation import explain
-    from mlflow_deploy_plugin.exporter.exporting import export
-    from mlflow_deploy_plugin.flavor.registered import wrap_registered as wrap_model
-    from mlflow_deploy_plugin.flavor.save import load_model, log_model, save_model
-    from mlflow_deploy_plugin.optimization.optimizer import optimize
     from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
     from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
+    from mlflow_deploy_plugin.wrap.evaluation.curves import robustness
+    from mlflow_deploy_plugin.wrap.evaluation.explanation import explain
+    from mlflow_deploy_plugin.wrap.exporter.exporting import export
+    from mlflow_deploy_plugin.wrap.flavor.registered import wrap_registered as wrap_model
+    from mlflow_deploy_plugin.wrap.flavor.save import load_model, log_model, save_model
+    from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize
 
 __all__ = [
     "AsyncClient",
@@ -53,18 +53,18 @@ _HOMES = {
     "Client": ("serve.client.client", "Client"),
     "Prediction": ("serve.client.client", "Prediction"),
     "RetryPolicy": ("serve.client.client", "RetryPolicy"),
-    "_load_pyfunc": ("flavor.save", "_load_pyfunc"),
+    "_load_pyfunc": ("wrap.flavor.save", "_load_pyfunc"),
     "asgi_app": ("serve.embed", "asgi_app"),
-    "explain": ("evaluation.explanation", "explain"),
-    "export": ("exporter.exporting", "export"),
-    "load_model": ("flavor.save", "load_model"),
-    "log_model": ("flavor.save", "log_model"),
-    "optimize": ("optimization.optimizer", "optimize"),
+    "explain": ("wrap.evaluation.explanation", "explain"),
+    "export": ("wrap.exporter.exporting", "export"),
+    "load_model": ("wrap.flavor.save", "load_model"),
+    "log_model": ("wrap.flavor.save", "log_model"),
+    "optimize": ("wrap.optimization.optimizer", "optimize"),
     "predict_frame": ("batch.spark", "predict_frame"),
-    "robustness": ("evaluation.curves", "robustness"),
+    "robustness": ("wrap.evaluation.curves", "robustness"),
     "run_batch": ("batch.run", "run_batch"),
-    "save_model": ("flavor.save", "save_model"),
-    "wrap_model": ("flavor.registered", "wrap_registered"),
+    "save_model": ("wrap.flavor.save", "save_model"),
+    "wrap_model": ("wrap.flavor.registered", "wrap_registered"),
     "wsgi_app": ("serve.embed", "wsgi_app"),
 }
 """Public name → (module, name in that module). MLflow calls `_load_pyfunc` to load a saved model."""

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from mlflow_deploy_plugin.exporter.package import REQUIREMENTS
 from mlflow_deploy_plugin.serve.runtime.session import OLDEST_ONNXRUNTIME
+from mlflow_deploy_plugin.wrap.exporter.package import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 

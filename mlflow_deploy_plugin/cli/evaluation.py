@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRIC
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.registry.runs import LoggedRun
-    from mlflow_deploy_plugin.optimization.optimizer import Optimization
-    from mlflow_deploy_plugin.optimization.profiler import GraphProfile
+    from mlflow_deploy_plugin.wrap.optimization.optimizer import Optimization
+    from mlflow_deploy_plugin.wrap.optimization.profiler import GraphProfile
 
 _SHOWN_NODES = 10
 _seed_option = option(
@@ -80,7 +80,7 @@ def robustness(
       onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed \\
         --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
     """
-    from mlflow_deploy_plugin.evaluation.curves import robustness as measure
+    from mlflow_deploy_plugin.wrap.evaluation.curves import robustness as measure
 
     with usage_errors():
         chosen = parse_strengths(strengths) if strengths else None
@@ -135,8 +135,8 @@ def explain(
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
       onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv --log
     """
-    from mlflow_deploy_plugin.evaluation.explanation import contributions_format
-    from mlflow_deploy_plugin.evaluation.explanation import explain as explain_file
+    from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions_format
+    from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_file
 
     if contributions:
         contributions_format(contributions)  # Refuse an unknown file format before the long measurement.
@@ -214,7 +214,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
       onnxserve optimize models:/digits-cnn/1 --int8 static
       onnxserve optimize models:/digits-cnn/1 --auto --data test.parquet --target digit --max-loss 0.005
     """
-    from mlflow_deploy_plugin.optimization.optimizer import optimize as optimize_version
+    from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize as optimize_version
 
     if options["auto"] == bool(options["int8"] or options["fp16"] or options["prune"] is not None):
         raise click.UsageError("specify --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all")
@@ -267,7 +267,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
       onnxserve profile models:/digits-cnn/1
       onnxserve profile models:/digits-cnn/1 --rows 1000 --log
     """
-    from mlflow_deploy_plugin.optimization.profiler import profile as run
+    from mlflow_deploy_plugin.wrap.optimization.profiler import profile as run
 
     done = run(model_uri, **options)
     show_result(output, asdict(done), _profile_lines(done))

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.sizing.plan import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.exporter.exporting import ExportFormat
+    from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
 
 _PRICE = "Price of a {} per hour. AWS Fargate has this price for Linux on x86 in us-east-1."
 _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop")
@@ -82,7 +82,7 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
         raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
     if options["original"] and export_format != "pmml":
         raise click.UsageError(f"--original is for pmml; the format is {export_format}")
-    from mlflow_deploy_plugin.exporter.exporting import export as export_model
+    from mlflow_deploy_plugin.wrap.exporter.exporting import export as export_model
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
@@ -254,9 +254,9 @@ def size(
       onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C capture.fraction=0.1
     """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
-    from mlflow_deploy_plugin.evaluation.model import downloaded_version
     from mlflow_deploy_plugin.serve.device import require_device
     from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
+    from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 
     limit, changes = parse_latency(p99, "--p99"), key_values(config)
     spec = apply_config(new_endpoint(default_endpoint_name(model_uri), model_uri), changes)

@@ -130,10 +130,10 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 def _backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
     """Back-test a candidate on the captured rows of an endpoint."""
     from mlflow_deploy_plugin.core.registry.resolution import resolve
-    from mlflow_deploy_plugin.evaluation.model import downloaded_version, load_version
     from mlflow_deploy_plugin.replay.backtest import backtest
     from mlflow_deploy_plugin.replay.traffic import open_traffic
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
+    from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version, load_version
 
     with usage_errors():
         times = parse_time_range(since, until, datetime.now(UTC))

@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.cli.options import align_columns, option, output_optio
 from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.flavor.registered import WrappedVersion
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
+    from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
 
 
 @click.command()
@@ -55,8 +55,8 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
       onnxserve wrap models:/old/3 --data rows.csv
       onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
     """
-    from mlflow_deploy_plugin.flavor.example_rows import read_rows
-    from mlflow_deploy_plugin.flavor.registered import wrap_registered
+    from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
+    from mlflow_deploy_plugin.wrap.flavor.registered import wrap_registered
 
     rows = None if data is None else read_rows(data, content_type)
     made = wrap_registered(model, data=rows, progress=show_progress, **options)

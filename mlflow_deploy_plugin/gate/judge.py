@@ -14,27 +14,6 @@ from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, torch_gradient
-from mlflow_deploy_plugin.evaluation.agreement import graph_digest
-from mlflow_deploy_plugin.evaluation.curves import measure_robustness
-from mlflow_deploy_plugin.evaluation.dataset import (
-    LabelledRows,
-    NamedArrays,
-    cast_to_signature,
-    load_dataset,
-    own_columns,
-    reference_rows,
-    sample_positions,
-    take_rows,
-)
-from mlflow_deploy_plugin.evaluation.metrics import default_metric
-from mlflow_deploy_plugin.evaluation.model import (
-    LoadedModel,
-    LoadedOnnx,
-    ModelPredictions,
-    downloaded_version,
-    load_version,
-)
 from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.backtest import check_backtest
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
@@ -44,6 +23,27 @@ from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdi
 from mlflow_deploy_plugin.replay.traffic import open_traffic
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, torch_gradient
+from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
+from mlflow_deploy_plugin.wrap.evaluation.curves import measure_robustness
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    cast_to_signature,
+    load_dataset,
+    own_columns,
+    reference_rows,
+    sample_positions,
+    take_rows,
+)
+from mlflow_deploy_plugin.wrap.evaluation.metrics import default_metric
+from mlflow_deploy_plugin.wrap.evaluation.model import (
+    LoadedModel,
+    LoadedOnnx,
+    ModelPredictions,
+    downloaded_version,
+    load_version,
+)
 
 _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 

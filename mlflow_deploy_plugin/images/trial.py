@@ -12,12 +12,12 @@ from uuid import uuid4
 
 from mlflow_deploy_plugin.core.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
-from mlflow_deploy_plugin.evaluation.agreement import check_outputs
-from mlflow_deploy_plugin.evaluation.dataset import known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
 from mlflow_deploy_plugin.serve.client.rows import decode_tensors, encode_tensors
 from mlflow_deploy_plugin.serve.runtime.feeds import array_bytes
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows
 
 TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.

@@ -6,11 +6,11 @@ from dataclasses import replace
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
-from mlflow_deploy_plugin.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.reports.history import add_history
 from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result, past_windows
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, ReportData, WindowRequest
+from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
 
 KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
     "drift": drift.judge,

@@ -14,9 +14,6 @@ from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest, NotFound, Refused
 from mlflow_deploy_plugin.core.messages import one_line, without_row_number
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.evaluation import metrics
-from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, own_columns, take_rows
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint, view_tables
@@ -32,6 +29,9 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import row_count
 from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.wrap.evaluation import metrics
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, own_columns, take_rows
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
 
 _CHUNK, _SHOWN = 2_000, 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}

@@ -18,9 +18,6 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
-from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
-from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
@@ -33,6 +30,9 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
 from mlflow_deploy_plugin.serve.spool.codec import as_one_row
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
+from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions, require_shap
+from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions

@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
 from mlflow_deploy_plugin.core.statedir.models import ServerState
-from mlflow_deploy_plugin.evaluation.dataset import known_rows, take_rows
 from mlflow_deploy_plugin.serve.client.rows import encode_json
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -35,6 +34,7 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, re
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.sizing.load import Times, open_loop, post, random_times
 from mlflow_deploy_plugin.sizing.plan import Load, PodMeasurement, count_pods
+from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
 
 _BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
 """The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1 was tried again."""

@@ -26,7 +26,11 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import tag_version
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.evaluation.dataset import (
+from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_schema, view_tables
+from mlflow_deploy_plugin.serve.runtime.feeds import row_count
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     NamedArrays,
     cast_to_signature,
     frame_rows,
@@ -35,12 +39,8 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     reference_rows,
     take_rows,
 )
-from mlflow_deploy_plugin.evaluation.metrics import default_metric, weighted_metric
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
-from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
-from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_schema, view_tables
-from mlflow_deploy_plugin.serve.runtime.feeds import row_count
+from mlflow_deploy_plugin.wrap.evaluation.metrics import default_metric, weighted_metric
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
 from projects.training import log_options, option, register, run_command
 

@@ -1,4 +1,4 @@
-"""Tests of the output and exit statuses of `onnxserve optimize`. See tests/optimization for the forms."""
+"""Tests of the output and exit statuses of `onnxserve optimize`. See tests/wrap/optimization for the forms."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.optimization import measure
+from mlflow_deploy_plugin.wrap.optimization import measure
 from tests.support.networks import write_labelled, write_network
 from tests.support.refusals import mentions
 from tests.support.serving import Served

@@ -121,9 +121,9 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
     from mlflow_deploy_plugin.batch.run import Engine as BatchEngine
     from mlflow_deploy_plugin.controller.retraining.plan import TrainingMode
     from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-    from mlflow_deploy_plugin.exporter.exporting import ExportFormat
-    from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction
     from mlflow_deploy_plugin.monitoring.result import Engine
+    from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
+    from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction
 
     types = {
         **dict.fromkeys(("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat),

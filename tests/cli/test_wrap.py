@@ -1,4 +1,4 @@
-"""Tests of the output of `onnxserve wrap`. See tests/flavor/test_registered.py for the conversion."""
+"""Tests of the output of `onnxserve wrap`. See tests/wrap/flavor/test_registered.py for the conversion."""
 
 import json
 from collections.abc import Callable, Iterator

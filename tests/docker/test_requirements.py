@@ -1,6 +1,5 @@
 """Compare the requirements of the serving images with the import graph of their processes; needs no Docker."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -43,27 +42,6 @@ NOT_TAKEN = [
 """Imports within functions that no serving process calls: options of other commands, and the audit trail."""
 
 
-def look_through_faces(graph: grimp.ImportGraph) -> None:
-    """Add the modules that contain the names of a package, because its `__init__` imports them only on first use."""
-    for stub in sorted((ROOT / PACKAGE).glob("**/__init__.pyi")):
-        room = ".".join(stub.parent.relative_to(ROOT).parts)
-        homes = {
-            alias.asname: f"{room}.{node.module}"
-            for node in ast.walk(ast.parse(stub.read_text()))
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-            for alias in node.names
-        }
-        for importer in graph.find_modules_that_directly_import(room):
-            source = ROOT.joinpath(*importer.split("."))
-            tree = ast.parse((source / "__init__.py" if source.is_dir() else source.with_suffix(".py")).read_text())
-            lines = {one["line_number"] for one in graph.get_import_details(importer=importer, imported=room)}
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom) and node.lineno in lines:
-                    for alias in node.names:
-                        if alias.name in homes:
-                            graph.add_import(importer=importer, imported=homes[alias.name])
-
-
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
     """Return top-level third-party modules that the server, the agent and `serve` import, directly or through our
@@ -71,7 +49,6 @@ def imported() -> set[str]:
     graph = grimp.build_graph(
         PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
     )
-    look_through_faces(graph)
     for importer, room in NOT_TAKEN:
         for module in graph.find_modules_directly_imported_by(importer):
             if f"{module}.".startswith(f"{room}."):

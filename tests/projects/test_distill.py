@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.evaluation.model import load_version
+from mlflow_deploy_plugin.wrap.evaluation.model import load_version
 from projects.distill.train import Training, load_rows, train
 from tests.support.classifiers import labelled, write_classifier, write_regressor, write_rows
 from tests.support.inference_log import LogWriter

@@ -13,13 +13,13 @@ from mlflow.models import infer_signature
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.evaluation.metrics import MetricComparison
-from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.replay.backtest import BacktestReport, backtest
 from mlflow_deploy_plugin.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.wrap.evaluation.metrics import MetricComparison
+from mlflow_deploy_plugin.wrap.evaluation.model import load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.inference_log import ENDPOINT, LogWriter, write_answers
 from tests.support.models import FAILING, columns, mixed_model, tensor_model, write_model

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
-from mlflow_deploy_plugin.evaluation.agreement import compare_with_base
-from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, NamedArrays, cast_to_signature
-from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.wrap.evaluation.agreement import compare_with_base
+from mlflow_deploy_plugin.wrap.evaluation.dataset import LabelledRows, NamedArrays, cast_to_signature
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
 
 PARITY = "parity"
 SIGNATURE = "signature"

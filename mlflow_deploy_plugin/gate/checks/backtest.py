@@ -6,11 +6,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import NotFound, Refused
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
-from mlflow_deploy_plugin.evaluation.model import LoadedModel
 from mlflow_deploy_plugin.gate.verdict import CheckResult
 from mlflow_deploy_plugin.replay.backtest import backtest
 from mlflow_deploy_plugin.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel
 
 NAME = "backtest"
 

@@ -18,9 +18,9 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, OnnxserveError
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, load_version
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, load_version
 
 NAME = "budget"
 ROUNDS = 7

@@ -8,10 +8,10 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
-from mlflow_deploy_plugin.evaluation import metrics
-from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, CheckState
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation import metrics
+from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
 
 NAME = "evaluation"
 

@@ -16,13 +16,13 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.evaluation.curves import RobustnessReport
-from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
-from mlflow_deploy_plugin.evaluation.disturbances import with_missing, with_noise, with_out_of_range
-from mlflow_deploy_plugin.evaluation.metrics import RELATIVE_METRICS, Baseline
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import with_missing, with_noise, with_out_of_range
+from mlflow_deploy_plugin.wrap.evaluation.metrics import RELATIVE_METRICS, Baseline
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions
 
 NAME = "robustness"
 _MOVE = 0.25

@@ -24,10 +24,15 @@ from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import REPEATED_WINDOWS
-from mlflow_deploy_plugin.evaluation.metrics import HITS_DIVISORS, log_losses, mean_over_labels, weight_below_scores
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation.metrics import (
+    HITS_DIVISORS,
+    log_losses,
+    mean_over_labels,
+    weight_below_scores,
+)
 
 COMPLETE = 0.95
 """The share of labelled rows above which the reason for missing labels hardly affects the metrics."""

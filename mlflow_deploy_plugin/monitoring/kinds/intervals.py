@@ -32,11 +32,11 @@ from scipy.stats import beta, norm, t
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
-from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation.metrics import weight_below_scores
 
 Method = Literal["Wilson", "Clopper-Pearson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 

@@ -21,13 +21,13 @@ from scipy.stats import chi2_contingency
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.evaluation.metrics import EPSILON
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import Metrics, classification_metrics, regression_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
 from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
 
 _LARGEST = 1e75  # A bootstrap's variance needs the fourth power of a value, which must be finite.
 MOST_CLASSES = 200

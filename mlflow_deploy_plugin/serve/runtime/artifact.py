@@ -1,7 +1,7 @@
 """The folder of a saved model: the MLmodel file, the signature, the ONNX file and the roles of its outputs.
 
-`flavor/save.py` writes the section `flavors.onnxserve`. A model that has only MLflow's `onnx` section is also accepted;
-its inputs are bound to the signature when the graph is loaded (`serve/runtime/model.py`).
+`wrap/flavor/save.py` writes the section `flavors.onnxserve`. A model that has only MLflow's `onnx` section is also
+accepted; its inputs are bound to the signature when the graph is loaded (`serve/runtime/model.py`).
 """
 
 import hashlib
@@ -124,7 +124,7 @@ class Artifact:
         reference: the file name of the reference sample (Parquet), or None.
         digests: `sha256:…` of the saved files, by path within the folder; empty if the model has no digests.
         optimization: for an optimized form of another version, its address `base`, its `base_digest`, and the figures
-            of the comparison with the base (`optimization/`). Empty for any other version.
+            of the comparison with the base (`wrap/optimization/`). Empty for any other version.
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
         logged_columns: the columns of an undescribed pyfunc in the inference log; objects are JSON texts.
         is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).

@@ -1,8 +1,9 @@
 """The values that the original of a model refuses. The schema refuses them before the graph computes an answer.
 
 scikit-learn raises an error for some missing or infinite numbers and unknown categories, but an ONNX graph computes an
-answer. The parity check finds these columns (`flavor/parity.py`), and the schema checks each request here. If a later
-step of the original refuses a row, such as a logarithm of a negative number, the graph marks the row in `REFUSED_ROWS`.
+answer. The parity check finds these columns (`wrap/flavor/parity.py`), and the schema checks each request here. If a
+later step of the original refuses a row, such as a logarithm of a negative number, the graph marks the row in
+`REFUSED_ROWS`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -8,12 +8,12 @@ import yaml
 
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy, GatePolicy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.evaluation.agreement import graph_digest
-from mlflow_deploy_plugin.evaluation.dataset import LabelledRows
-from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from mlflow_deploy_plugin.gate.checks.artifact import check_agreement
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.verdict import CheckResult
+from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
+from mlflow_deploy_plugin.wrap.evaluation.dataset import LabelledRows
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, load_version
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.refusals import mentions
 

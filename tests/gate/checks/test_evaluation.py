@@ -5,8 +5,8 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
-from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
+from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
 from tests.support.refusals import mentions, refused
 
 ROWS = 1000

@@ -5,8 +5,8 @@ import pytest
 
 from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.gate.checks.robustness import check_robustness
+from mlflow_deploy_plugin.wrap.evaluation.model import load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.refusals import mentions
 

@@ -51,7 +51,7 @@ NUMBERS = {name: np.random.default_rng(2).normal(size=30).astype("float32").toli
 
 
 def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
-    """Write the reference sample that the flavor saves with a model (`flavor/saved_model.py`)."""
+    """Write the reference sample that the flavor saves with a model (`wrap/flavor/saved_model.py`)."""
     pq.write_table(pa.table(columns), folder / "reference.parquet")
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}

@@ -1,0 +1,201 @@
+"""Compare the predictions of the original and of the ONNX form: errors per row, tolerances, and ties.
+
+| output        | tolerance                                                                                            |
+|---------------|------------------------------------------------------------------------------------------------------|
+| label         | equal, except for ties                                                                               |
+| probabilities | 1e-4 absolute: summing trees or layers in 32-bit floats loses two to three of seven digits           |
+| values        | 1e-4 of the value plus 1e-4 of the standard deviation of the original's predictions for the target,  |
+|               | since values near zero need the scale of the target; 1e-2 if the original predicts 16-bit floats     |
+
+A tie is a row whose prediction depends on rounding, so that the original and the ONNX form may both be right. Ties are
+counted separately. A label is a tie if the original's margin between its two best labels is below `TIE_MARGIN`. A row
+halfway between two training rows is a tie if a change of an input by two 32-bit steps changes the original's
+prediction. A row of a neural network is a tie if rounding errors in inputs or weights change the prediction. A row on a
+threshold is not a tie, since comparing an input with a constant involves no rounding.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.serve.runtime.artifact import Role
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_values
+
+TIE_MARGIN = 1e-4
+ABSOLUTE = 1e-4
+RELATIVE = 1e-4
+SHORT_RELATIVE = 1e-2
+"""The relative tolerance for 16-bit floats, which have three digits."""
+ENOUGH_ROWS = 100
+"""The minimum number of rows from which a separate spread is computed for each value of a row."""
+_FINEST = 1e-3
+"""The minimum spread of a single value, as a share of the overall spread."""
+_MAX_UNSTABLE_ROWS = 100
+"""The maximum number of rows that are checked for ties. If more rows differ, ties are not the cause."""
+ROUNDINGS = 8
+"""The number of rounding steps by which each number of a neural network is moved: its layers cause similar errors."""
+_ROUNDED_COPIES = 8
+"""The number of copies of each row of a neural network. In each copy, the numbers are moved in random directions."""
+_EXACT = 2**24  # 32-bit floats represent all integers up to this number
+_COPIES = 20
+"""The maximum number of copies of the rows in memory at a time; each column needs two copies."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """The errors of an output over N rows. `excess` [N] is the error ÷ tolerance; a row above 1 fails.
+
+    `absolute` and `relative` [N] are the largest errors of each row; for labels they are 0 or 1.
+    """
+
+    absolute: Array
+    relative: Array
+    excess: Array
+
+
+def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
+    """Compare `got` [N, …] with the original's output `want`. `spread` is one number, or one per value of a row."""
+    if want.shape != got.shape:
+        everywhere = np.full(len(want), np.inf)
+        return OutputDifference(everywhere, everywhere, everywhere)
+    if role == "label" or want.dtype.kind in "OUTb":
+        wrong = _by_row(want != got).astype(np.float64)
+        return OutputDifference(wrong, wrong, np.where(wrong > 0, np.inf, 0.0))
+    relative_bound = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        error = np.where(want == got, 0.0, np.abs(want - got))  # Equal infinities have no error.
+        allowed = ABSOLUTE if role == "probabilities" else relative_bound * (spread + np.abs(want))
+        excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
+        relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
+    both_nan = np.isnan(want) & np.isnan(got)
+    # A tolerance that grows with an infinite value would allow any error.
+    apart = ~(np.isfinite(want) & np.isfinite(got)) & (want != got)
+    parts = [np.where(both_nan, 0.0, np.where(apart, np.inf, part)) for part in (error, relative, excess)]
+    return OutputDifference(*(_by_row(part) for part in parts))
+
+
+def answer_spread(answers: Array) -> Array:
+    """Return the standard deviation of finite predictions [N, …] per value of a row […], or one number for few rows."""
+    if answers.dtype.kind not in "fiu":
+        return np.zeros(())
+    known = np.ma.masked_invalid(answers.astype(np.float64))
+    overall = np.asarray(np.ma.filled(known.std(), 0.0))
+    if len(answers) < ENOUGH_ROWS:
+        return overall
+    return np.maximum(np.ma.filled(known.std(axis=0), 0.0), overall * _FINEST)
+
+
+def top_margins(probabilities: Array) -> Array:
+    """Return the margins [N] between the best and the second label in [N, C] probabilities or scores."""
+    if probabilities.ndim == 1:
+        return np.abs(probabilities)
+    if probabilities.shape[1] < 2:
+        return np.full(len(probabilities), np.inf)
+    best = np.sort(probabilities, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2])
+
+
+def _by_row(values: Array) -> Array:
+    return np.asarray(values.reshape(len(values), -1).max(axis=1)) if values.ndim > 1 else values
+
+
+def changes_within_one_step(
+    batch: Batch, answers_otherwise: Callable[[Batch, Array], Array], is_net: bool = False
+) -> Array:
+    """Return [N] booleans: True for a row if a small change of its numbers changes the original's prediction.
+
+    `answers_otherwise` receives changed rows and the index in `batch` of each row, and returns [rows] booleans. If
+    `is_net`, all numbers of a row are moved together. Otherwise each number is moved separately.
+    """
+    changes = np.zeros(len(batch), dtype=bool)
+    few = min(len(batch), _MAX_UNSTABLE_ROWS)
+    rows = batch.take(slice(0, few))
+    moved, copies = (_rounded(rows), 1) if is_net else (_moved_by_a_step(rows), _COPIES)
+    while some := list(islice(moved, copies)):
+        origin = np.tile(np.arange(few), len(some))
+        np.logical_or.at(changes, origin, answers_otherwise(Batch.joined(some), origin))
+    return changes
+
+
+def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
+    """Yield a copy of the rows per column of numbers and direction, with the column moved by `_stepped`.
+
+    Columns of small integers are left out, because 32-bit floats represent them exactly.
+    """
+    if isinstance(table := batch.data, pd.DataFrame):
+        for name in table.columns:
+            series = table[name]
+            for moved in _stepped_column(series):
+                yield Batch(table.assign(**{str(name): moved.array}))
+    else:
+        name, matrix = next(iter(table.items()))
+        for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):
+            for values in _stepped(matrix[:, column]):
+                copy = matrix.copy()
+                copy[:, column] = values
+                yield Batch({name: copy})
+
+
+def _rounded(batch: Batch) -> Iterator[Batch]:
+    """Yield several copies of the rows, in which each number is moved by `ROUNDINGS` rounding steps."""
+    random = np.random.default_rng(0)
+    for _ in range(_ROUNDED_COPIES):
+        if isinstance(table := batch.data, pd.DataFrame):  # A neural network reads 32-bit floats.
+            if not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+                yield batch  # Only the weights of a text model can be moved.
+                continue
+            yield Batch(pd.DataFrame(moved_by_roundings(table.to_numpy(np.float32), random), columns=table.columns))
+        else:
+            yield Batch({name: moved_by_roundings(array, random) for name, array in table.items()})
+
+
+def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
+    """Move each float up or down at random by `ROUNDINGS` relative rounding steps."""
+    if values.dtype.kind != "f":
+        return values
+    # A rounded sum is the exact sum of changed numbers: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
+    steps = random.choice([-ROUNDINGS, ROUNDINGS], values.shape) * np.finfo(values.dtype).eps
+    return np.asarray(values * (1 + steps).astype(values.dtype))
+
+
+def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
+    """Yield the column moved by `_stepped`, with its own type. Columns that hold other values yield nothing."""
+    if pd.api.types.is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
+        for values in _stepped(column_values(series)):
+            yield pd.Series(values).astype(series.dtype)
+    elif pd.api.types.is_integer_dtype(series.dtype):
+        yield from _stepped_integers(series)
+
+
+def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
+    """Yield a column with large integers moved by whole steps. An integer that would leave the type is not moved."""
+    numbers = series.to_numpy(np.float64, na_value=np.nan)
+    if not (np.abs(numbers) > _EXACT).any():
+        return
+    dtype = np.dtype(str(series.dtype).split("[")[0].lower())  # "Int64" and "int64[pyarrow]" hold int64.
+    bounds = np.iinfo(dtype)
+    steps = np.rint(_step_sizes(numbers))  # The step of a small integer is below one half, and becomes zero.
+    yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)
+    yield series + np.where(numbers + steps < bounds.max, steps, 0).astype(dtype)
+
+
+def _stepped(values: Array) -> Iterator[Array]:
+    """Yield the column of floats moved down and up by `_step_sizes`."""
+    steps = _step_sizes(values)
+    yield (values - steps).astype(values.dtype)
+    yield (values + steps).astype(values.dtype)
+
+
+def _step_sizes(values: Array) -> Array:
+    """Return two 32-bit steps of the usual magnitude of the column: a scaler may round as coarsely.
+
+    Larger numbers are moved by two of their own steps. Their steps would change the other rows too much.
+    """
+    sizes = np.abs(values.astype(np.float64))
+    usual = np.nanmedian(sizes) if not np.isnan(sizes).all() else 0.0
+    return 2 * np.spacing(np.fmax(sizes, usual).astype(np.float32)).astype(np.float64)

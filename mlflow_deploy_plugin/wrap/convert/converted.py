@@ -1,0 +1,281 @@
+"""The converted model that the module of each framework returns, and the inputs and outputs of a graph."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import pandas as pd
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
+
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, TokenizerSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelInput
+from mlflow_deploy_plugin.wrap.convert.onnx_file import check_graph
+
+TrainedModel: TypeAlias = Any
+"""A trained model of any framework. The frameworks have no common base class, and most have no types."""
+
+Category: TypeAlias = str | int | float | bool | None
+"""A category from training. None and NaN are missing values."""
+
+OriginalModel = Callable[[ModelInput], dict[str, Array]]
+"""A function that returns the original's predictions for a batch by ONNX output name, and may raise any error."""
+
+Settings = Mapping[str, object]
+"""The arguments that MLflow passes to a model with each request: `model_config`, and the defaults of `params`."""
+
+DynamicAxes = Mapping[str, tuple[int, ...]]
+"""For each tensor, the axes with sizes that differ between requests (text lengths, image sizes), except axis 0."""
+
+_FATAL_IF_EMPTY = ("LSTM", "GRU")
+_AS_EMPTY = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators whose output is empty only if their input is empty."""
+MAX_VALUES = 1_000
+"""The maximum number of edges, categories or terms per column, and of training rows. Larger sets are evenly sampled."""
+
+
+@dataclass(frozen=True)
+class BoundaryValues:
+    """The inputs at which a fitted model may change its prediction, by signature column or matrix position.
+
+    Attributes:
+        edges: thresholds and bin edges, [T] float64.
+        rows: sets of training rows (neighbours, centres, support vectors), each as arrays [K] by column.
+        left_out: the errors of the steps that could not be read, by step name.
+        farthest: the largest magnitude at which 64-bit distances from the training rows or centres still differ.
+    """
+
+    edges: Mapping[str, Array] = field(default_factory=dict)
+    categories: Mapping[str, tuple[Category, ...]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Array], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    farthest: float = np.inf
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A model's ONNX form, and the data to check it.
+
+    Attributes:
+        proto: the ModelProto with inline weights; a copy if the user passed a ModelProto.
+        inputs, outputs: inputs and outputs of the graph, bound to the signature by column (or tensor) name.
+        prediction: names of the outputs that `predict` returns.
+        original: the function for the original's predictions; None if the user passed an ONNX model.
+        classes: labels in the order of the probability columns.
+        margin: the decision function of a classifier, [N] or [N, C], which determines ties.
+        many_rows: the minimum batch size for which the graph uses other operators, or 0. Both branches are compared.
+        move_weights: a context manager that moves each weight of a neural network by random rounding steps.
+        tokenizer: for a text model, its tokenizer, whose `file` is only a file name. `inputs` are then texts.
+        files: the contents of additional files by name.
+        repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
+        cause: the probable cause if the predictions differ, with the correction, as a sentence without a full stop.
+    """
+
+    proto: ModelProto
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    prediction: tuple[str, ...]
+    framework: str
+    framework_version: str
+    original: OriginalModel | None
+    classes: tuple[str | int | float | bool, ...] = ()
+    boundary_values: BoundaryValues = field(default_factory=BoundaryValues)
+    margin: Callable[[ModelInput], Array] | None = None
+    many_rows: int = 0
+    move_weights: Callable[[np.random.Generator], AbstractContextManager[None]] | None = None
+    tokenizer: TokenizerSpec | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    repair: str = ""
+    cause: str = ""
+
+
+Forms: TypeAlias = list[Callable[[], ConvertedModel]]
+"""Functions that return an ONNX form of a model, in order of preference. The calls end when a form is proven."""
+
+
+def bind_graph(
+    proto: ModelProto, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
+) -> ConvertedModel:
+    """Bind the inputs of a graph to the columns or tensors of the batch, and return the converted model.
+
+    A table's columns are the graph's inputs by name, or are stacked into a single input [N, columns]. The role of all
+    outputs is "values"; use `dataclasses.replace` for other roles. Raises InvalidConfig if the batch lacks inputs of
+    the graph, and ConversionError if the graph is invalid or cannot be served.
+
+    Args:
+        batch: the example, or an empty table with the signature's columns; None to use the declared inputs.
+        original: if it is not None, the first dimension of each input and output must be free.
+    """
+    for value in proto.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise ConversionError(
+                f"the graph does not declare the shape of its input {value.name!r}: add it, with a name for each free "
+                "size (onnx.helper.make_tensor_value_info)"
+            )
+    _refuse_empty_sequences(proto.graph)
+    try:
+        check_graph(proto)
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
+        if not values:
+            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
+    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
+    names = [entry.name for entry in inputs]
+    if isinstance(batch, pd.DataFrame):
+        columns = tuple(str(column) for column in batch.columns)
+        is_matrix = len(inputs) == 1 and (len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns)))
+        if not is_matrix and not set(names) <= set(columns):
+            argument = "input_example" if len(batch) else "signature"
+            raise InvalidConfig(f"{argument}: its columns {list(columns)} are not the graph's inputs {names}")
+        inputs = [replace(entry, columns=(entry.name,) if entry.name in columns else columns) for entry in inputs]
+    elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
+        raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
+    served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
+    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
+    return ConvertedModel(
+        proto=proto,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+        framework=framework,
+        framework_version=framework_version,
+        original=original,
+    )
+
+
+def _refuse_empty_sequences(graph: GraphProto) -> None:
+    """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as a selection of steps.
+
+    ONNX Runtime 1.31 would crash. The added Reshape to [0, 0, -1] raises an error for an empty tensor, and does not
+    change other tensors. Empty tensors in a request are refused before the graph runs (`serve/runtime/model.py`).
+    """
+    weights = {entry.name for entry in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def may_be_empty(name: str) -> bool:
+        maker = makers.get(name)
+        if maker is None or maker.op_type in _FATAL_IF_EMPTY:
+            return False
+        if maker.op_type == "Gather" and maker.input[0] in weights:  # This Gather is an embedding.
+            return may_be_empty(maker.input[1])
+        return maker.op_type not in _AS_EMPTY or may_be_empty(maker.input[0])
+
+    for index, node in reversed([*enumerate(graph.node)]):
+        if node.op_type in _FATAL_IF_EMPTY and may_be_empty(node.input[0]):
+            name = f"not_empty_{node.op_type}_{index}"
+            graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape"))
+            reshape = helper.make_node("Reshape", [node.input[0], f"{name}_shape"], [name], name)
+            node.input[0] = name
+            graph.node.insert(index, reshape)
+
+
+def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """Return the inputs without weights: older graphs also list their weights as inputs."""
+    weights = {initializer.name for initializer in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
+def served_type(value: ValueInfoProto, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
+    """Return the dtype and shape of a graph's input or output. Raises ConversionError if the type cannot be served."""
+    dtype, shape = dtype_and_shape(value)
+    if not dtype:
+        raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")
+    if original is not None and (not shape or shape[0] != -1):
+        raise ConversionError(
+            f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the batch"
+        )
+    return dtype, shape
+
+
+def _unservable(kind: TypeProto) -> str:
+    """Describe the type of a value that cannot be served, and name a type that can be served."""
+    match kind.WhichOneof("value"):
+        case "sequence_type":
+            return (
+                "a sequence of any length, which cannot be served; add a ConcatFromSequence to the graph "
+                "(SplitToSequence for an input)"
+            )
+        case "optional_type":
+            return "optional, which cannot be served; add an OptionalGetElement to the graph"
+        case "tensor_type":
+            name = TensorProto.DataType.Name(kind.tensor_type.elem_type)
+            return (
+                f"a tensor of {name}, which cannot be served; add a Cast to numbers of 8 to 64 bits, booleans or "
+                "strings to the graph"
+            )
+    return "not a tensor, so it cannot be served"
+
+
+def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
+    """Rename the inputs and outputs of the graph. Subgraphs may still use the old names."""
+    graph = proto.graph
+    for value, name in zip(fed_inputs(graph), inputs, strict=True):
+        if value.name != name:
+            graph.node.insert(0, onnx.helper.make_node("Identity", [name], [value.name]))
+            value.name = name
+    for value, name in zip(graph.output, outputs, strict=True):
+        if value.name != name:
+            graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+            value.name = name
+    return proto
+
+
+def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
+    """Return the example of a model whose only method is `method`. Messages call the model `what`.
+
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if tensors differ in rows.
+    """
+    if batch is None:
+        raise InvalidConfig(f"input_example: {what} needs an example for the shapes and types of its inputs")
+    if predict_fn != "predict":
+        raise InvalidConfig(f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'")
+    for name, values in Batch(batch).tensors.items():
+        if not values.ndim:
+            what = f"the tensor {name!r}" if name else "the array"
+            raise InvalidConfig(
+                f"input_example: {what} is a single number without a dimension, but the first dimension must be the "
+                "batch: pass an array with a number per row, or make the number an attribute of the model"
+            )
+    if not Batch(batch).has_rows:
+        shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
+        raise ConversionError(f"its inputs differ in their first dimension, which must be the batch: {shapes}")
+    return batch
+
+
+def call_original(original: OriginalModel, batch: ModelInput, argument: str = "input_example") -> dict[str, Array]:
+    """Return the original's predictions for rows. Raises InvalidConfig if the model refuses the rows."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Originals warn about unseen categories in generated rows.
+            return original(batch)
+    except OnnxserveError:
+        raise
+    except BaseException as error:
+        pass_exit(error)
+        reason = one_line(error, 300)
+        raise InvalidConfig(f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}") from error
+
+
+_SAME_NAME = ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.STRING: "str",
+    **{getattr(TensorProto, name.upper()): name for name in _SAME_NAME},
+}
+
+
+def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
+    """Return the numpy dtype (`str` for strings) and shape of a graph input or output. -1 is a free dimension."""
+    tensor = value.type.tensor_type
+    sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+    return DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)

@@ -1,0 +1,203 @@
+"""Convert Keras 3 models with the exporter of their backend.
+
+| backend    | exporter                                                                                             |
+|------------|------------------------------------------------------------------------------------------------------|
+| torch      | torch's dynamo exporter, then its legacy exporter; Keras' export would trace sizes of 1 (3.15)       |
+| tensorflow | tf2onnx (`tensorflow.py`); Keras' export omits the statistics of a Normalization layer (3.15)         |
+| jax        | jax2onnx                                                                                             |
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import keras
+import numpy as np
+import onnx
+import pandas as pd
+from onnx import ModelProto
+
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert import converted
+from mlflow_deploy_plugin.wrap.convert.batch import ModelData, ModelInput
+from mlflow_deploy_plugin.wrap.convert.comparison import moved_by_roundings
+from mlflow_deploy_plugin.wrap.convert.conversion_errors import plain_reason
+from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
+
+TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
+_UNNAMED = "input"
+"""The name of a single input that is unnamed in the model and in the example."""
+
+
+def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
+    """Return a numeric table, or arrays by input name (from a mapping, or a list in the order of the inputs)."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, list | tuple) and len(data) == len(_inputs(model)) > 1:
+        data = {tensor.name: values for tensor, values in zip(_inputs(model), data, strict=True)}
+    if isinstance(data, dict):
+        return {str(name): keras.ops.convert_to_numpy(values) for name, values in data.items()}
+    return {"": data if isinstance(data, np.ndarray) else np.asarray(data)}
+
+
+def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    """Return the forms: first with the free sizes that the inputs declare, then with the free sizes of the data."""
+    batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
+    names = _names(model, batch)
+    varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
+    declared = {
+        name: tuple(axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in varied[name]))
+        for name, tensor in zip(names, _inputs(model), strict=False)
+    }
+    free = [declared, varied] if declared and declared != varied else [varied]
+    if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
+        raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
+    ways = (False, True) if backend == "torch" else (False,)
+    return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
+
+
+def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
+    original = original_model(model)
+    arrays = _arrays(model, batch, names)
+    outputs = list(converted.call_original(original, batch))
+
+    def function(*tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
+        return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+
+    try:
+        match keras.backend.backend():  # The other backends may not be installed.
+            case "torch":
+                proto = _by_torch(model, arrays, axes, original, legacy)
+            case "tensorflow":
+                from mlflow_deploy_plugin.wrap.convert.tensorflow import export
+
+                proto = export(function, arrays, outputs, axes, type(model).__name__)
+            case _:
+                proto = _by_jax(function, arrays, outputs, axes)
+    except (ConversionError, InvalidConfig):
+        raise
+    except Exception as error:
+        reason = plain_reason(str(error)) or type(error).__name__
+        raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
+    bound = converted.bind_graph(proto, batch, "keras", str(keras.__version__), original)
+    return replace(bound, move_weights=partial(_move_weights, model))
+
+
+@contextmanager
+def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
+    weights = model.get_weights()
+    try:
+        model.set_weights([moved_by_roundings(weight, random) for weight in weights])
+        yield
+    finally:
+        model.set_weights(weights)
+
+
+def _by_torch(
+    model: keras.Model, arrays: dict[str, Array], axes: DynamicAxes, original: OriginalModel, legacy: bool
+) -> ModelProto:
+    import torch
+
+    from mlflow_deploy_plugin.wrap.convert.torch import export
+
+    class Positional(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
+            return tuple(_call(self.model, dict(zip(arrays, tensors, strict=True))).values())
+
+    Positional.__name__ = type(model).__name__  # The exporter's errors contain this name.
+    return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
+
+
+def _by_jax(function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes) -> ModelProto:
+    import jax
+    import jax2onnx
+
+    specs = [
+        jax.ShapeDtypeStruct(
+            tuple(
+                "batch" if not axis else f"size_{position}_{axis}" if axis in axes[name] else size
+                for axis, size in enumerate(array.shape)
+            ),
+            jax.dtypes.canonicalize_dtype(array.dtype),
+        )
+        for position, (name, array) in enumerate(arrays.items())
+    ]
+    with TemporaryDirectory(prefix="onnxserve-") as folder:
+        path = Path(folder) / "model.onnx"
+        names = [f"x{position}" for position in range(len(specs))]
+        jax2onnx.to_onnx(function, inputs=specs, input_names=names, return_mode="file", output_path=str(path))
+        return converted.rename_values(onnx.load(str(path)), list(arrays), outputs)
+
+
+def original_model(model: keras.Model) -> OriginalModel:
+
+    def original(batch: ModelInput) -> dict[str, Array]:
+        answers = _call(model, _arrays(model, batch, _names(model, batch)))
+        return {name: keras.ops.convert_to_numpy(answer) for name, answer in answers.items()}
+
+    return original
+
+
+def _inputs(model: keras.Model) -> list[keras.KerasTensor]:
+    """Return the declared inputs. A subclassed model does not declare inputs."""
+    return list(getattr(model, "inputs", None) or ())
+
+
+def _names(model: keras.Model, batch: ModelInput) -> list[str]:
+    """Return the input names in their order. Raises InvalidConfig if the batch has other names."""
+    names = [tensor.name for tensor in _inputs(model)]
+    if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
+        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # Keras generates these names.
+        only = names[0] if is_named else _UNNAMED
+        return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
+    batch_names = [str(name) for name in batch]
+    if names and set(names) != set(batch_names):
+        raise InvalidConfig(f"input_example: {batch_names} are not the model's inputs {names}")
+    return names or batch_names
+
+
+def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:
+    """Return the arrays of a batch by input name, with the dtypes that the model declares."""
+    if isinstance(batch, pd.DataFrame):
+        if len(names) == 1:
+            batch = {names[0]: batch.to_numpy()}
+        else:
+            batch = {name: batch[name].to_numpy()[:, np.newaxis] for name in names}
+    dtypes = [tensor.dtype for tensor in _inputs(model)] or [None] * len(names)
+    arrays = {}
+    for name, dtype in zip(names, dtypes, strict=True):
+        array = batch[name] if name in batch else batch[""]
+        if dtype is None:
+            dtype = keras.config.floatx() if array.dtype == np.float64 else None
+        arrays[name] = array if dtype in (None, "string") else array.astype(dtype)
+    return arrays
+
+
+def _call(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
+    """Return the outputs by name: keys of a mapping, the model's `output_names` if they are unique, or `output`."""
+    if inputs := _inputs(model):
+        form = getattr(model, "input", inputs[0])
+        answer = model(keras.tree.pack_sequence_as(form, list(tensors.values())), training=False)
+    elif set(tensors) <= set(inspect.signature(model.call).parameters):
+        answer = model(**tensors, training=False)
+    elif list(tensors) == [_UNNAMED]:
+        answer = model(tensors[_UNNAMED], training=False)
+    else:
+        answer = model(tensors, training=False)
+    if isinstance(answer, dict):
+        return {str(name): part for name, part in answer.items()}
+    if not isinstance(answer, list | tuple):
+        return {"output": answer}
+    names = getattr(model, "output_names", None) or ()
+    if len({*names}) != len(answer):  # In a GRU, states and sequence have the same name.
+        names = [f"output_{position}" for position in range(len(answer))]
+    return dict(zip(names, answer, strict=True))

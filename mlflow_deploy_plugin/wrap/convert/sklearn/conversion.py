@@ -1,0 +1,387 @@
+"""Convert a scikit-learn estimator: read its rows, compute its predictions, and convert it with skl2onnx."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache, partial
+from importlib import import_module
+from typing import TypeVar
+
+import numpy as np
+import onnx
+import pandas as pd
+from onnx import ModelProto, TensorProto, helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common._container import ModelComponentContainer
+from skl2onnx.common._topology import Operator, Scope, Variable
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
+from sklearn.base import is_classifier
+from sklearn.cluster._kmeans import _BaseKMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import BaggingClassifier
+from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from threadpoolctl import ThreadpoolController
+
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.serve.runtime.artifact import Input
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.wrap.convert import converted
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
+from mlflow_deploy_plugin.wrap.convert.comparison import top_margins
+from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
+from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
+from mlflow_deploy_plugin.wrap.convert.sklearn import boosters, estimators, formulas, graph, levels
+from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, last_step, passes_on, sub_estimators
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import FORMULAS
+from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import with_stand_ins
+from mlflow_deploy_plugin.wrap.convert.sklearn.refused_rows import mark_refused_rows
+from mlflow_deploy_plugin.wrap.convert.sklearn.row_order import sort_rows
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets, Transforming
+
+F = TypeVar("F")
+_HEAD = slice(0, 3)
+_NETS = {
+    "skorch": ("NeuralNetClassifier", "NeuralNetBinaryClassifier", "NeuralNetRegressor"),
+    "pytorch_tabnet.tab_model": ("TabNetRegressor",),
+}
+"""Estimators that wrap a torch network, by library. torch's exporter converts them."""
+_DENSE_VALUES = 50_000_000
+
+
+def read_batch(model: Estimator, data: ModelData) -> ModelInput:
+    """Return a DataFrame for a table or a column of strings (a Series, a list, an array [N]), or an array [N, k].
+
+    A sparse matrix is truncated to `_DENSE_VALUES` numbers. Raises InvalidConfig for other data.
+    """
+    if isinstance(data, pd.DataFrame):
+        # scikit-learn treats a table without column names as a matrix.
+        named = any(isinstance(name, str) for name in data.columns)
+        return data if named else {"": _numbers(data.to_numpy())}
+    if isinstance(data, dict):  # The values are columns, or a single row.
+        return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
+    if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
+        return pd.DataFrame(data)
+    if isinstance(data, pd.Series):
+        return pd.DataFrame({data.name or "text": list(data)})
+    is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
+    if is_flat and all(isinstance(entry, str) for entry in data):
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    if hasattr(data, "tocsr") and data.ndim == 2:
+        data = data.tocsr()[: max(_DENSE_VALUES // max(data.shape[1], 1), 1)].toarray()
+    array = np.asarray(data)
+    if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
+        kind = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
+        raise InvalidConfig(
+            f"input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a {kind}"
+        )
+    return {"": _numbers(array)}
+
+
+def _numbers(array: Array) -> Array:
+    """Convert an object array without strings to numbers, as scikit-learn does. Return other arrays unchanged."""
+    if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
+        return array
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        return array
+
+
+def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits throughout.
+
+    Rounding in a 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no
+    64-bit kernels for most predictors. Raises InvalidConfig without an example or for an unfitted model, and
+    ConversionError for a model without `predict`.
+    """
+    model = boosters.as_estimator(model)
+    if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
+    if batch is None:
+        raise InvalidConfig("input_example: a scikit-learn model needs an example for its columns and their types")
+    if not hasattr(model, "predict"):
+        raise ConversionError(f"{type(model).__name__} has no predict method, so it cannot be served")
+    classifier = is_classifier(model)
+    has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
+    if predict_fn == "predict_proba" and not has_proba:
+        if not hasattr(model, "predict_proba"):
+            raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no predict_proba")
+        raise ConversionError(
+            f"{type(model).__name__} cannot be converted to ONNX with pyfunc_predict_fn='predict_proba': only the "
+            "probabilities of a classifier with a single target have an ONNX form"
+        )
+
+    def original(batch: ModelInput) -> dict[str, Array]:
+        data = estimators.estimator_input(model, batch)
+        predicted = np.asarray(model.predict(data))
+        if not classifier:
+            return {"prediction": predicted}
+        return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
+
+    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
+    columns = list(map(str, batch.columns)) if isinstance(batch, pd.DataFrame) else int(batch[""].shape[1])
+    fitted = with_stand_ins(estimators.best_estimator(model), columns)
+    names = columns if isinstance(columns, list) else list(map(str, range(columns)))
+    known = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
+    return [
+        partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, precision)
+        for precision in precisions
+    ]
+
+
+def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
+    """Return True if a classifier returns probabilities for a single target. Some `predict_proba` raise an error."""
+    if isinstance(getattr(model, "classes_", None), np.ndarray):
+        with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
+            model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+            return True
+    return False
+
+
+def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues:
+    """Return the thresholds, categories and training values of the named columns in a fitted model."""
+    return boundary_values_of(with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names), names)
+
+
+def _convert(
+    model: Estimator,
+    fitted: Estimator,
+    batch: ModelInput,
+    original: OriginalModel,
+    predict_fn: str,
+    boundary_values: Callable[[], converted.BoundaryValues],
+    precision: graph.Precision,
+) -> ConvertedModel:
+    answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
+    inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
+    proto = to_onnx(fitted, inputs, precision)
+    # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
+    inputs = tuple(replace(entry, name=node.name) for entry, node in zip(inputs, proto.graph.input, strict=True))
+    outputs = graph.finish_outputs(proto.graph, answers)
+    repairs: dict[graph.Precision, str] = {
+        "single": "",
+        "double_until_last_step": "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
+        f"before {type(last_step(fitted)).__name__}",
+        "double": "32-bit floats changed predictions; everything is computed in 64 bits",
+    }
+    framework = estimators.library_of(model) or "sklearn"
+    classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
+    return ConvertedModel(
+        proto=proto,
+        inputs=inputs,
+        outputs=outputs,
+        prediction=("probabilities",) if predict_fn == "predict_proba" else (outputs[0].name,),
+        framework=framework,
+        framework_version=import_module(framework).__version__,
+        original=original,
+        classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
+        boundary_values=boundary_values(),
+        margin=_single_threaded(_margin(model), fitted) if "label" in answers else None,
+        many_rows=levels.MANY_ROWS if any(node.op_type == "If" for node in proto.graph.node) else 0,
+        repair=repairs[precision],
+        cause=_reads_sparse_zeros(fitted, batch),
+    )
+
+
+def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
+    """Return the reason if XGBoost reads a sparse matrix of an earlier step, otherwise an empty string."""
+    if not isinstance(fitted, Pipeline) or estimators.library_of(fitted.steps[-1][1]) != "xgboost":
+        return ""
+    with suppress(Exception):  # A stand-in for a step of another library may have no `transform`.
+        rows = estimators.estimator_input(fitted, Batch(batch).take(_HEAD).data)
+        if hasattr(fitted[:-1].transform(rows), "tocsr"):
+            return (
+                "XGBoost takes the zeros of a sparse matrix for missing values, and a graph has no sparse matrices: "
+                "train it on a dense matrix (OneHotEncoder(sparse_output=False), ColumnTransformer(sparse_threshold=0))"
+            )
+    return ""
+
+
+def _single_threaded(function: F, fitted: Estimator) -> F:
+    """Run HistGradientBoosting on one thread: a parity check of 2,000 trees then takes 4 s of CPU instead of 200 s."""
+    if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
+        return function
+    limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
+    return limited
+
+
+def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
+    """Return a function for the margin [N] or scores [N, C]. Probabilities may be rounded to 1, which hides ties."""
+
+    def decision(batch: ModelInput) -> Array:
+        return np.asarray(model.decision_function(estimators.estimator_input(model, batch)))
+
+    def of_several_targets(batch: ModelInput) -> Array:
+        by_target = model.predict_proba(estimators.estimator_input(model, batch))
+        return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
+
+    # Bagging averages probabilities, not scores, and has no scores if its members have different classes.
+    if hasattr(model, "decision_function") and not any(
+        isinstance(part, BaggingClassifier) for part in sub_estimators(model)
+    ):
+        return decision
+    has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(model, "predict_proba")
+    return of_several_targets if has_several else None
+
+
+def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
+    """Return the ModelProto. Raises ConversionError, which names the step, if a step cannot be converted."""
+    precise = formulas.PRECISE if precision == "double" else {}
+    types = graph.VARIABLE_TYPES | {"str": StringTensorType}
+    try:
+        copy = _convertible_copy(fitted)
+        if precision == "double_until_last_step":
+            copy = graph.round_before_last_step(copy)
+        last = last_step(copy)
+        with warnings.catch_warnings(), graph.own_converters():
+            warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
+            formulas.register()
+            _register_nets()
+            # Without this option, the probabilities would be a list of mappings.
+            options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
+            proto, topology = convert_sklearn(
+                copy,
+                initial_types=[(entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                # With options, skl2onnx reads each attribute of each tree twice. Formulas need no options.
+                options=None if type(last) in FORMULAS else options,
+                custom_conversion_functions=precise,
+                custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
+                target_opset=graph.OPSETS,
+                intermediate=True,
+            )
+            refusal = mark_refused_rows(proto.graph, topology)
+            proto = onnx_remove_node_identity(proto)
+            helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
+    except Exception as error:
+        raise ConversionError(explain_failure(error, fitted)) from error
+    # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes in subgraphs.
+    others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
+    del proto.opset_import[:]
+    proto.opset_import.extend([*opsets, *others])
+    sort_rows(proto.graph)
+    return proto
+
+
+def _register_nets() -> None:
+    """Register the estimators of imported libraries with skl2onnx. A fitted estimator's library is always imported."""
+    for library, names in _NETS.items():
+        for name in names if library in sys.modules else ():
+            graph.register_converter(getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier"))
+
+
+def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
+    estimator, builder = operator.raw_operator, graph.NodeBuilder(scope, container)
+    answer = _add_net(builder, container, estimator, operator.inputs)
+    *labels, values = operator.outputs
+    values.type = FloatTensorType([None, None])
+    builder.node("Identity", [answer], values.full_name)
+    for output in labels:
+        output.type = Int64TensorType([None])  # skorch returns class indices.
+        label = output.full_name
+        if hasattr(estimator, "threshold"):
+            second = builder.node("Gather", [answer, np.array(1)], axis=1)
+            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
+            builder.node("Cast", [above], label, to=TensorProto.INT64)
+        else:
+            builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
+
+
+def _add_net(
+    builder: graph.NodeBuilder, container: ModelComponentContainer, estimator: Estimator, inputs: list[Variable]
+) -> str:
+    """Add the graph of an estimator's network, and return the name of its output [N, …]."""
+    import torch  # torch is slow to import, and only these estimators need torch.
+
+    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
+
+    class Answer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            if not hasattr(estimator, "network"):
+                self.net, self.last = estimator.module_, estimator._get_predict_nonlinearity()
+                return
+            self.net, self.last = deepcopy(estimator.network), lambda answer: answer
+            for layer in self.net.modules():
+                if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
+                    layer.forward = layer.bn.forward  # Splitting the batch affects only training.
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            answer = self.net(rows)
+            return self.last(answer[0] if isinstance(answer, tuple) else answer)
+
+    Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
+    net = Answer().eval()
+    rows = np.zeros((1, sum(variable.type.shape[1] for variable in inputs)), np.float32)
+    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
+    proto = onnx.compose.add_prefix(
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
+    )
+    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
+    container.initializers.extend(proto.graph.initializer)
+    container.nodes.extend(proto.graph.node)
+    return str(proto.graph.output[0].name)
+
+
+def _convertible_copy(fitted: Estimator) -> Estimator:
+    """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
+    copy = deepcopy(fitted)
+    for encoder in estimators.encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
+    for part in sub_estimators(copy):
+        # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
+        if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+            part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+        if hasattr(part, "sparse_output"):
+            part.sparse_output = False  # The graph has no sparse tensors.
+        if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+            part.__class__ = SeveralTargets
+        _use_transforms(part)
+        if not isinstance(part, ColumnTransformer):
+            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect graph inputs with these names.
+    return copy
+
+
+def _graph_categories(categories: Array) -> Array:
+    """Convert categories for the graph: booleans to integers, and missing values to the string `MISSING`."""
+    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+        return categories.astype(np.int64)
+    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
+        return np.array([estimators.MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+    return categories
+
+
+def _use_transforms(part: Estimator) -> None:
+    """Replace predictors that are used as transformers, convert weights to steps, and drop steps without effect."""
+    if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
+        weights, part.transformer_weights = part.transformer_weights or {}, None
+        for index, (name, step, columns) in enumerate(part.transformers_):
+            used = _transforming(step)
+            if name in weights and step != "drop":
+                weigh = FunctionTransformer(partial(np.multiply, weights[name]))
+                used = Pipeline([("make", used), ("weigh", weigh)])
+            part.transformers_[index] = name, used, columns
+    elif isinstance(part, FeatureUnion):
+        part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
+    elif isinstance(part, Pipeline):
+        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn affect only training.
+        steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
+        part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
+
+
+def _transforming(step: Estimator) -> Estimator:
+    if isinstance(step, Pipeline):
+        step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
+    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
+    return Transforming(step) if replaced else step

@@ -1,0 +1,275 @@
+"""Parts of fitted estimators, and their graph inputs: a matrix, or columns [N, 1] for a ColumnTransformer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, is_regressor
+from sklearn.calibration import CalibratedClassifierCV, _CalibratedClassifier
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
+from sklearn.feature_selection import RFE
+from sklearn.linear_model._base import LinearClassifierMixin, LinearModel
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, TargetEncoder
+from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.tree._tree import Tree
+from sklearn.utils.validation import check_is_fitted
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelInput, columns_of, missing_value
+from mlflow_deploy_plugin.wrap.convert.converted import call_original
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables, Selection
+
+Estimator: TypeAlias = Any
+"""A fitted estimator of any class. scikit-learn has no types, and other libraries have no common base class."""
+
+ColumnKeys: TypeAlias = str | int | slice | Sequence[str] | Sequence[int] | Sequence[bool]
+"""The columns of a step of a ColumnTransformer: by name, by position, as a slice or as a mask."""
+
+MISSING = "⟨missing⟩"
+"""The value of a missing string in the graph: ONNX strings have no missing value. Its brackets do not occur in data."""
+
+MATRIX = "X"
+
+_ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
+
+
+def passes_on(step: Estimator) -> bool:
+    """Return True if a step of a pipeline or a ColumnTransformer changes nothing."""
+    return step in (None, "passthrough") or (isinstance(step, FunctionTransformer) and step.func is None)
+
+
+def marks_nan(imputer: Estimator) -> bool:
+    """Return True if an imputer or indicator treats only NaN as missing."""
+    return isinstance(imputer.missing_values, float) and bool(np.isnan(imputer.missing_values))
+
+
+def best_estimator(model: Estimator) -> Estimator:
+    """Return the best estimator of a search, or the estimator in a wrapper. RFE becomes a pipeline of two steps."""
+    while True:
+        if type(model).__name__ == "FrozenEstimator":  # available since scikit-learn 1.6
+            model = model.estimator
+        elif isinstance(model, SelfTrainingClassifier):
+            model = model.estimator_
+        elif isinstance(model, RFE):
+            return Pipeline([("select", Selection(model.support_)), ("predict", best_estimator(model.estimator_))])
+        elif isinstance(model, Pipeline) and (last := best_estimator(model.steps[-1][1])) is not model.steps[-1][1]:
+            return Pipeline([*model.steps[:-1], (model.steps[-1][0], last)])
+        elif hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        else:
+            return model
+
+
+def thawed(fitted: Estimator) -> Estimator:
+    """Return the estimator, or a copy in which each FrozenEstimator is replaced by its inner estimator."""
+    while frozen := [part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"]:
+        fitted = deepcopy(fitted, {id(part): part.estimator for part in frozen})
+    return fitted
+
+
+def is_linear(estimator: Estimator) -> bool:
+    estimator = best_estimator(estimator)
+    is_regression = isinstance(estimator, LinearModel) and is_regressor(estimator)
+    return is_regression or isinstance(estimator, LinearClassifierMixin)
+
+
+def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
+    """Yield the estimator and all nested estimators, each once."""
+    seen: set[int] = set()
+    waiting = [estimator]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, BaseEstimator):
+            yield part
+            waiting.extend(reversed(list(vars(part).values())))
+        elif isinstance(part, _CalibratedClassifier):  # This class is not a BaseEstimator.
+            waiting.append(part.estimator)
+        elif isinstance(part, list | tuple):
+            waiting.extend(reversed(part))
+        elif isinstance(part, dict):
+            waiting.extend(reversed(list(part.values())))
+        elif isinstance(part, np.ndarray) and part.dtype.kind == "O":
+            waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting stores its trees in an array.
+
+
+def library_of(estimator: Estimator) -> str:
+    """Return the boosting library of an estimator or of its native booster, or "" for other estimators."""
+    package = type(getattr(estimator, "native_booster", estimator)).__module__.partition(".")[0]
+    return package if package in ("xgboost", "lightgbm", "catboost") else ""
+
+
+def compares_in_64_bits(estimator: Estimator) -> bool:
+    """Return True for LightGBM and HistGradientBoosting, which do not round features to 32 bits."""
+    return hasattr(estimator, "_predictors") or library_of(estimator) == "lightgbm"
+
+
+def last_step(estimator: Estimator) -> Estimator:
+    while isinstance(estimator, Pipeline):
+        estimator = estimator.steps[-1][1]
+    return estimator
+
+
+def first_steps(estimator: Estimator) -> list[Estimator]:
+    """Return the estimators that read the input: the first step of a pipeline, and of each member of an ensemble."""
+    estimator = best_estimator(estimator)
+    match estimator:
+        case Pipeline():
+            return first_steps(estimator.steps[0][1])
+        case TransformedTargetRegressor():
+            return first_steps(estimator.regressor_)
+        case FixedThresholdClassifier() | TunedThresholdClassifierCV():
+            return first_steps(getattr(estimator, "estimator_", estimator.estimator))
+        case CalibratedClassifierCV():
+            within = [part.estimator for part in estimator.calibrated_classifiers_]
+        case (
+            OneVsRestClassifier()
+            | VotingClassifier()
+            | VotingRegressor()
+            | StackingClassifier()
+            | StackingRegressor()
+            | MultiOutputClassifier()
+            | MultiOutputRegressor()
+        ):
+            within = estimator.estimators_
+        case _:
+            return [estimator]
+    return [step for member in within for step in first_steps(member)]
+
+
+def column_transformers(estimator: Estimator) -> list[ColumnTransformer]:
+    """Return the ColumnTransformers that read the input, or [] if the first step reads all columns."""
+    return [step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)]
+
+
+def is_tree(estimator: Estimator) -> bool:
+    """Return True for a fitted decision tree. Estimators of other libraries may have another kind of `tree_`."""
+    return isinstance(getattr(estimator, "tree_", None), Tree)
+
+
+def encoders(estimator: Estimator) -> list[Estimator]:
+    return [part for part in sub_estimators(estimator) if isinstance(part, _ENCODERS)]
+
+
+def encoded_columns(transformer: ColumnTransformer) -> set[str]:
+    names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
+    return {str(names[index]) for _, step, columns in named_steps(transformer) if encoders(step) for index in columns}
+
+
+def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
+    """Return the names of a ColumnTransformer's columns, from names, positions, a slice or booleans."""
+    if isinstance(columns, str):
+        return [columns]
+    if isinstance(columns, slice):
+        return names[columns]
+    if isinstance(columns, int):
+        return [names[columns]]
+    listed: list[Any] = list(columns)
+    if listed and all(isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed):
+        return [name for name, chosen in zip(names, listed, strict=True) if chosen]
+    return [entry if isinstance(entry, str) else names[int(entry)] for entry in listed]
+
+
+def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
+    """Return the steps of a ColumnTransformer that read columns, as (name, step, column positions)."""
+    names = [str(name) for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))]
+    return [
+        (entry, step, [names.index(str(name)) for name in column_names(columns, names)])
+        for entry, step, columns in transformer.transformers_
+        if step != "drop" and column_names(columns, names)
+    ]
+
+
+def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dtype: str) -> tuple[Input, ...]:
+    """Return the graph's inputs. Numbers have `float_dtype`, except for integers and booleans that an encoder reads."""
+    if not isinstance(batch, pd.DataFrame):
+        array = batch[""]
+        dtype = "str" if array.dtype.kind in "OUT" else float_dtype
+        return (Input(MATRIX, dtype, (-1, array.shape[1])),)
+    columns = columns_of(batch)
+    texts = [column.name for column in columns if column.type == "string"]
+    optional_texts = _may_be_missing(model, batch, texts)
+    transformers = column_transformers(fitted)
+    encoded = {name for transformer in transformers for name in encoded_columns(transformer)}
+    if library_of(fitted):  # Boosters encode pandas categories.
+        encoded |= {str(name) for name in batch if isinstance(batch[name].dtype, pd.CategoricalDtype)}
+    are_alike = len(texts) in (0, len(columns))
+    if are_alike and not transformers and (texts or not encoded):
+        are_codes = bool(encoders(fitted)) and all(map(_is_code, columns))
+        dtype = "str" if texts else "int64" if are_codes else float_dtype
+        missing = MISSING if texts and len(optional_texts) == len(texts) else None
+        return (Input(MATRIX, dtype, (-1, len(columns)), tuple(column.name for column in columns), missing),)
+    inputs = []
+    for column in columns:
+        dtype = float_dtype
+        if column.name in texts:
+            dtype = "str"
+        elif column.name in encoded and _is_code(column):
+            dtype = "int64"
+        missing = MISSING if column.name in optional_texts else None
+        inputs.append(Input(column.name, dtype, (-1, 1), (column.name,), missing))
+    return tuple(inputs)
+
+
+def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
+    """Return True for a fitted estimator, including libraries without scikit-learn's attribute names (NGBoost)."""
+    with suppress(NotFittedError):
+        check_is_fitted(model)
+        return True
+    if batch is None:
+        return False
+    with suppress(Exception):  # An unfitted estimator may raise any error.
+        model.predict(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+        return True
+    return False
+
+
+def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Series | Array:
+    """Return a batch as input for the estimator: a table, a matrix, or a column of strings."""
+    if not isinstance(batch, pd.DataFrame):
+        return batch[""]
+    steps = first_steps(model)
+    if isinstance(steps[0], FeatureUnion):
+        steps = [step for _, part in steps[0].transformer_list for step in first_steps(part)]
+    return batch.iloc[:, 0] if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps) else batch
+
+
+def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
+    """Return the text columns for which the model accepts a missing value."""
+    optional: set[str] = set()
+    # Calls are slow for a wide table: the number of tried columns doubles after a success and is halved after an error.
+    start, size = 0, len(texts)
+    while some := texts[start : start + size]:
+        gaps = {
+            name: pd.Series([missing_value(batch[name])], batch.index[:1]).astype(batch[name].dtype) for name in some
+        }
+        try:
+            row = batch.head(1).assign(**gaps)
+            call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
+        except InvalidConfig:
+            if len(some) > 1:
+                size = len(some) // 2
+                continue
+        else:
+            optional.update(some)
+            size *= 2
+        start += len(some)
+    return optional
+
+
+def _is_code(column: Column) -> bool:
+    return column.type in ("integer", "long", "boolean")

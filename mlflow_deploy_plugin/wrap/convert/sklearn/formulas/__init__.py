@@ -1,0 +1,81 @@
+"""Convert estimators with formulas: a formula computes the prediction of a fitted estimator in 64-bit floats.
+
+| a formula returns                           | the estimator's outputs                                                |
+|---------------------------------------------|------------------------------------------------------------------------|
+| texts [N, k], integers [N, k]               | the columns of a transformer, or labels of several targets             |
+| floats [N] or [N, k]                        | predictions, or the columns of a transformer                           |
+| integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
+| positions [N] of the classes, scores [N, C] | labels and probabilities (unused numbers if there are none)            |
+| the same, and scores [N] or [N, C]          | the same; ensembles may use the scores                                 |
+"""
+
+import sys
+from functools import partial
+
+import numpy as np
+from skl2onnx.common._container import ModelComponentContainer
+from skl2onnx.common._topology import Operator, Scope
+from sklearn.base import ClassifierMixin
+from sklearn.impute import SimpleImputer
+from sklearn.multioutput import ClassifierChain
+
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas import (
+    categories,
+    ensembles,
+    features,
+    neighbours,
+    predictors,
+    texts,
+    trees,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import FORMULAS, SCORES, Formula, Rows, labels_of
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder, register_converter
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import GroupedCategories
+
+_BOOSTERS = {
+    "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor"),
+    "lightgbm": ("LGBMClassifier", "LGBMRegressor", "LGBMRanker"),
+    "catboost": ("CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker"),
+}
+
+
+def register() -> None:
+    """Register estimators that have formulas, and the boosters of imported libraries, with skl2onnx."""
+    known: dict[type, Formula] = {}
+    for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
+        known |= module.FORMULAS
+    for library in _BOOSTERS.keys() & sys.modules.keys():
+        known |= {getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]}
+    for kind in known:
+        is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
+        has_labels = is_classifier and kind is not ClassifierChain  # A chain returns a matrix of labels.
+        register_converter(
+            kind, partial(convert_formula, False), has_labels, kind in (SimpleImputer, GroupedCategories)
+        )
+    FORMULAS.update(known)
+    SCORES.update(ensembles.SCORES)
+
+
+def convert_formula(is_double: bool, scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
+    """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit inputs, otherwise 32-bit."""
+    graph, estimator = NodeBuilder(scope, container), operator.raw_operator
+    rows = Rows.of(graph, operator)
+    answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)
+    output = operator.outputs[0]
+    if isinstance(answer, tuple):
+        position, answer, *_ = answer
+        labels = labels_of(estimator)
+        output.type = VARIABLE_TYPES[labels.dtype.name]([None])
+        graph.node("Gather", [labels, position.name], output.full_name, axis=0)
+        output = operator.outputs[1]
+    if answer.dtype.kind in "fb":
+        is_wide = answer.dtype == np.float64 and (rows.is_double or is_double)
+        answer = answer.astype(np.float64 if is_wide else np.float32)
+        answer = answer[:, None] if answer.ndim == 1 else answer
+    output.type = VARIABLE_TYPES[answer.dtype.name]([None, *answer.shape[1:]])
+    graph.node("Identity", [answer.name], output.full_name)
+
+
+_PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE
+PRECISE = dict.fromkeys(_PRECISE, partial(convert_formula, True))
+"""Converters for the precision `double`, which replace converters with 32-bit operators."""

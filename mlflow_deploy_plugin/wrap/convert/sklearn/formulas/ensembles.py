@@ -1,0 +1,343 @@
+"""Formulas of meta-estimators (`Rows.ask`): https://scikit-learn.org/stable/modules/multiclass.html."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import special
+from sklearn import ensemble
+from sklearn.base import is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # needed by the next import
+from sklearn.impute import IterativeImputer
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier, _ConstantPredictor
+from sklearn.multioutput import ClassifierChain, RegressorChain
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, PowerTransformer, QuantileTransformer
+
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    best_estimator,
+    is_linear,
+    is_tree,
+    marks_nan,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.predictors import isotonic
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    Formula,
+    Rows,
+    is_logistic,
+    logistic,
+    softmax,
+    votes_of_pairs,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import Traced, TracedArray
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import grown
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets
+
+Decision = tuple[TracedArray, TracedArray]
+"""The class positions [N], and the probabilities or scores [N, C]."""
+
+
+def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
+    """Return the mean of the calibrated probabilities over all training folds."""
+    parts = model.calibrated_classifiers_
+    estimators = [best_estimator(part.estimator) for part in parts]
+    method = "decision_function" if hasattr(estimators[0], "decision_function") else "predict_proba"
+    if parts[0].method == "temperature":
+        calibrated_answers = []
+        for part, estimator in zip(parts, estimators, strict=True):
+            answer = rows.ask(estimator, method)
+            if answer.ndim == 1:
+                answer = np.stack([-answer, answer], axis=1)
+            elif method == "predict_proba":
+                answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
+            calibrated_answers.append(softmax(answer * part.calibrators[0].beta_))
+        mean: TracedArray = sum(calibrated_answers[1:], calibrated_answers[0]) / float(len(parts))
+        return np.argmax(mean, axis=1), mean
+    scores, classes = _scores(estimators, rows, method), len(model.classes_)  # Each calibrator reads one score.
+    calibrators = [calibrator for part in parts for calibrator in part.calibrators]
+    if parts[0].method == "isotonic":
+        likely = isotonic(calibrators, scores)
+    else:
+        likely = logistic(-(np.array([line.a_ for line in calibrators]) * scores + [line.b_ for line in calibrators]))
+    if classes == 2:
+        second = likely.mean(axis=1, keepdims=True)
+        mean = np.concatenate([1.0 - second, second], axis=1)
+        return np.argmax(mean, axis=1), mean
+    positions = [
+        number * classes + label
+        for number, part in enumerate(parts)
+        for label, _ in zip(np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False)
+    ]
+    if len(positions) < len(parts) * classes:  # Some classes do not occur in a training fold.
+        likely = likely @ np.eye(len(parts) * classes)[positions]
+    likely = likely.reshape(-1, len(parts), classes)
+    total = likely.sum(axis=2, keepdims=True)
+    mean = np.where(total == 0, 1 / classes, likely / np.where(total == 0, 1.0, total)).mean(axis=1)
+    return np.argmax(mean, axis=1), mean
+
+
+def thresholded(model: Estimator, rows: Rows) -> Decision:
+    """Return the decision of FixedThresholdClassifier or TunedThresholdClassifierCV."""
+    estimator = best_estimator(getattr(model, "estimator_", model.estimator))
+    methods = model._get_response_method()
+    method = next(name for name in ([methods] if isinstance(methods, str) else methods) if hasattr(estimator, name))
+    scorer = getattr(model, "_curve_scorer", None)
+    label = model.pos_label if scorer is None else scorer._get_pos_label()
+    positive = 1 if label is None else int(np.flatnonzero(estimator.classes_ == label)[0])
+    score = rows.ask(estimator, method)
+    score = score[:, positive] if method == "predict_proba" else score if positive else -score
+    threshold = getattr(model, "best_threshold_", None)
+    if threshold is None:
+        threshold = model.threshold if model.threshold != "auto" else 0.5 if method == "predict_proba" else 0.0
+    above = score >= threshold
+    position = (above if positive else ~above).astype(np.int64)
+    if hasattr(estimator, "predict_proba"):
+        return position, rows.ask(estimator, "predict_proba")
+    return position, np.stack([-score, score], axis=1)
+
+
+def chained(model: Estimator, rows: Rows) -> TracedArray:
+    """Return the predictions [N, targets] of a chain, whose estimators read earlier predictions as extra columns."""
+    method = getattr(model, "chain_method_", "predict")
+    earlier: list[TracedArray] = []
+    answers: dict[int, TracedArray] = {}
+    for target, estimator in zip(model.order_, model.estimators_, strict=True):
+        now = rows.with_matrix(np.column_stack([rows.matrix, *earlier])) if earlier else rows
+        answers[int(target)] = _flat(now.ask(estimator, "predict"))
+        score = answers[int(target)] if method == "predict" else now.ask(estimator, method)
+        earlier.append(score if score.ndim == 1 else score[:, 1])
+    return np.stack([answers[target] for target in sorted(answers)], axis=1)
+
+
+def _flat(answer: Traced) -> TracedArray:
+    return answer[:, 0] if answer.ndim > 1 else answer
+
+
+def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
+    """Return the scores of the estimators [N, k], by default like multiclass._predict_binary."""
+    behind = [rows.before_last_step(member) for member in estimators]
+    if all(before is behind[0][0] for before, _ in behind):
+        rows, estimators = behind[0][0], [last for _, last in behind]
+    if all(map(is_linear, estimators)):
+        if method != "predict_proba":
+            return rows.sums(estimators)
+        if all(is_logistic(best_estimator(member)) and len(member.classes_) == 2 for member in estimators):
+            return logistic(rows.sums(estimators))
+    columns = []
+    for member in estimators:
+        if isinstance(member, _ConstantPredictor):
+            columns.append(rows.full(float(member.y_[0])))
+            continue
+        response_method = method or ("decision_function" if hasattr(member, "decision_function") else "predict_proba")
+        answer = rows.ask(member, "predict" if is_regressor(member) else response_method)
+        columns.append(answer[:, 1] if answer.ndim > 1 and answer.sample.shape[1] == 2 else answer)
+    return np.column_stack(columns)
+
+
+def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
+    scores = _scores(model.estimators_, rows)
+    middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
+    single = len(model.estimators_) == 1
+    if model.multilabel_:
+        position = (scores > middle).astype(np.int64)
+    else:
+        position = (scores[:, 0] > middle).astype(np.int64) if single else np.argmax(scores, axis=1)
+    if not hasattr(model, "predict_proba"):
+        return position, np.concatenate([-scores, scores], axis=1) if single else scores
+    likely = _scores(model.estimators_, rows, "predict_proba")
+    likely = np.concatenate([1.0 - likely, likely], axis=1) if single else likely
+    if not model.multilabel_:
+        total = likely.sum(axis=1, keepdims=True)
+        likely = likely / np.where(total == 0, 1.0, total)
+    return position, likely
+
+
+def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
+    if model.pairwise_indices_ is not None:
+        raise NotImplementedError("OneVsOneClassifier with a precomputed kernel")
+    sure = _scores(model.estimators_, rows)
+    if all(is_linear(estimator) and not is_regressor(estimator) for estimator in model.estimators_):
+        second = (sure > 0).astype(np.float64)
+    else:
+        second = np.column_stack([rows.ask(estimator, "predict") for estimator in model.estimators_])
+    _, scores = votes_of_pairs(second, sure, len(model.classes_))
+    if len(model.classes_) == 2:
+        middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
+        return (scores[:, 1] > middle).astype(np.int64), scores
+    return np.argmax(scores, axis=1), scores
+
+
+def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
+    away = _scores(model.estimators_, rows)[:, None, :] - np.asarray(model.code_book_, float)
+    distances = (away * away).sum(axis=2)
+    return np.argmin(distances, axis=1), -distances
+
+
+def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
+    """Return the prediction of the final estimator, which reads the predictions of the other estimators as columns."""
+    columns = []
+    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
+        answer = rows.ask(estimator, method)
+        if answer.ndim == 1:
+            answer = answer[:, None]
+        elif method == "predict_proba" and answer.sample.shape[1] == 2:
+            answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
+        columns.append(answer)
+    if model.passthrough:
+        columns.append(rows.matrix)
+    last, read = model.final_estimator_, rows.with_matrix(np.concatenate(columns, axis=1))
+    if is_regressor(model):
+        return read.ask(last, "predict")
+    if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
+        raise NotImplementedError(f"{type(model).__name__} of several labels")
+    position = read.ask(last, "predict").astype(np.int64)  # The final estimator's labels are class positions.
+    if hasattr(last, "predict_proba"):
+        return position, read.ask(last, "predict_proba")
+    score = read.ask(last, "decision_function")
+    return position, np.stack([-score, score], axis=1) if score.ndim == 1 else score
+
+
+def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
+    """Return the mean of the members' predictions, or the class with the most votes."""
+    weights = model._weights_not_none
+    if is_regressor(model):
+        return _mean([_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_], weights)
+    if model.voting == "soft":
+        likely = _mean([rows.ask(estimator, "predict_proba") for estimator in model.estimators_], weights)
+        return np.argmax(likely, axis=1), likely
+    classes = np.arange(len(model.classes_))  # The members' labels are class positions.
+    flags = [(rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64) for estimator in model.estimators_]
+    votes = _mean(flags, weights)
+    return np.argmax(votes, axis=1), votes
+
+
+def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
+    """Return the mean of the members' predictions, or their votes. Each member reads a subset of the columns."""
+    count = 0 if is_regressor(model) else model.n_classes_  # A member may not know all classes.
+    if all(is_tree(member) and len(getattr(member, "classes_", ())) == count for member in model.estimators_):
+        return grown(model, rows)
+    answers = []
+    for estimator, read in _members(model, rows):
+        if is_regressor(model):
+            answers.append(read.ask(estimator, "predict"))
+        elif not hasattr(estimator, "predict_proba"):  # The members' labels are class positions.
+            vote = read.ask(estimator, "predict")[:, None] == np.arange(model.n_classes_)
+            answers.append(vote.astype(np.float64))
+        else:
+            likely = read.ask(estimator, "predict_proba")
+            has_all = len(estimator.classes_) == model.n_classes_
+            answers.append(likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_])
+    mean = _mean(answers)
+    return mean if is_regressor(model) else (np.argmax(mean, axis=1), mean)
+
+
+def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
+    return _mean([read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)])
+
+
+def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
+    for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
+        has_all = np.array_equal(features, np.arange(model.n_features_in_))
+        yield estimator, rows if has_all else rows.with_matrix(rows.matrix[:, features])
+
+
+def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
+    """Fill gaps by regressions in several rounds. Unlike in scikit-learn, a row never depends on other rows."""
+    if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
+        raise NotImplementedError(
+            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
+        )
+    gaps = np.isnan(rows.matrix)
+    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
+    at = [gaps & column for column in np.eye(gaps.sample.shape[1], dtype=bool)]
+    for column, others, estimator in model.imputation_sequence_ if model.n_iter_ else ():
+        predicted = _flat(rows.with_matrix(filled[:, others]).ask(estimator, "predict"))
+        predicted = np.clip(predicted, float(model._min_value[column]), float(model._max_value[column]))
+        filled = np.where(at[column], predicted[:, None], filled)
+    if model.add_indicator:
+        filled = np.concatenate([filled, gaps[:, model.indicator_.features_].astype(np.float64)], axis=1)
+    return filled
+
+
+def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
+    if weights is not None:
+        answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
+    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # sequential sum
+    return total / float(len(answers) if weights is None else sum(weights))
+
+
+def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
+    """Return the labels or predictions of all targets as columns. Linear regressions are combined into one product."""
+    if hasattr(model, "classes_"):
+        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
+    if all(map(is_linear, model.estimators_)):
+        return rows.sums(model.estimators_)
+    return np.stack([rows.ask(member, "predict").reshape(-1) for member in model.estimators_], axis=1)
+
+
+def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
+    answer = rows.ask(model.regressor_, "predict")
+    return _inverse(model.transformer_, answer[:, None] if answer.ndim == 1 else answer)
+
+
+def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
+    match transformer:
+        case Pipeline():
+            for _, step in reversed(transformer.steps):
+                y = y if step in (None, "passthrough") else _inverse(step, y)
+        case FunctionTransformer():
+            if transformer.inverse_func is not None:
+                y = transformer.inverse_func(y, **(transformer.inv_kw_args or {}))
+        case _ if isinstance(transformer, SCALERS):
+            scale = np.ones(1) if transformer.scale_ is None else transformer.scale_
+            y = y / scale if isinstance(transformer, MinMaxScaler) else y * scale
+            y = y + transformer.inverse_transform(np.zeros((1, transformer.n_features_in_)))
+        case PowerTransformer():
+            y = _inverse(transformer._scaler, y) if transformer.standardize else y
+            columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
+            y = np.stack(columns, axis=1)
+        case QuantileTransformer():
+            # y contains quantiles of the training targets, or their normal deviates.
+            if transformer.output_distribution == "normal":
+                y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
+            known = enumerate(transformer.quantiles_.T)
+            y = np.stack([np.interp(y[:, n], transformer.references_, values) for n, values in known], axis=1)
+        case _:
+            raise NotImplementedError(f"the inverse of {type(transformer).__name__} as the transformer of a target")
+    if not isinstance(y, Traced):
+        raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which does not depend on its input")
+    return y
+
+
+def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
+    """Return the inverse of Box-Cox or Yeo-Johnson (https://doi.org/10.1093/biomet/87.4.954) for a column [N]."""
+    none = abs(power) < np.spacing(1.0)
+    if transformer.method == "box-cox":
+        return np.exp(y) if none else (y * power + 1.0) ** (1 / power)
+    up, down = np.maximum(y, 0.0), np.minimum(y, 0.0)
+    above = np.exp(up) - 1.0 if none else (up * power + 1.0) ** (1 / power) - 1.0
+    mirrored = 2.0 - power
+    if abs(mirrored) < np.spacing(1.0):
+        return np.where(y >= 0, above, 1.0 - np.exp(-down))
+    return np.where(y >= 0, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
+
+
+FORMULAS: dict[type, Formula] = {
+    CalibratedClassifierCV: calibrated,
+    **dict.fromkeys((FixedThresholdClassifier, TunedThresholdClassifierCV), thresholded),
+    **dict.fromkeys((ClassifierChain, RegressorChain), chained),
+    OneVsRestClassifier: one_vs_rest,
+    OneVsOneClassifier: one_vs_one,
+    OutputCodeClassifier: output_code,
+    SeveralTargets: several_targets,
+    TransformedTargetRegressor: transformed_target,
+    IterativeImputer: imputed_in_turn,
+    **dict.fromkeys((ensemble.BaggingClassifier, ensemble.BaggingRegressor), bagged),
+    **dict.fromkeys((ensemble.StackingClassifier, ensemble.StackingRegressor), stacked),
+    **dict.fromkeys((ensemble.VotingClassifier, ensemble.VotingRegressor), voted),
+}
+SCORES: dict[type, Formula] = {ensemble.BaggingClassifier: bagged_scores}

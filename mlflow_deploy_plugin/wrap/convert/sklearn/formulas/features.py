@@ -1,0 +1,286 @@
+"""Formulas of transformers: selected columns, projections, random features, scalers, bins, splines."""
+
+from functools import reduce
+from math import factorial
+
+import numpy as np
+from scipy import special
+from sklearn import feature_selection, preprocessing
+from sklearn.cluster import FeatureAgglomeration
+from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.impute import MissingIndicator
+from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
+from sklearn.neural_network import BernoulliRBM
+from sklearn.random_projection import SparseRandomProjection
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, marks_nan
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed, Selection, Transforming
+
+
+def selected(model: Estimator, rows: Rows) -> TracedArray:
+    return rows.matrix[:, np.flatnonzero(model.get_support())]
+
+
+def transformed(model: Transforming, rows: Rows) -> TracedArray:
+    """Return the distances from cluster centres, or the projection of a discriminant analysis."""
+    within = model.estimator
+    if not isinstance(within, LinearDiscriminantAnalysis):
+        return np.sqrt(squared_distances(rows.matrix, within.cluster_centers_))
+    centred = rows.matrix - within.xbar_ if within.solver == "svd" else rows.matrix
+    return centred @ within.scalings_[:, : within._max_components]
+
+
+def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
+    """Return the columns of a user's numpy function. Errors name the unsupported operation."""
+    if model.func is None:
+        return rows.matrix
+    name = getattr(model.func, "__name__", repr(model.func))
+    try:
+        answer = model.func(rows.matrix, **(model.kw_args or {}))
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        raise NotImplementedError(f"its option func={name} is a Python function with {error}") from None
+    if not isinstance(answer, Traced) or answer.ndim != 2:
+        raise NotImplementedError(f"its option func={name} is a Python function that does not return computed columns")
+    return answer.astype(np.float64)
+
+
+def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
+    if not marks_nan(model):
+        raise NotImplementedError("MissingIndicator with missing_values other than NaN")
+    return np.isnan(rows.matrix)[:, model.features_].astype(np.float64)
+
+
+def factors(model: FactorAnalysis, rows: Rows) -> TracedArray:
+    weighted = model.components_ / model.noise_variance_
+    covariance = np.linalg.inv(np.eye(len(model.components_)) + weighted @ model.components_.T)
+    return (rows.matrix - model.mean_) @ weighted.T @ covariance
+
+
+def independent(model: FastICA, rows: Rows) -> TracedArray:
+    return (rows.matrix - model.mean_ if model.whiten else rows.matrix) @ model.components_.T
+
+
+def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
+    """Return the ridge regression of a row on the components."""
+    gram = model.components_ @ model.components_.T + model.ridge_alpha * np.eye(len(model.components_))
+    return (rows.matrix - model.mean_) @ np.linalg.solve(gram, model.components_).T
+
+
+def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
+    groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
+    return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
+
+
+def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
+    return np.cos(x @ model.random_weights_ + model.random_offset_) * (2.0 / model.n_components) ** 0.5
+
+
+def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
+    interval = model.sample_interval or {1: 0.8, 2: 0.5, 3: 0.4}[model.sample_steps]
+    x = rows.matrix
+    none = x == 0
+    logarithm = interval * np.log(np.where(none, 1.0, x))
+    parts = [np.sqrt(x * interval)]
+    for step in range(1, model.sample_steps):
+        factor = np.sqrt(2.0 * x * interval / np.cosh(np.pi * step * interval))
+        parts += [factor * np.cos(step * logarithm), factor * np.sin(step * logarithm)]
+    return np.concatenate([np.where(none, 0.0, part) for part in parts], axis=1)
+
+
+def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
+    """Return the inverse Fourier transform of the product of the sketches' Fourier transforms, by matrix products."""
+    x = rows.matrix * np.sqrt(model.gamma)
+    if model.coef0 != 0:
+        x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
+    count = model.n_components
+    fourier = np.fft.fft(np.eye(count))
+    real: TracedArray = 1.0
+    imaginary: TracedArray = 0.0
+    for columns, signs in zip(model.indexHash_, model.bitHash_, strict=True):
+        sketch = np.eye(count)[columns] * signs[:, None]
+        real_part, imaginary_part = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
+        real, imaginary = real * real_part - imaginary * imaginary_part, real * imaginary_part + imaginary * real_part
+    return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
+
+
+def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray:
+    """Return products of columns in the precision of the rows. Products of equal degree are computed together."""
+    x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
+    for degree in np.unique(degrees):  # The products are ordered by degree.
+        factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
+        columns = [x[:, indices] for indices in np.transpose(factors)]
+        parts.append(reduce(np.multiply, columns) if columns else np.ones_like(x[:, :1]))
+    return np.concatenate(parts, axis=1)
+
+
+def scaled(model: Estimator, rows: Rows) -> TracedArray:
+    """Scale in scikit-learn's order and precision: skl2onnx's inverse scale moves numbers across thresholds."""
+    x = rows.own
+    steps: list[tuple[np.ufunc, Array | None]]
+    match model:
+        case preprocessing.MinMaxScaler():
+            low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
+            clipped = [(np.maximum, low), (np.minimum, high)] if model.clip else []
+            steps = [(np.multiply, model.scale_), (np.add, model.min_), *clipped]
+        case preprocessing.StandardScaler():
+            center = model.mean_.astype(x.dtype) if model.with_mean else None
+            steps = [(np.subtract, center), (np.divide, model.scale_.astype(x.dtype) if model.with_std else None)]
+        case preprocessing.RobustScaler():
+            center = model.center_ if model.with_centering else None
+            steps = [(np.subtract, center), (np.divide, model.scale_ if model.with_scaling else None)]
+        case _:
+            steps = [(np.divide, model.scale_)]
+    for operation, values in steps:
+        x = x if values is None else operation(x, values).astype(x.dtype)
+    return x
+
+
+def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
+    """Return 1 if a value is above the threshold in the precision of the rows, otherwise 0."""
+    threshold = np.float32(model.threshold) if rows.is_single else model.threshold
+    return (rows.matrix > float(threshold)).astype(np.float64)
+
+
+def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
+    """Return the number of inner edges up to each value, as a code or one-hot encoded."""
+    edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
+    codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
+    if model.encode == "ordinal":
+        return np.stack(codes, axis=1).astype(np.float64)
+    flags = [code[:, None] == np.arange(count) for code, count in zip(codes, model.n_bins_, strict=True)]
+    return np.concatenate(flags, axis=1).astype(np.float64)
+
+
+def box_cox(x: TracedArray, powers: Array) -> TracedArray:
+    none = np.abs(powers) < np.spacing(1.0)
+    return np.where(none, np.log(x), (x**powers - 1.0) / np.where(none, 1.0, powers))
+
+
+def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
+    """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
+    upper, lower = np.where(x >= 0, x, 0.0) + 1.0, 1.0 - np.where(x >= 0, 0.0, x)
+    return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
+
+
+def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
+    """Return the Box-Cox or Yeo-Johnson transform, standardised if required."""
+    transformed_rows = (box_cox if model.method == "box-cox" else yeo_johnson)(rows.matrix, model.lambdas_)
+    return (transformed_rows - model._scaler.mean_) / model._scaler.scale_ if model.standardize else transformed_rows
+
+
+def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
+    """Return the quantile of each value in the training rows, or its normal deviate. skl2onnx's graph takes minutes."""
+    quantiles, shares = model.quantiles_, model.references_
+    lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
+    own = rows.own if rows.is_single else rows.matrix
+    x = np.clip(rows.matrix, lowest, highest)
+    with np.errstate(divide="ignore", invalid="ignore"):  # Equal quantiles divide by 0, but no value is between them.
+        slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
+    # Interpolate in both directions like scikit-learn, since quantiles may be equal.
+    at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)
+    upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
+    at = np.clip(counted(quantiles, np.less, x), 1, count - 1)
+    downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
+    share = 0.5 * (np.where(x >= highest, 1.0, upwards) - np.where(x <= lowest, 0.0, downwards))
+    if model.output_distribution == "uniform":
+        return np.where(own <= lowest, 0.0, np.where(own >= highest, 1.0, share))
+    margin = np.asarray(_MARGIN, own.dtype)
+    share = np.where(own - margin < lowest, 0.0, np.where(own + margin > highest, 1.0, share))
+    limit = _MARGIN - np.spacing(1.0)
+    return _deviates(np.clip(share.astype(own.dtype).astype(np.float64), limit, 1.0 - limit))
+
+
+def _deviates(share: TracedArray) -> TracedArray:
+    """Return normal deviates to 16 digits for shares above 1e-11: AS 241, https://doi.org/10.2307/2347330."""
+    centred = share - 0.5
+    square = 0.180625 - centred * centred
+    tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
+    near, far = (
+        reduce(lambda total, factor: total * x + factor, over) / reduce(lambda total, factor: total * x + factor, under)
+        for x, (over, under) in ((square, _NEAR), (tail, _FAR))
+    )
+    return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
+
+
+def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
+    """Return the basis splines of each column, as polynomials between adjacent knots."""
+    columns = []
+    for number, spline in enumerate(model.bsplines_):
+        x, degree, count = rows.matrix[:, number], spline.k, spline.c.shape[1]
+        last = len(spline.t) - degree - 1
+        lowest, highest = float(spline.t[degree]), float(spline.t[last])
+        inside = x
+        if model.extrapolation == "periodic":
+            inside = lowest + np.remainder(x - lowest, highest - lowest)
+        elif model.extrapolation in ("constant", "linear"):
+            inside = np.clip(x, lowest, highest)
+        knots = np.unique(spline.t[degree : last + 1])
+        starts = knots[:-1]
+        position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
+        position = np.maximum(position - 1, 0)
+        coefficients = np.stack([spline(starts, nu=n) / factorial(n) for n in range(degree + 1)], axis=1)
+        step = inside - take(starts, position)
+        powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
+        values = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
+        if model.extrapolation == "linear":
+            below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
+            values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
+        if getattr(model, "handle_missing", "error") == "zeros":
+            values = np.where(np.isnan(x)[:, None], 0.0, values)
+        columns.append(values if model.include_bias else values[:, : count - 1])
+    return np.concatenate(columns, axis=1)
+
+
+_MARGIN = 1e-7
+"""scikit-learn's BOUNDS_THRESHOLD: the minimum distance of shares from 0 and 1, whose deviates are infinite."""
+_NEAR = (
+    (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
+     13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
+    (5226.495278852854561, 28729.085735721942674, 39307.89580009271061, 21213.794301586595867,
+     5394.1960214247511077, 687.1870074920579083, 42.313330701600911252, 1.0),
+)  # fmt: skip
+_FAR = (
+    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177, 1.27045825245236838258,
+     3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),
+    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966, 0.14810397642748007459,
+     0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
+)  # fmt: skip
+
+SCALERS = (
+    *(preprocessing.StandardScaler, preprocessing.MinMaxScaler),
+    *(preprocessing.MaxAbsScaler, preprocessing.RobustScaler),
+)
+_SELECTORS = (
+    *(feature_selection.GenericUnivariateSelect, feature_selection.SelectFromModel),
+    *(feature_selection.SelectPercentile, feature_selection.SequentialFeatureSelector),
+    *(feature_selection.RFE, feature_selection.RFECV, Selection),
+)
+FORMULAS: dict[type, Formula] = {
+    **dict.fromkeys(_SELECTORS, selected),
+    Transforming: transformed,
+    MissingIndicator: marked,
+    FactorAnalysis: factors,
+    FastICA: independent,
+    **dict.fromkeys((SparsePCA, MiniBatchSparsePCA), sparse_components),
+    FeatureAgglomeration: agglomerated,
+    RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
+    SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
+    **dict.fromkeys(SCALERS, scaled),
+    preprocessing.Binarizer: binarized,
+    preprocessing.KBinsDiscretizer: binned,
+    Computed: lambda model, rows: model.compute(rows.matrix),
+    preprocessing.FunctionTransformer: called,
+    preprocessing.PowerTransformer: powered,
+    preprocessing.QuantileTransformer: ranked,
+    AdditiveChi2Sampler: additive_chi2,
+    PolynomialCountSketch: count_sketch,
+    preprocessing.PolynomialFeatures: products,
+    preprocessing.SplineTransformer: splines,
+    BernoulliRBM: lambda model, rows: special.expit(rows.matrix @ model.components_.T + model.intercept_hidden_),
+    SparseRandomProjection: lambda model, rows: rows.matrix @ np.asarray(model.components_.todense()).T,
+}

@@ -1,0 +1,335 @@
+"""Formulas of estimators that compare a row with training rows, by the 64-bit distances of `metrics.pairwise`."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.sparse import spmatrix
+from sklearn import neighbors
+from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
+from sklearn.impute import KNNImputer
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.manifold import Isomap, LocallyLinearEmbedding
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, marks_nan
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows, softmax, votes_of_pairs
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, smallest, take
+
+Metric = str | Callable[[Array, Array], float]
+"""A distance or kernel: its name in scikit-learn, or a user's function."""
+Option = float | None
+"""A parameter of a kernel. None is scikit-learn's default."""
+_MAX_DIFFERENCES = 100_000  # differences per row; more would take over 1 MB per row
+_MAX_DENSE = 10_000_000  # numbers of 8 bytes; writing the graph takes about ten times as much memory
+
+
+def _dense(known: "Array | spmatrix") -> Array:
+    """Return training rows [K, k] as a dense array. Rows of text features are sparse."""
+    if isinstance(known, np.ndarray):
+        return np.asarray(known, float)
+    if np.prod(known.shape) > _MAX_DENSE:
+        raise NotImplementedError(f"{known.shape[0]} training rows of {known.shape[1]} sparse columns")
+    return np.asarray(known.toarray(), float)
+
+
+def squared_distances(x: TracedArray, known: Array) -> TracedArray:
+    """Return squared distances [N, K] by differences (exact for equal rows), or by products if `known` is large."""
+    known = _dense(known)
+    if known.size <= _MAX_DIFFERENCES:
+        away = x[:, None, :] - known
+        return (away * away).sum(axis=2)
+    products = x @ known.T
+    return np.maximum((x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1), 0.0)
+
+
+def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
+    """Return the position [N] of the nearest of K centres [K, k] without the square of x, like scikit-learn.
+
+    Far from the centres, the square has more digits than a float, and the differences between the centres are lost.
+    """
+    centres = _dense(centres)
+    return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
+
+
+def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
+    """Return the distances [N, K] between rows x [N, k] and training rows [K, k]."""
+    known = _dense(known)
+    powers: dict[Metric, float] = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}
+    power = powers.get(metric)
+    if power == 2:
+        return np.sqrt(squared_distances(x, known))
+    if metric == "sqeuclidean":
+        return squared_distances(x, known)
+    if metric == "cosine":
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # like sklearn.preprocessing.normalize
+        return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
+    away = np.abs(x[:, None, :] - known)
+    if metric == "chebyshev" or power == np.inf:
+        return away.max(axis=2)
+    if power is None:
+        raise NotImplementedError(f"metric={metric!r}")
+    return away.sum(axis=2) if power == 1 else (away**power).sum(axis=2) ** (1 / power)
+
+
+def kernel(
+    x: TracedArray, known: Array, metric: Metric, gamma: Option = None, degree: Option = None, coef0: Option = None
+) -> TracedArray:
+    """Return a kernel of sklearn.metrics.pairwise [N, K] between rows x [N, k] and training rows [K, k]."""
+    known = _dense(known)
+    scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
+    shift = 1.0 if coef0 is None else float(coef0)
+    match metric:
+        case "linear":
+            return x @ known.T
+        case "poly" | "polynomial":
+            return (scale * (x @ known.T) + shift) ** float(3 if degree is None else degree)
+        case "rbf":
+            return np.exp(-scale * squared_distances(x, known))
+        case "laplacian":
+            return np.exp(-scale * distances(x, known, "manhattan"))
+        case "sigmoid":
+            return np.tanh(scale * (x @ known.T) + shift)
+        case "cosine":
+            return 1.0 - distances(x, known, "cosine")
+    raise NotImplementedError(f"kernel={metric!r}")
+
+
+def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
+    """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of 0 excludes other neighbours."""
+    if callable(weights):
+        return weights(far)
+    if weights != "distance":
+        return np.ones_like(far)
+    same = far == 0
+    has_same = np.any(same, axis=1, keepdims=True)
+    return np.where(has_same, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
+
+
+def _metric(model: Estimator) -> tuple[Metric, float]:
+    if model.metric_params:
+        raise NotImplementedError(f"metric_params={model.metric_params!r}")
+    return model.metric, model.p
+
+
+def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
+    """Return the weighted mean [N, t] of the targets [K, t] of the nearest training rows."""
+    far, nearest = smallest(distances(rows.matrix, model._fit_X, *_metric(model)), model.n_neighbors)
+    weights = _weights(far, model.weights)[:, :, None]
+    return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
+
+
+def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
+    """Return the weighted mean [N, t] of targets within the radius (NaN without neighbours), and their count [N]."""
+    far = distances(rows.matrix, model._fit_X, *_metric(model))
+    inside = (far <= model.radius).astype(np.float64)
+    weights = inside * _weights(far, model.weights)
+    return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
+
+
+def _targets(model: Estimator) -> Array:
+    return np.asarray(model._y, float).reshape(len(model._y), -1)
+
+
+def _one_hot(model: Estimator) -> Array:
+    if model.outputs_2d_:
+        raise NotImplementedError(f"{type(model).__name__} of several targets")
+    return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
+
+
+def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    scores = _nearest(model, rows, _one_hot(model))
+    return np.argmax(scores, axis=1), scores
+
+
+def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    scores, count = _within_radius(model, rows, _one_hot(model))
+    if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
+        return np.argmax(scores, axis=1), scores
+    outlier = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
+    if not outlier.any():
+        raise NotImplementedError("an outlier_label that is not a class")
+    scores = np.where((count == 0)[:, None], outlier, scores)
+    return np.argmax(scores, axis=1), scores
+
+
+def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
+    far = distances(rows.matrix, model._fit_X, *_metric(model))
+    return np.where(far <= model.radius, far if model.mode == "distance" else 1.0, 0.0)
+
+
+def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
+    """Fill gaps with the mean of the nearest training rows, by sklearn.metrics.pairwise.nan_euclidean_distances."""
+    if not marks_nan(model) or callable(model.weights):
+        raise NotImplementedError("KNNImputer with missing_values other than NaN, or weights that are a function")
+    if not model._valid_mask.all():
+        raise NotImplementedError("KNNImputer that dropped a column without any value")
+    gaps = np.isnan(rows.matrix)
+    here, known_here = 1.0 - gaps.astype(np.float64), (~model._mask_fit_X).astype(float)
+    x, known = np.where(gaps, 0.0, rows.matrix), np.where(model._mask_fit_X, 0.0, model._fit_X)
+    shared = here @ known_here.T
+    squared = np.maximum((x * x) @ known_here.T - 2.0 * (x @ known.T) + here @ (known * known).T, 0.0)
+    far = np.sqrt(squared / np.where(shared == 0, 1.0, shared) * known.shape[1])
+    far = np.where(shared == 0, np.inf, far)
+    columns = []
+    for column in range(known.shape[1]):
+        donors = np.flatnonzero(known_here[:, column])
+        away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
+        weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
+        total = weights.sum(axis=1)
+        mean = (take(known[donors, column], nearest) * weights).sum(axis=1) / np.where(total == 0, 1.0, total)
+        mean = np.where(total == 0, known[donors, column].mean(), mean)
+        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
+    if model.add_indicator:
+        columns += [gaps[:, int(column_index)].astype(np.float64) for column_index in model.indicator_.features_]
+    return np.stack(columns, axis=1)
+
+
+def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
+    far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
+    scores = -(far * far) + 2.0 * np.log(model.class_prior_)
+    if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
+        return np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1), softmax(scores)
+    return np.argmax(scores, axis=1), softmax(scores)
+
+
+def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
+    if len(model.cluster_centers_) == 0:
+        raise NotImplementedError("AffinityPropagation that did not converge")
+    return nearest_centre(rows.matrix, model.cluster_centers_)
+
+
+def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
+    """Return the leaf of each row in the tree of clusters. At each node, a row goes to the nearer of two centres."""
+
+    def below(node: Estimator) -> TracedArray:
+        if node.left is None:
+            return np.int64(node.label)
+        centres = np.vstack((node.left.center, node.right.center)) + getattr(model, "_X_mean", 0.0)
+        nearer = nearest_centre(rows.matrix, centres)
+        return np.where(nearer == 0, below(node.left), below(node.right))
+
+    return below(model._bisecting_tree)
+
+
+def propagated_labels(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    labels = model.label_distributions_
+    if model.kernel == "rbf":
+        likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
+    elif model.kernel == "knn":
+        _, nearest = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
+        likely = take(labels, nearest).sum(axis=1)
+    else:
+        raise NotImplementedError("a kernel that is a Python function")
+    likely = likely / likely.sum(axis=1, keepdims=True)
+    return np.argmax(likely, axis=1), likely
+
+
+def kernel_ridge(model: KernelRidge, rows: Rows) -> TracedArray:
+    if model.kernel_params:
+        raise NotImplementedError("KernelRidge with kernel_params")
+    options = {"gamma": model.gamma, "degree": model.degree, "coef0": model.coef0}
+    return kernel(rows.matrix, model.X_fit_, model.kernel, **options) @ model.dual_coef_
+
+
+def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
+    options = {name: value for name, value in model._get_kernel_params().items() if value is not None}
+    return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
+
+
+def _decisions(model: Estimator, rows: Rows) -> TracedArray:
+    """Return the decision values [N, k] of libsvm's svm_predict_values: k is 1 or the number of class pairs."""
+    options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
+    similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
+    weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
+    if len(model._intercept_) > 1:
+        first, second = np.triu_indices(len(model.classes_), 1)
+        own = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+        weights = weights[:, second - 1] * (own == first) + weights[:, first] * (own == second)
+    return similar @ weights + model._intercept_
+
+
+def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
+    """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for a score of 0."""
+    return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
+
+
+def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    """Return the decision of an SVC or NuSVC: a positive decision value is a vote for the first class of a pair."""
+    if len(model.probA_):
+        raise NotImplementedError(f"{type(model).__name__} with probability=True: libsvm computes them iteratively")
+    decisions = _decisions(model, rows)
+    if len(model.classes_) == 2:
+        return (decisions[:, 0] <= 0).astype(np.int64), np.concatenate([decisions, -decisions], axis=1)
+    votes, scores = votes_of_pairs((decisions <= 0).astype(np.float64), -decisions, len(model.classes_))
+    if model.decision_function_shape == "ovo":
+        return np.argmax(votes, axis=1), decisions
+    return np.argmax(scores if model.break_ties else votes, axis=1), scores
+
+
+def _neighbours_of(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+    if model.n_neighbors is None:
+        raise NotImplementedError(f"{type(model).__name__} with a radius")
+    nearest = model.nbrs_
+    return smallest(distances(x, nearest._fit_X, *_metric(nearest)), model.n_neighbors)
+
+
+def isomap(model: Isomap, rows: Rows) -> TracedArray:
+    far, neighbours = _neighbours_of(model, rows.matrix)
+    shortest = (take(model.dist_matrix_, neighbours) + far[:, :, None]).min(axis=1)
+    similar = shortest * shortest * -0.5
+    inner, centred = model.kernel_pca_, model.kernel_pca_._centerer
+    similar = similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
+    kept = np.where(inner.eigenvalues_ > 0, inner.eigenvalues_, np.inf)
+    return similar @ (inner.eigenvectors_ / np.sqrt(kept))
+
+
+def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
+    """Return the weighted sum of the neighbours' embeddings, with the weights that reconstruct the row."""
+    _, neighbours = _neighbours_of(model, rows.matrix)
+    count = model.n_neighbors
+    away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
+    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # These are the rows of the Gram matrix.
+    trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
+    ridge = np.where(trace > 0, trace * model.reg, model.reg)
+    matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)
+    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
+    for n in range(count):  # Gauss-Jordan elimination; a positive definite matrix needs no pivoting.
+        line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
+        other = 1.0 - np.eye(count)[n][:, None]
+        system = system - system[:, :, n : n + 1] * other * line
+        system = system * other + line * (1.0 - other)
+    weights = system[:, :, count]
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
+
+
+FORMULAS: dict[type, Formula] = {
+    neighbors.KNeighborsClassifier: neighbour_classes,
+    neighbors.KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
+    neighbors.RadiusNeighborsClassifier: radius_classes,
+    neighbors.RadiusNeighborsRegressor: lambda model, rows: _within_radius(model, rows, _targets(model))[0],
+    neighbors.RadiusNeighborsTransformer: within_radius,
+    KNNImputer: imputed,
+    neighbors.NearestCentroid: nearest_centroid,
+    **dict.fromkeys((KMeans, MiniBatchKMeans, MeanShift, AffinityPropagation), closest_centre),
+    Birch: lambda model, rows: take(
+        np.asarray(model.subcluster_labels_, np.int64), nearest_centre(rows.matrix, model.subcluster_centers_)
+    ),
+    BisectingKMeans: bisected,
+    **dict.fromkeys((LabelPropagation, LabelSpreading), propagated_labels),
+    KernelRidge: kernel_ridge,
+    Nystroem: nystroem,
+    OneClassSVM: one_class,
+    Isomap: isomap,
+    LocallyLinearEmbedding: locally_linear,
+}
+PRECISE: dict[type, Formula] = {
+    **dict.fromkeys((SVR, NuSVR), _decisions),
+    **dict.fromkeys((SVC, NuSVC), machine_classes),
+}
+"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is used."""

@@ -1,0 +1,175 @@
+"""Formulas of predictors with a few operations per row. Kernels follow sklearn.gaussian_process.kernels."""
+
+import numpy as np
+from scipy import special
+from sklearn.covariance import EllipticEnvelope
+from sklearn.cross_decomposition import CCA, PLSCanonical, PLSRegression
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.gaussian_process import GaussianProcessClassifier, kernels
+from sklearn.gaussian_process._gpc import COEFS, LAMBDAS
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import SGDClassifier
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.multiclass import OneVsRestClassifier
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Answer, Formula, Rows, logistic, softmax
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, counted, interpolated, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
+
+
+def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
+    """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a single model may return NaN."""
+    known, values = (
+        [np.asarray(getattr(model, name), float) for model in models] for name in ("X_thresholds_", "y_thresholds_")
+    )
+    if models[0].out_of_bounds == "clip":
+        x = np.clip(x, *(np.array([getattr(model, name) for model in models], float) for name in ("X_min_", "X_max_")))
+    predicted = interpolated(x, known, values)
+    if models[0].out_of_bounds == "clip" or len(known[0]) == 1:
+        return predicted
+    return np.where((x < known[0][0]) | (x > known[0][-1]), np.nan, predicted)
+
+
+def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
+    return np.stack([rows.full(float(value)) for value in np.ravel(model.constant_)], axis=1)
+
+
+def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
+        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its predictions are random")
+    if model._strategy == "constant":
+        best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
+    else:
+        best = int(np.argmax(model.class_prior_))
+    likely = model.class_prior_ if model._strategy == "prior" else np.eye(len(model.classes_))[best]
+    return rows.full(float(best)).astype(np.int64), np.stack([rows.full(float(value)) for value in likely], axis=1)
+
+
+def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
+    away = rows.matrix - model.location_
+    distance = ((away @ model.get_precision()) * away).sum(axis=1)
+    return np.where(-distance - model.offset_ >= 0, 1, -1)
+
+
+def mixture(model: Estimator, rows: Rows) -> TracedArray:
+    """Return the component with the largest log density, by sklearn.mixture._gaussian_mixture in 64 bits."""
+    columns = []
+    for component, mean in enumerate(model.means_):
+        away = rows.matrix - mean
+        weights = model.precisions_cholesky_
+        factor = weights if model.covariance_type == "tied" else weights[component]
+        scaled = away @ factor if np.ndim(factor) == 2 else away * factor
+        at_mean = float(model._estimate_weighted_log_prob(mean[None])[0, component])
+        columns.append(at_mean - (scaled * scaled).sum(axis=1) * 0.5)
+    return np.argmax(np.stack(columns, axis=1), axis=1)
+
+
+def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
+    return (rows.matrix - model._x_mean) @ model.coef_.T + model.intercept_
+
+
+def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    base = model.base_estimator_
+    if model.n_classes_ == 2:
+        mean, likely = _latent(base, rows.matrix)
+        return (mean > 0).astype(np.int64), np.stack([1.0 - likely, likely], axis=1)
+    if not isinstance(base, OneVsRestClassifier):
+        raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
+    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
+    return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
+
+
+def additive(model: AdditiveModel, rows: Rows) -> Answer:
+    """Return sums of scores by bin. Bin 0 is for missing numbers; other bins are 1 + the number of cuts up to x."""
+    positions, all_cuts = zip(*model.cuts, strict=True)
+    x = rows.matrix[:, list(positions)]
+    longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
+    known = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
+    table = np.stack([np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in known], axis=1)
+    numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
+    numbers = np.minimum(numbers, np.array([1.0 + len(cuts) for cuts in known]))  # Infinity is in the last bin.
+    numbers = np.where(np.isnan(x), 0.0, numbers)
+    bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, numbers)
+    scores = take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1) + model.intercept
+    if model.link in ("identity", "log"):
+        return scores if model.link == "identity" else np.exp(scores)
+    if model.link == "mlogit":
+        return np.argmax(scores, axis=1), softmax(scores)
+    likely = logistic(scores)
+    return (scores[:, 0] > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1)
+
+
+def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    """Return the decision of a linear classifier; skl2onnx's labels differ if probabilities are 1 or equal."""
+    scores = rows.sums([model])
+    if scores.sample.shape[1] == 1:
+        scores = np.concatenate([-scores, scores], axis=1)
+    return np.argmax(scores, axis=1), rows.ask(model, "predict_proba") if hasattr(model, "predict_proba") else scores
+
+
+def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+    """Return the latent mean [N] and P(class 1) [N]: Algorithm 3.2 of https://gaussianprocess.org/gpml/."""
+    known = _kernel(model.kernel_, x, model.X_train_)
+    mean = known @ (model.y_train_ - model.pi_)
+    solved = (known * model.W_sr_) @ np.linalg.inv(model.L_).T
+    variance = _kernel(model.kernel_, x) - (solved * solved).sum(axis=1)
+    slope = 1.0 / (2.0 * variance)
+    squares = np.ravel(LAMBDAS) ** 2
+    alpha = slope[:, None]
+    error = special.erf(mean[:, None] * np.ravel(LAMBDAS) * np.sqrt(alpha / (alpha + squares)))
+    integrals = np.sqrt(np.pi / alpha) * error / (2.0 * np.sqrt(variance * (2 * np.pi)))[:, None]
+    return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
+
+
+def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) -> TracedArray:
+    """Return the kernel [N, K] between rows x [N, k] and training rows [K, k].
+
+    Without training rows, return the kernel of each row with itself, as [N] or a number.
+    """
+    match kernel:
+        case kernels.Sum() | kernels.Product():
+            first, second = _kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known)
+            return first + second if isinstance(kernel, kernels.Sum) else first * second
+        case kernels.Exponentiation():
+            return _kernel(kernel.kernel, x, known) ** kernel.exponent
+        case kernels.ConstantKernel():
+            return float(kernel.constant_value)
+        case kernels.WhiteKernel():
+            return float(kernel.noise_level) if known is None else 0.0
+        case kernels.DotProduct():
+            return ((x * x).sum(axis=1) if known is None else x @ known.T) + kernel.sigma_0**2
+        case _ if known is None:
+            return 1.0  # The other kernels depend only on the distance, which is 0.
+        case kernels.Matern():
+            squared = squared_distances(x / kernel.length_scale, known / kernel.length_scale)
+            factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
+            if kernel.nu == np.inf:
+                return np.exp(squared * -0.5)
+            if kernel.nu not in factors:
+                raise NotImplementedError(f"the kernel {kernel!r}")
+            far = np.sqrt(squared * factors[kernel.nu])
+            grown = {0.5: 1.0, 1.5: 1.0 + far, 2.5: 1.0 + far + far * far / 3.0}[kernel.nu]
+            return grown * np.exp(-far)
+        case kernels.RBF():
+            return np.exp(squared_distances(x / kernel.length_scale, known / kernel.length_scale) * -0.5)
+        case kernels.RationalQuadratic():
+            squared = squared_distances(x, known)
+            return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha
+    raise NotImplementedError(f"the kernel {kernel!r}")
+
+
+FORMULAS: dict[type, Formula] = {
+    DummyClassifier: dummy_classes,
+    DummyRegressor: dummy_values,
+    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
+    EllipticEnvelope: elliptic,
+    **dict.fromkeys((GaussianMixture, BayesianGaussianMixture), mixture),
+    **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
+    GaussianProcessClassifier: process_classes,
+    **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),
+}
+PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
+"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is used."""

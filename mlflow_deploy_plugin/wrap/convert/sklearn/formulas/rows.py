@@ -1,0 +1,301 @@
+"""The rows that a formula reads, and the results of nested estimators."""
+
+from collections.abc import Callable
+from copy import copy
+from itertools import groupby
+from pickle import PicklingError
+from typing import TypeAlias
+
+import joblib
+import numpy as np
+from onnx import TensorProto, helper
+from skl2onnx.common._topology import Operator, Variable
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
+from sklearn.base import is_regressor
+from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble._gb import BaseGradientBoosting
+from sklearn.feature_selection import RFE
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn import estimators
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, best_estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder
+
+
+class Rows:
+    """The rows that an estimator reads: skl2onnx's variables, or a matrix from a formula.
+
+    `is_double` is True if an input has 64-bit floats, which nested estimators then read. `is_single` is True if all
+    inputs have 32-bit floats, so that comparisons use 32 bits; scikit-learn reads integers as 64-bit floats.
+    """
+
+    def __init__(
+        self, graph: NodeBuilder, inputs: list[Variable], columns: int, matrix: TracedArray | None = None
+    ) -> None:
+        self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
+        # The keys are digests or ids (`_learned`). The values contain the step, so that its id is not reused.
+        self._after: dict[int | str, tuple[Rows, Estimator]] = {}
+        self._outputs: dict[tuple[int, bool], list[str]] = {}  # key: id of an estimator, and True for raw scores
+        self._answers: dict[int, tuple[Answer, Estimator]] = {}  # key: id of an estimator with a formula
+        self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
+        self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
+
+    @classmethod
+    def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
+        widths = [entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs]
+        known = getattr(operator.raw_operator, "n_features_in_", None)
+        return cls(graph, list(operator.inputs), known or sum(width or 1 for width in widths))
+
+    @property
+    def matrix(self) -> TracedArray:
+        """The rows as 64-bit floats [N, k]."""
+        if self._matrix is None:
+            self._matrix = self._cast(np.float64)
+        return self._matrix
+
+    @property
+    def own(self) -> TracedArray:
+        """The rows as floats [N, k]: 64-bit if `is_double`, otherwise 32-bit."""
+        dtype = np.float64 if self.is_double else np.float32
+        return self._cast(dtype) if self._inputs else self.matrix.astype(dtype)
+
+    def _cast(self, dtype: type) -> TracedArray:
+        if self.has_texts:
+            raise NotImplementedError("string columns, which no earlier step converts to numbers")
+        sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
+        # Always cast, because skl2onnx may declare a wrong type.
+        name = self._graph.node(
+            "Cast", [self._graph.joined(self._inputs)], to=helper.np_dtype_to_tensor_dtype(sample.dtype)
+        )
+        return Traced(self._graph, name, sample)
+
+    @property
+    def has_texts(self) -> bool:
+        return any(isinstance(entry.type, StringTensorType) for entry in self._inputs)
+
+    @property
+    def _parts(self) -> list[TracedArray]:
+        widths = [entry.type.shape[1] if len(self._inputs) > 1 else self._columns for entry in self._inputs]
+        return [
+            Traced(self._graph, entry.full_name, np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)]))
+            for entry, width in zip(self._inputs, widths, strict=True)
+        ] or [self.matrix]
+
+    @property
+    def raw(self) -> TracedArray:
+        """The rows [N, k] with the dtype of the first column. Strings are objects."""
+        first = self._parts[0]
+        if len(self._inputs) < 2:
+            return first
+        sample = np.ones((SAMPLE_ROWS, self._columns), first.dtype)
+        return Traced(self._graph, self._graph.joined(self._inputs), sample)
+
+    def columns(self) -> list[TracedArray]:
+        """Return each column [N, 1] with its dtype. Strings are objects."""
+        return [part[:, n : n + 1] for part in self._parts for n in range(part.sample.shape[1])]
+
+    def full(self, value: float) -> TracedArray:
+        """Return the same number for each row, [N]. The rows may be strings."""
+        first = self._parts[0][:, 0]
+        return np.full_like((first == first).astype(np.float64), value)
+
+    def with_matrix(self, matrix: TracedArray) -> "Rows":
+        rows = Rows(self._graph, [], matrix.sample.shape[1], matrix)
+        rows.is_double = self.is_double
+        return rows
+
+    def ask(self, estimator: Estimator, method: str) -> TracedArray:
+        """Return the result of a nested estimator: `predict`, `predict_proba`, `decision_function` or `transform`.
+
+        Labels are numbers, but the method `label` returns strings or integers. With two classes, the decision function
+        is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
+        """
+        if not (isinstance(estimator, RFE) and method == "transform"):  # RFE also selects columns.
+            estimator = best_estimator(estimator)
+        if isinstance(estimator, Pipeline) and not all(isinstance(step, ColumnTransformer) for step in estimator):
+            rows, last = self.before_last_step(estimator)
+            return rows.ask(last, method)
+        [operator] = self._declare([estimator])
+        if estimators.is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
+            return answer
+        if method == "decision_function" and type(estimator) in SCORES:
+            return SCORES[type(estimator)](estimator, self)
+        if (formula := FORMULAS.get(type(estimator))) is not None:
+            if id(estimator) not in self._answers:
+                self._answers[id(estimator)] = formula(estimator, self), estimator
+            answer, _ = self._answers[id(estimator)]
+            if not isinstance(answer, tuple):  # `refused_rows.py` reads the outputs of operators.
+                answer = answer.astype(np.float64)
+                output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
+                operator.outputs.append(output)
+                return Traced(self._graph, output.full_name, answer.sample)
+            if method in ("predict", "label"):
+                return _classes_at(estimator, answer[0], method)
+            position = _SCORES.index(method) + 1
+            if len(answer) <= position:
+                raise NotImplementedError(f"the scores of the inner {type(estimator).__name__}")
+            return answer[position].astype(np.float64)
+        return self._by_converter(estimator, method)
+
+    def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
+        """Return the rows that a pipeline's last step reads, and this step. Identical steps share their rows."""
+        rows, estimator = self, best_estimator(estimator)
+        while isinstance(estimator, Pipeline):
+            used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
+            for picks_columns, run in groupby(used, lambda step: isinstance(step, ColumnTransformer)):
+                steps = [*run]  # Consecutive ColumnTransformers are one step, since they may output strings.
+                for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
+                    learned = _learned(step)
+                    if learned not in rows._after:
+                        rows._after[learned] = rows.with_matrix(rows.ask(step, "transform")), step
+                    rows, _ = rows._after[learned]
+            estimator = best_estimator(estimator.steps[-1][1])
+        return rows, estimator
+
+    def _declare(self, members: list[Estimator]) -> list[Operator]:
+        inputs = self._inputs or [self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns]))]
+        return [self._graph.declare(best_estimator(member), inputs) for member in members]
+
+    def sums(self, members: list[Estimator]) -> TracedArray:
+        """Return the scores or predictions [N, k] of linear estimators, with one product."""
+        self._declare(members)
+        linear = [best_estimator(member) for member in members]
+        weights = [np.atleast_2d(member.coef_).astype(float) for member in linear]
+        shifts = [np.broadcast_to(member.intercept_, len(some)) for member, some in zip(linear, weights, strict=True)]
+        return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
+
+    def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
+        """Return the result of a linear estimator as in scikit-learn, or None for unsupported probabilities."""
+        scores = self.sums([estimator])
+        single = scores.sample.shape[1] == 1
+        if is_regressor(estimator):
+            return scores[:, 0] if np.ndim(estimator.coef_) == 1 else scores
+        if method == "decision_function":
+            return scores[:, 0] if single else scores
+        if method in ("predict", "label"):
+            position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
+            return _classes_at(estimator, position, method)
+        by_class = isinstance(estimator, SGDClassifier)
+        if is_logistic(estimator):
+            likely = logistic(scores) if single or by_class else softmax(scores)
+        elif by_class and estimator.loss == "modified_huber":
+            likely = (np.clip(scores, -1.0, 1.0) + 1.0) / 2.0
+        else:
+            return None
+        if single:
+            return np.concatenate([1.0 - likely, likely], axis=1)
+        if not by_class:
+            return likely
+        total = likely.sum(axis=1, keepdims=True)
+        return np.where(total == 0, 1 / len(estimator.classes_), likely / np.where(total == 0, 1.0, total))
+
+    def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
+        sample = self._sample(estimator, method)
+        key = id(estimator), method == "decision_function"
+        if key[1] and len(getattr(estimator, "probA_", ())):  # `_probA` replaces scores by probabilities.
+            estimator = copy(estimator)
+            estimator._probA = estimator._probB = np.empty(0)
+        if key not in self._outputs:
+            self._outputs[key] = self._graph.sub_model(estimator, self._variables(estimator), key[1])
+        names = self._outputs[key]
+        if method == "label":
+            return Traced(self._graph, names[0], sample).reshape(-1)
+        if method == "transform" and len(names) > 1:
+            raise NotImplementedError("strings and numbers, and no earlier step converts the strings")
+        name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
+        if method == "decision_function" and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
+            return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
+        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
+
+    def _variables(self, estimator: Estimator) -> list[Variable]:
+        """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit floats in scikit-learn too."""
+        rounds = any(isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator))
+        is_table = len(self._inputs) > 1 and not isinstance(
+            estimators.last_step(estimator), ColumnTransformer | FeatureUnion
+        )
+        if self._inputs and not is_table and not (rounds and self.is_double):
+            return self._inputs
+        matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)
+        kind = DoubleTensorType if matrix.dtype == np.float64 else FloatTensorType
+        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
+
+    def _sample(self, estimator: Estimator, method: str) -> Array:
+        """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS` rows."""
+        if method == "label":
+            return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
+        if method in _SCORES:
+            count = len(estimator.classes_)
+            flat = count == 2 and method == "decision_function"
+            return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
+        if isinstance(last := estimators.last_step(estimator), ColumnTransformer):
+            return np.ones((SAMPLE_ROWS, max(part.stop for part in last.output_indices_.values())))
+        if self.has_texts:
+            if method == "transform":
+                return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
+            return np.ones(SAMPLE_ROWS)
+        answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
+        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # set_output may return a table.
+        if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
+            raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
+        return np.ones(answer.shape)
+
+
+_DTYPES = {kind: name for name, kind in VARIABLE_TYPES.items()}
+_SCORES = ("predict_proba", "decision_function")
+Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
+"""The result of a formula, as described in the table in `formulas/__init__.py`."""
+Formula = Callable[[Estimator, Rows], Answer]
+FORMULAS: dict[type, Formula] = {}
+"""The formulas by estimator class. `formulas.register` fills this table."""
+SCORES: dict[type, Formula] = {}
+"""The formulas of decision functions, for estimators whose formula does not return scores."""
+
+
+def _learned(step: Estimator) -> int | str:
+    """Return a digest of the fitted attributes of a step, or its id if the step contains an unnamed function."""
+    try:
+        return str(joblib.hash(step))
+    except (AttributeError, PicklingError, TypeError):
+        return id(step)
+
+
+def labels_of(estimator: Estimator) -> Array:
+    """Return the classes for the graph, as strings or 64-bit integers."""
+    return np.asarray(estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64))
+
+
+def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> TracedArray:
+    if method == "label":
+        return take(labels_of(estimator), position)
+    if estimator.classes_.dtype.kind not in "fiub":
+        raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
+    return take(estimator.classes_.astype(np.float64), position)
+
+
+def is_logistic(estimator: Estimator) -> bool:
+    """Return True for a linear classifier whose probabilities are the logistic function of its scores."""
+    by_loss = isinstance(estimator, SGDClassifier) and estimator.loss == "log_loss"
+    return by_loss or isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis)
+
+
+def logistic(scores: TracedArray) -> TracedArray:
+    return 1.0 / (1.0 + np.exp(-scores))
+
+
+def softmax(scores: TracedArray) -> TracedArray:
+    return scores.emit("Softmax", [scores], scores.sample, axis=1)
+
+
+def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:
+    """Return the votes [N, C] in all pairs of classes, and the scores of multiclass._ovr_decision_function.
+
+    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score` [N, pairs] is the confidence.
+    """
+    first, second_class = np.triu_indices(classes, 1)
+    sides = np.eye(classes)[second_class] - np.eye(classes)[first]
+    votes, sure = second @ sides + np.arange(classes)[::-1], score @ sides
+    return votes, votes + sure / (3.0 * (np.abs(sure) + 1.0))

@@ -1,0 +1,372 @@
+"""Formulas of text vectorizers and TfidfTransformer, with exactly the same tokens as in Python.
+
+skl2onnx's converters use `[a-zA-Z0-9_]+` for the default pattern, and compute `sublinear_tf` incorrectly. ONNX Runtime
+converts "İ" and a final "Σ" to other lowercase letters than Python. Texts with these letters, or with accents that must
+be removed, are converted character by character.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+from sklearn.feature_extraction.text import (
+    CountVectorizer,
+    HashingVectorizer,
+    TfidfTransformer,
+    TfidfVectorizer,
+    strip_accents_ascii,
+    strip_accents_unicode,
+)
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder, Values
+
+# Padding after the last token. It is neither a character nor a term; a NUL at the end of a constant would be lost.
+_PAD = "\x01 \x01"
+_MAX_HASHED = 2**16  # columns; a row is dense in a graph, so more columns take over 256 KiB per row
+_BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short texts
+_LONG = r"\C{1000,}"  # a text of 1,000 bytes or more; RE2's largest repetition count is 1,000
+_SIGMA = "Σ"
+_NEAR = 8  # characters before and after a sigma that are searched for a letter
+_SPACES = r"\s"
+_ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
+_TOKENS = re.compile(
+    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
+)
+
+
+def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
+    """Return the term counts from the operator TfIdfVectorizer, with TF-IDF weights."""
+    width = len(vectorizer.vocabulary_)
+
+    def write(graph: NodeBuilder, texts: str) -> str:
+        counts = graph.node("TfIdfVectorizer", [_tokens(graph, vectorizer, texts)], **_pool(vectorizer))
+        if vectorizer.binary:
+            counts = graph.node("Min", [counts, np.ones(1, np.float32)])
+        if not isinstance(vectorizer, TfidfVectorizer):
+            return counts
+        return _single(graph, counts, width, partial(weighted, vectorizer._tfidf))
+
+    return _in_blocks(rows.raw, vectorizer, width, write)
+
+
+def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
+    """Return the sums per column. MurmurHash3 of a token determines its column and sign."""
+    if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
+        raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
+    if vectorizer.n_features > _MAX_HASHED:
+        raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns")
+
+    def write(graph: NodeBuilder, texts: str) -> str:
+        tokens = _tokens(graph, vectorizer, texts)
+        skipped = graph.node("Equal", [tokens, _text(_PAD)])
+        hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
+        column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
+        signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
+        kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
+        values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
+        rows = graph.node("Shape", [tokens], start=0, end=1)
+        size = graph.node("Concat", [rows, [vectorizer.n_features]], axis=0)
+        nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
+        sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
+        if vectorizer.binary:
+            sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
+        if vectorizer.norm is not None:
+            sums = _single(graph, sums, vectorizer.n_features, partial(_normed, norm=vectorizer.norm))
+        return sums
+
+    return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
+
+
+def _in_blocks(
+    column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
+) -> TracedArray:
+    """Return the numbers [N, width] that `write` computes for blocks of texts. If a text is long, each row is a block.
+
+    The longest text determines a block's width: 1,000 rows with a text of 50,000 words took 20 s and more than 9 GB.
+    """
+    graph, texts_name = column.graph, column.name
+    count = graph.node("Shape", [texts_name], start=0, end=1)
+    single, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
+    # Divide several texts into blocks of equal size, [blocks, rows]. The first texts pad the last block.
+    listed = several.node("Reshape", [texts_name, [-1]])
+    is_long = several.node("RegexFullMatch", [listed], pattern=_LONG)
+    largest = several.node("ReduceMin", [several.node("Where", [is_long, [1], [_BLOCK]])])
+    total = several.node("Shape", [listed])
+    parts, size = several.equal_blocks(total, largest)
+    end = several.node("Squeeze", [several.node("Mul", [parts, size])])
+    rows = several.node("Mod", [several.node("Range", [np.int64(0), end, np.int64(1)]), total])
+    shape = several.node("Concat", [parts, size], axis=0)
+    cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
+    plans = [(single, single.node("Reshape", [texts_name, [1, -1]])), (several, cut)]
+    single_block, blocked = (plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans)
+    is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
+    blocks = graph.node("If", [is_one], then_branch=single_block, else_branch=blocked)
+    texts = body.name()
+    numbers = write(body, _preprocessed(body, vectorizer, texts))
+    step = body.finish({texts: (TensorProto.STRING, [None])}, {numbers: (TensorProto.FLOAT, [None, width])})
+    stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
+    flat = graph.node("Reshape", [stacked, [-1, width]])
+    return Traced(graph, graph.node("Slice", [flat, [0], count]), np.ones((SAMPLE_ROWS, width), np.float32))
+
+
+def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+    """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or spaces."""
+    characters = vectorizer.analyzer in ("char", "char_wb")  # A token is a character.
+    # With `char_wb`, spaces surround each word. Words can share a space, since no term contains an inner space.
+    within_words = vectorizer.analyzer == "char_wb"
+    pad = " " if within_words else _PAD
+    expression = _token_expression(vectorizer)
+    tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
+    # Add a padding column, because the next operators reject a table without columns.
+    pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
+    tokens = graph.node("Concat", [pads, tokens, pads] if within_words else [tokens, pads], axis=1)
+    if characters:  # Collapse white space to one space.
+        runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{{1 if within_words else 2},}}")
+        pads = graph.node("Equal", [tokens, _text(_PAD)])
+        runs = graph.node("And", [runs, graph.node("Not", [pads])])
+        tokens = graph.node("Where", [runs, _text(" "), tokens])
+    words = () if characters else sorted(vectorizer.get_stop_words() or ())
+    if not words:
+        return tokens
+    ones = [1] * len(words)
+    flags = graph.node("LabelEncoder", [tokens], keys_strings=words, values_int64s=ones, default_int64=0)
+    tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
+    if vectorizer.ngram_range[1] == 1:
+        return tokens
+    # n-grams skip stop words: move the `_PAD` of stop words behind all other tokens.
+    length = graph.node("Shape", [tokens], start=1)
+    positions = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
+    behind = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
+    _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
+    return graph.node("GatherElements", [tokens, order], axis=1)
+
+
+def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+    """Return the texts [N], in lower case and without accents if the vectorizer requires it."""
+    if not vectorizer.lowercase and not isinstance(vectorizer.strip_accents, str):
+        return texts
+    plain, other = graph.subgraph(), graph.subgraph()
+    # C.UTF-8 is available on all machines, but the default en_US may be missing.
+    options = {"case_change_action": "LOWER" if vectorizer.lowercase else "NONE", "locale": "C.UTF-8"}
+    branches = {
+        "then_branch": (plain, plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options)),
+        "else_branch": (other, _replaced(other, vectorizer, texts)),
+    }
+    pattern = r"[\x00-\x7F]*" if isinstance(vectorizer.strip_accents, str) else f"[^İ{_SIGMA}]*"
+    is_plain = graph.node("Cast", [graph.node("RegexFullMatch", [texts], pattern=pattern)], to=TensorProto.INT32)
+    all_plain = graph.node("Cast", [graph.node("ReduceMin", [is_plain], keepdims=0)], to=TensorProto.BOOL)
+    graphs = {name: body.finish({}, {text: (TensorProto.STRING, [None])}) for name, (body, text) in branches.items()}
+    return graph.node("If", [all_plain], **graphs)
+
+
+def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+    """Replace the characters of texts [N], then join adjacent characters in log2(longest text) rounds."""
+    known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
+    keys, values = [*known, _PAD], [*known.values(), ""]
+    characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
+    column = graph.node("Reshape", [texts, [-1, 1]])
+    characters = graph.node("Concat", [characters, graph.node("Where", [[True], _text(_PAD), column])], axis=1)
+    if vectorizer.lowercase and others:
+        characters = _with_final_sigma(graph, characters)
+    replaced = graph.node("LabelEncoder", [characters], keys_strings=keys, values_strings=values, default_string=others)
+    replaced = graph.node("Where", [graph.node("Equal", [replaced, _text(_PAD)]), characters, replaced])
+
+    body = graph.subgraph()
+    parts, end = body.name(), [np.iinfo(np.int64).max]
+    empty = body.node("Where", [[True], _text(""), body.node("Slice", [parts, [0], [1], [1]])])
+    left = body.node("Slice", [parts, [0], end, [1], [2]])
+    right = body.node("Slice", [body.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
+    joined = body.node("StringConcat", [left, right])
+    goes_on = body.node("Greater", [body.node("Squeeze", [body.node("Shape", [joined], start=1)]), np.int64(1)])
+    before: Values = {body.name(): (TensorProto.INT64, []), body.name(): (TensorProto.BOOL, [])}
+    before[parts] = TensorProto.STRING, [None, None]
+    after: Values = {goes_on: (TensorProto.BOOL, []), joined: (TensorProto.STRING, [None, None])}
+    rounds = body.finish(before, after)
+    return graph.node("Reshape", [graph.node("Loop", ["", np.bool_(True), replaced], body=rounds), [-1]])
+
+
+def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
+    """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by Unicode's rule Final_Sigma."""
+    letters, skipped = _cases()
+    keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
+    code = graph.node("LabelEncoder", [characters], keys_strings=keys, values_floats=codes, default_float=1.0)
+    is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
+    code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
+    length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
+    position = graph.node("Cast", [graph.node("Range", [np.int64(0), length, np.int64(1)])], to=TensorProto.DOUBLE)
+    nothing, near = np.array([-4e15]), []
+    for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
+        # The nearest character has the largest rank. A rank modulo 4 is the character's code, or the code minus 4.
+        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
+        rank = graph.node("Unsqueeze", [graph.node("Where", [is_skipped, nothing, rank]), [1]])
+        padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
+        nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
+        nearest = graph.node("Slice", [nearest, [int(after > 0)], [-1] if before else [2**62], [2]])
+        kind = graph.node("Abs", [graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)])
+        near.append(graph.node("Equal", [kind, [2.0]]))
+    ends = graph.node("And", [near[0], graph.node("Not", [near[1]])])
+    ends = graph.node("And", [ends, graph.node("Equal", [characters, _text(_SIGMA)])])
+    return graph.node("Where", [ends, _text("ς"), characters])
+
+
+@cache
+def _cases() -> tuple[list[str], list[str]]:
+    """Return the characters that Python treats as letters next to a sigma, and the characters that Python skips."""
+    letters = [character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"]
+    others = set(_characters()).difference(letters)
+    return letters, [character for character in others if f"A{_SIGMA}{character}A".lower()[1] == "σ"]
+
+
+@cache
+def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str, str], str]:
+    """Return replacements of characters and the default: "" to drop a character, or `_PAD` to keep the character."""
+    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(strip_accents or "", str)
+    texts = ((character, strip(character.lower() if lowercase else character)) for character in _characters())
+    if strip_accents == "ascii":
+        return {character: text for character, text in texts if text}, ""
+    return {character: text for character, text in texts if text != character}, _PAD
+
+
+def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
+    """Return counts [N, V] times the term weights, with rows of norm 1, in 64 bits to avoid underflow of squares."""
+    counts = counts.astype(np.float64)
+    if transformer.sublinear_tf:
+        counts = np.where(counts == 0, 0.0, np.log(counts) + 1.0)
+    if transformer.use_idf:
+        counts = counts * np.asarray(transformer.idf_, np.float64)[None]
+    return _normed(counts, transformer.norm)
+
+
+def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
+    """Return counts [N, V] with rows of norm 1. Rows of zeros are not changed."""
+    if norm is None:
+        return counts
+    length = (np.abs(counts).sum if norm == "l1" else partial(np.linalg.norm, counts))(axis=1, keepdims=True)
+    return counts / np.where(length == 0, 1.0, length)
+
+
+def _single(graph: NodeBuilder, name: str, width: int, change: Callable[[TracedArray], TracedArray]) -> str:
+    """Apply a 64-bit formula to 32-bit floats [N, width], and return 32-bit floats."""
+    changed = change(Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32)).astype(np.float64))
+    return str(changed.astype(np.float32).name)
+
+
+def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
+    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token count, and their columns."""
+    smallest, largest = vectorizer.ngram_range
+    characters = vectorizer.analyzer in ("char", "char_wb")
+    if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
+        if any("  " in term or term == " " for term in vectorizer.vocabulary_):
+            raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
+        smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
+    entries: list[tuple[list[str], int]] = []
+    for term, column in vectorizer.vocabulary_.items():
+        tokens = list(term) if characters else term.split(" ")
+        if len(tokens) in range(smallest, largest + 1):  # A user's vocabulary may contain terms that never occur.
+            entries.append((tokens, int(column)))
+    entries.sort(key=lambda entry: len(entry[0]))
+    columns = [column for _, column in entries]
+    if set(range(len(vectorizer.vocabulary_))) - set(columns):
+        raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
+    return {
+        "min_gram_length": smallest, "max_gram_length": largest, "max_skip_count": 0, "mode": "TF",
+        "pool_strings": [token for tokens, _ in entries for token in tokens], "ngram_indexes": columns,
+        "ngram_counts": [sum(len(t) for t, _ in entries if len(t) < size) for size in range(1, largest + 1)],
+    }  # fmt: skip
+
+
+def _token_expression(vectorizer: CountVectorizer) -> str:
+    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError if this is impossible."""
+    for option in ("analyzer", "preprocessor", "strip_accents"):
+        if callable(function := getattr(vectorizer, option)):
+            raise NotImplementedError(
+                f"its option {option}={_named(function)} is a Python function, which a graph cannot call"
+            )
+    if vectorizer.analyzer == "char_wb":
+        return f"{_class(_SPACES)}+|(?s:.)"
+    if vectorizer.analyzer == "char":
+        return f"{_class(_SPACES)}{{2,}}|(?s:.)"
+    return _word_expression(vectorizer)
+
+
+def _word_expression(vectorizer: CountVectorizer) -> str:
+    """Return the regular expression of words. A word is a maximal run of characters of one class."""
+    pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
+    match = _TOKENS.fullmatch(pattern)
+    second = match and match["second"]
+    if match is None or (second and second != match["first"]) or bool(match["edge"]) != bool(match["end"]):
+        raise NotImplementedError(f"token_pattern ({pattern!r}): only runs of one character class are supported")
+    # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
+    kind, least = match["first"], bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2]))
+    if match["edge"] and kind != r"\w":
+        # A vocabulary contains only words of the class, but hashes and n-grams would include other words.
+        is_hashed = isinstance(vectorizer, HashingVectorizer)
+        if is_hashed or vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
+            raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around a class other than \\w")
+        kind = r"\w"
+    if not match["count"]:
+        raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
+    if " " in _members(kind) and vectorizer.ngram_range[1] > 1:
+        raise NotImplementedError(f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces")
+    return f"{_class(kind)}{{{least},}}"
+
+
+def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
+    """Return a pattern that finds the tokenizer's tokens in some test texts. The parity check compares other texts."""
+    texts = (
+        *("", " a", "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”"),
+        # A stemmer, a lemmatizer or stop words would change the tokens of this text.
+        "The studies were running happily and better, but my dogs don't see 1,234 organizations at https://x.org/y :-)",
+        "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
+    )
+    for pattern in _PATTERNS:
+        if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
+            return pattern
+    raise NotImplementedError(
+        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and patterns are supported"
+    )
+
+
+def _named(option: object) -> str:
+    return getattr(option, "__qualname__", None) or repr(option)[:60]
+
+
+_PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "[a-zA-Z0-9]+", "[A-Za-z0-9_]+")
+"""The patterns of most custom tokenizers."""
+
+
+def _class(kind: str) -> str:
+    """Return a character class as RE2's class of code points: the Unicode versions of RE2 and Python differ."""
+    codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
+    parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
+    return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
+
+
+@cache
+def _characters() -> str:
+    """Return all characters in order. One string takes 4 MB; a list of characters would take 70 MB and 1 s."""
+    return bytes(np.r_[:0xD800, 0xE000:0x110000].astype("<u4")).decode("utf-32-le")
+
+
+@cache
+def _members(kind: str) -> str:
+    """Return the characters of a class in order, by Python's Unicode tables."""
+    return "".join(re.findall(f"{kind}+", _characters()))
+
+
+def _text(text: str) -> Array:
+    return np.array([text], dtype=object)
+
+
+FORMULAS: dict[type, Formula] = {
+    **dict.fromkeys((CountVectorizer, TfidfVectorizer), vectorized),
+    HashingVectorizer: hashed,
+    TfidfTransformer: lambda transformer, rows: weighted(transformer, rows.matrix),
+}

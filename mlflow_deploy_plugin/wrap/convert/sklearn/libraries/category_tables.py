@@ -1,0 +1,144 @@
+"""Convert encoders of category_encoders, feature-engine and skrub to tables of numbers per category.
+
+Each number depends on one column, so the fitted encoder is called for each known category, for a missing value, and for
+an unknown category.
+"""
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.converted import Category
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables
+
+_NUMBERS = [0.0, 1.0, -7.5, 1e9]
+"""The test values for a column without categories, which the encoder must not change."""
+_UNKNOWN = "⟨unknown⟩"
+_REFUSED = -1.0
+"""The number for a category that the encoder refuses, as in the graphs of scikit-learn's encoders."""
+_MOST_NUMBERS = 20_000_000
+
+
+def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransformer | None:
+    mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
+    if isinstance(mapping, list):
+        mapping = {entry["col"]: entry["mapping"] for entry in mapping}
+    return as_tables(encoder, {name: getattr(values, "index", values) for name, values in mapping.items()})
+
+
+def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
+    """Return the tables of a TableVectorizer, or None if it reads dates or free text."""
+    steps = getattr(vectorizer, "transformers_", {})
+    learned = {name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")}
+    others = (type(step).__name__ for name, step in steps.items() if name not in learned)
+    return as_tables(vectorizer, learned) if all(other == "PassThrough" for other in others) else None
+
+
+def as_tables(
+    encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
+) -> CategoryTables | ColumnTransformer | None:
+    """Return a table per column, or a step per column if some columns have no categories, or None without categories.
+
+    `learned` are the known categories per column. Raises ConversionError if a number depends on several columns, if a
+    column without categories changes, or if there are more than `_MOST_NUMBERS` numbers.
+    """
+    present = {str(name): [value for value in values if not pd.isna(value)] for name, values in learned.items()}
+    categories = {name: values for name, values in present.items() if values}
+    if not categories:
+        return None
+    names = [str(name) for name in encoder.feature_names_in_]
+    usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
+    probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
+
+    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))  # Constant numbers may be in any table.
+    tables: dict[str, tuple[Array, Array]] = {}
+    is_taken = np.zeros(len(source), bool)
+    for position, name in enumerate(names):
+        if name in categories:
+            known, table, depends = probe.category_column(name, categories[name])
+            tables[name] = known, table
+        else:
+            depends = probe.number_column(name)
+        if (is_taken & depends).any():
+            raise probe.no_table(name)
+        source[depends] = position
+        is_taken |= depends
+
+    steps: list[tuple[str, Estimator, list[str]]] = []
+    for position, numbers in groupby(range(len(source)), key=lambda number: int(source[number])):
+        name, step = names[position], "passthrough"
+        if name in tables:
+            known, table = tables[name]
+            step = CategoryTables([known], [table[:, list(numbers)]])
+        steps.append((str(len(steps)), step, [name]))
+    if [name for _, _, [name] in steps] == list(categories) == names:
+        # A single step for all columns can be nested in another ColumnTransformer.
+        return CategoryTables([tables[name][0] for name in names], [step.tables[0] for _, step, _ in steps])
+    return ColumnTransformer(steps).fit(usual_row)
+
+
+class _Probe:
+    """A probe, which calls a fitted encoder with a typical row in which one column is changed."""
+
+    def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
+        self._encoder, self._usual_row = encoder, usual_row
+        self._kind = type(encoder).__name__
+        first = usual_row.columns[0]
+        usual = self._numbers(first, usual_row[first].tolist())
+        if usual is None:
+            raise ConversionError(f"{self._kind} returns no numbers for its known categories")
+        if usual.size * most_categories > _MOST_NUMBERS:
+            raise ConversionError(f"{self._kind} returns more than {_MOST_NUMBERS:,} numbers for its categories")
+        self.usual = usual
+
+    def category_column(self, name: str, known: list[Any]) -> tuple[Array, Array, Array]:
+        """Return the categories, their numbers (last row: unknown category), and a mask of the numbers that vary."""
+        is_text = isinstance(known[0], str)
+        categories = [*known, np.nan]
+        numbers = self._numbers(name, categories)
+        if numbers is None:  # The encoder refuses missing values.
+            categories = known
+            numbers = self._learned_numbers(name, known)
+        unknown = self._numbers(name, [_UNKNOWN if is_text else max(known) + 1])
+        depends = self._differ(numbers if unknown is None else np.concatenate([numbers, unknown]))
+        last = np.where(depends, _REFUSED, self.usual) if unknown is None else unknown
+        return np.array(categories, object if is_text else np.float64), np.concatenate([numbers, last]), depends
+
+    def number_column(self, name: str) -> Array:
+        """Return a mask of the outputs that contain the column. Raises ConversionError if the encoder changes it."""
+        numbers = self._learned_numbers(name, _NUMBERS)
+        depends = self._differ(numbers)
+        if (numbers[:, depends] != np.c_[_NUMBERS]).any():
+            raise self.no_table(name)
+        return depends
+
+    def no_table(self, name: str) -> ConversionError:
+        return ConversionError(f"{self._kind} does not map {name!r} to a table of its categories")
+
+    def _differ(self, numbers: Array) -> Array:
+        """Return a mask of the output columns that differ from the typical row in any row."""
+        return np.asarray(~((numbers == self.usual) | (np.isnan(numbers) & np.isnan(self.usual))).all(axis=0))
+
+    def _learned_numbers(self, name: str, values: list[Any]) -> Array:
+        numbers = self._numbers(name, values)
+        if numbers is None:
+            raise ConversionError(f"{self._kind} refuses known values of {name!r}")
+        return numbers
+
+    def _numbers(self, name: str, values: list[Any]) -> Array | None:
+        """Return the numbers of typical rows with `values` in one column, or None if the encoder refuses a value."""
+        rows = self._usual_row.loc[[0] * len(values)].reset_index(drop=True).assign(**{name: values})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return np.asarray(self._encoder.transform(rows), np.float64)
+        except Exception:  # noqa: BLE001 - the libraries may raise any error.
+            return None

@@ -1,0 +1,125 @@
+"""Mark rows that a step of the original refuses, such as a negative number in a logarithm before a regression.
+
+scikit-learn refuses NaN and infinity. If a graph may compute NaN or infinity from finite numbers, it has the output
+`REFUSED_ROWS`, and `serve/runtime/model.py` refuses the marked rows.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from skl2onnx.common._topology import Operator, Scope, Topology
+from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, PowerTransformer, SplineTransformer
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed
+
+_PARTIAL = {
+    *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
+}
+"""Operators that return NaN or infinity for some finite numbers."""
+_Marks = Iterator[tuple[str, str]]
+"""Pairs: the reason for refusing rows, and the name of a 32-bit array [N, k] that is 0 for all other rows."""
+
+
+def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
+    """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return the reason."""
+    operators = [operator for scope in topology.scopes for operator in scope.operators.values()]
+    added = Subgraph(Scope("refused", naming="refused_rows_"))
+    marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
+    if not marks:
+        return ""
+    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
+    added.node("Sum", sums, REFUSED_ROWS)
+    nodes = added.finish({}, {})
+    graph.initializer.extend(nodes.initializer)
+    graph.node.extend(nodes.node)
+    graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
+    return ", or ".join(dict(marks))
+
+
+def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
+    """Mark the rows with a number outside the range of a step."""
+    tests: Mapping[str, Sequence[float] | Array]
+    for operator in operators:
+        match step := operator.raw_operator:
+            case PowerTransformer(method="box-cox"):
+                reason, tests = "accepts only positive numbers", {"LessOrEqual": np.zeros(1)}
+            case SplineTransformer(extrapolation="error"):
+                first, last = np.array([(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_]).T
+                reason, tests = "accepts only numbers between its knots", {"Less": first, "Greater": last}
+            case Computed():
+                reason, tests = step.refuses, step.tests or {}
+            case _:
+                continue
+        name, start = getattr(step, "stands_for", type(step).__name__), 0
+        for entry in operator.inputs:
+            wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
+            end = start + entry.type.shape[1]
+            for test, bound in tests.items():
+                own = np.asarray(bound, float)[start:end] if len(bound) > 1 else np.asarray(bound, float)
+                outside = added.node(test, [wide, own])
+                yield f"its {name} {reason}", added.node("Cast", [outside], to=TensorProto.FLOAT)
+            start = end
+
+
+def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
+    """Mark the rows for which a function or product is not finite, if a later step refuses such numbers."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {entry.name: entry for entry in graph.initializer}
+    readers: dict[str, list[Estimator]] = {}
+    doubtful: set[str] = set()
+    for operator in operators:
+        for entry in operator.inputs:
+            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
+        is_function = isinstance(operator.raw_operator, FunctionTransformer | Computed)
+        is_partial = is_function and _is_partial(operator, makers, constants)
+        if is_partial or isinstance(operator.raw_operator, PolynomialFeatures):
+            doubtful.update(entry.full_name for entry in operator.outputs)
+    for node in graph.node:
+        if not doubtful.isdisjoint(node.input):
+            doubtful.update(node.output)
+        for name in sorted(doubtful.intersection([*node.input, *node.output])):
+            refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
+            finite = [reader for reader in refusing if not _takes(reader, np.nan)]
+            if finite:
+                reason = f"the model computes NaN or infinity for the row, which its {type(finite[0]).__name__} refuses"
+                zero = added.node("Sub", [name, name])  # The difference is NaN for NaN and infinity, otherwise 0.
+                yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
+                doubtful.remove(name)
+            elif refusing:
+                reason = f"the model computes infinity for the row, which its {type(refusing[0]).__name__} refuses"
+                yield reason, added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT)
+
+
+def _is_partial(operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> bool:
+    """Return True if the nodes of an operator may compute NaN or infinity from finite numbers."""
+    seen, names = {entry.full_name for entry in operator.inputs}, [entry.full_name for entry in operator.outputs]
+    while names:
+        name = names.pop()
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        node = makers[name]
+        divisor = constants.get(node.input[-1]) if node.op_type == "Div" else None
+        if node.op_type in _PARTIAL and (divisor is None or not numpy_helper.to_array(divisor).all()):
+            return True
+        names.extend(node.input)
+    return False
+
+
+def _takes(estimator: Estimator, number: float) -> bool:
+    """Return False if a fitted estimator refuses a row of `number` but accepts a row of ones."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        method = "predict" if hasattr(estimator, "predict") else "transform"
+        for value in (1.0, number):
+            try:
+                getattr(estimator, method)(np.full((1, estimator.n_features_in_), value))
+            except Exception:  # noqa: BLE001 - estimators may raise any error.
+                return value == 1.0
+    return True

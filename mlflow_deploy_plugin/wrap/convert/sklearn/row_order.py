@@ -1,0 +1,109 @@
+"""Sort rows so that adjacent rows take similar paths through the trees.
+
+ONNX Runtime's tree operator spends most of its time on branch mispredictions and, in large forests, on cache misses.
+Mispredictions and cache misses are rarer if a row is similar to the previous row. A batch of at least `MANY_ROWS` rows
+is sorted; its predictions are bit-identical, and are returned in the original order. The `_KEY_BITS` bits of the sort
+key are divided among the columns that split the most rows.
+
+| 8,192 rows, one thread          | sorted ÷ unsorted time |
+|---------------------------------|------------------------|
+| forests of 50 and 100 trees     | 0.29 to 0.61           |
+| 100 and 1,000 trees of boosting | 0.72 to 1.00           |
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import GraphProto, TensorProto, helper, numpy_helper
+from skl2onnx.common._topology import Scope
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
+from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
+
+_OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
+_FEWEST_SPLITS = 2048
+"""The minimum number of splits for which sorting saves time: sorting takes 140 ns per row, or 2 µs for a single row."""
+_Attributes = Mapping[str, Sequence[float] | Sequence[bytes] | TensorProto]
+_KEY_BITS, _COLUMN_BITS = 13, 7
+"""The bits of a key, and the maximum bits per column: a column needs 2**bits comparisons per row, of 9 bytes each."""
+
+
+def sort_rows(graph: GraphProto) -> None:
+    """Sort the rows for each large tree operator of a GraphProto. Subgraphs are not changed."""
+    nodes, names = list(graph.node), Scope("order", naming="order_of_rows_")
+    del graph.node[:]
+    for node in nodes:
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        modes = attributes.get("nodes_modes", [])
+        if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
+            graph.node.append(node)
+            continue
+        before, after = Subgraph(names), Subgraph(names)
+        order = _write_order(before, node.input[0], attributes)
+        node.input[0] = before.node("GatherND", [node.input[0], order])
+        for index, name in enumerate(node.output):
+            node.output[index] = after.name()
+            after.node("ScatterND", [node.output[index], order, node.output[index]], name)
+        first, last = (part.finish({}, {}) for part in (before, after))
+        graph.initializer.extend([*first.initializer, *last.initializer])
+        graph.node.extend([*first.node, node, *last.node])
+
+
+def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
+    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, the order is unchanged."""
+    size = graph.node("Shape", [rows], start=0, end=1)
+    few, many = graph.subgraph(), graph.subgraph()
+    column, threshold, weight = _comparisons(attributes)
+    numbers = many.node("Cast", [many.node("Transpose", [rows])], to=TensorProto.FLOAT)
+    values = many.node("Gather", [numbers, column], axis=0)
+    above = many.node("Greater", [values, threshold.astype(np.float32)[:, None]])
+    keys = many.node("MatMul", [weight.astype(np.float32), many.node("Cast", [above], to=TensorProto.FLOAT)])
+    _, positions = many.nodes("TopK", [keys, size], 2, axis=0, largest=0)
+    by_key = many.node("Unsqueeze", [positions, [1]])
+    as_they_are = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], size])
+    return graph.node(
+        "If",
+        [graph.node("GreaterOrEqual", [size, [MANY_ROWS]])],
+        then_branch=many.finish({}, {by_key: (TensorProto.INT64, [None, 1])}),
+        else_branch=few.finish({}, {as_they_are: (TensorProto.INT64, [None, 1])}),
+    )
+
+
+def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
+    """Return columns, thresholds and weights [K] of K comparisons. A row's key is the weighted sum of their results."""
+    tensor = attributes.get("nodes_values_as_tensor")
+    threshold = np.array(attributes["nodes_values"]) if tensor is None else numpy_helper.to_array(tensor)
+    tree, number, column, *sides = (
+        np.array(attributes[f"nodes_{name}"])
+        for name in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids")
+    )
+    inner = np.array(attributes["nodes_modes"]) != b"LEAF"
+    name, *children = (tree * (number.max() + 1) + each for each in (number, *sides))
+    order = np.argsort(name)
+    share = np.zeros(len(tree))  # estimated share of the rows that reach each node; halved per level
+    below = np.setdiff1d(name, np.concatenate([each[inner] for each in children]))
+    for level in range(_KEY_BITS):
+        at = order[np.searchsorted(name, below, sorter=order)]
+        at = at[inner[at]]
+        share[at] = np.maximum(share[at], 0.5**level)
+        below = np.unique(np.concatenate([each[at] for each in children]))  # Equality tests may share a child.
+
+    left = decides = np.bincount(column, share)
+    bits = np.zeros(len(left), dtype=np.int64)
+    for _ in range(_KEY_BITS):
+        bits[np.argmax(left)] += 1
+        left = decides / 2.0**bits
+    bits = np.minimum(bits, _COLUMN_BITS)
+    parts, weight = [], 1
+    for feature in np.argsort(decides):
+        if not bits[feature] or not decides[feature]:
+            continue
+        at = np.flatnonzero((column == feature) & (share > 0))
+        at = at[np.argsort(threshold[at])]
+        quantiles = np.arange(1, 2 ** bits[feature]) / 2 ** bits[feature]
+        edges = np.unique(threshold[at][np.searchsorted(np.cumsum(share[at]) / share[at].sum(), quantiles)])
+        parts.append((np.full(len(edges), feature), edges, np.full(len(edges), weight)))
+        weight *= len(edges) + 1
+    columns, thresholds, weights = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return columns, thresholds, weights

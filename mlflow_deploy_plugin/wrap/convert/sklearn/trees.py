@@ -1,0 +1,291 @@
+"""Trees as arrays, and as ONNX Runtime's tree operator.
+
+HistGradientBoosting compares in 64 bits, but skl2onnx rounds its thresholds. scikit-learn's other trees compare in 32
+bits, but skl2onnx sends their missing values to the right. This module avoids both errors, and sums in 64 bits.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+from sklearn.tree._tree import Tree as SklearnTree
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
+
+
+def rounded_down(thresholds: Array) -> Array:
+    """Return the largest 32-bit floats that are not above the thresholds. Both split 32-bit numbers identically."""
+    rounded = thresholds.astype(np.float32)
+    return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+Node = tuple[int, float, int, int, bool, float]
+"""The fields of a node, in the order of `Tree`."""
+LEAF = -1
+_NO_CODE = -1
+_MAX_PADDING = 8
+"""The maximum width of a level of a complete tree, divided by the average number of nodes per tree."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree as arrays [nodes]. Node 0 is the root. For a leaf, `left` is -1 and `value` is the prediction.
+
+    A row goes left if its feature is below the threshold. At a node in `members`, it goes left if the feature is a
+    category code in the list. A missing value goes left if `default_left` is set.
+    """
+
+    feature: Array
+    threshold: Array
+    left: Array
+    right: Array
+    default_left: Array
+    value: Array
+    members: dict[int, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
+        feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
+        return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
+
+    @classmethod
+    def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
+        """Return a scikit-learn tree with 32-bit thresholds and `value`. `columns` are the features' positions."""
+        feature = np.maximum(tree.feature, 0)
+        sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
+        threshold = rounded_down(tree.threshold).astype(float)
+        return cls(feature if columns is None else columns[feature], threshold, *sides, value)
+
+    def splits_as(self, other: "Tree") -> bool:
+        """Return True if the trees are equal except for the values of their leaves."""
+        names = ("feature", "threshold", "left", "right", "default_left")
+        alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+        return alike and self.members == other.members
+
+    def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
+        """Return the tree with a chain of equality tests per membership test, and the ONNX comparison of each node."""
+        rows = list(
+            zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
+        )
+        modes = ["LEAF" if child < 0 else mode for child in self.left]
+        # ONNX Runtime treats a chain of equality tests with the same left child as a membership test.
+        for node, codes in self.members.items():
+            feature, _, left, right, default_left, _ = rows[node]
+            index = node
+            for code in codes[:-1]:
+                rows[index] = feature, code, left, len(rows), default_left, 0.0
+                modes[index] = "BRANCH_EQ"
+                index, default_left = len(rows), False
+                rows.append(rows[node])  # The next iteration overwrites this node.
+                modes.append(mode)
+            rows[index] = feature, codes[-1], left, right, default_left, 0.0
+            modes[index] = "BRANCH_EQ"
+        return Tree.of(rows), np.array(modes)
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """The trees of gradient boosting, and the function that turns their sums into predictions.
+
+    Attributes:
+        targets: the target of each tree, as a position in the sums.
+        base: the sums before the first tree, [targets] float64.
+        mode: the ONNX comparison for which a row goes left: BRANCH_LT or BRANCH_LEQ.
+        link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
+        is_single: True if leaves and sums have 32 bits.
+        has_single_rows: True if features and thresholds are rounded to 32 bits.
+        missing: a number that is treated as missing, like NaN.
+        categories: the categories of each categorical column, in the order of their codes.
+        category_columns: the positions of the categorical columns; empty if they are unknown.
+        lines: the slopes [features, targets] of a linear booster without trees; a missing value adds 0.
+        slopes: for linear leaves, the feature of each kind of slopes. The trees of kind n for the target t have the
+            target (n + 1) * len(base) + t.
+    """
+
+    trees: list[Tree]
+    targets: list[int]
+    base: Array
+    mode: str
+    link: str
+    is_single: bool = False
+    has_single_rows: bool = False
+    missing: float = np.nan
+    categories: tuple[tuple[str | int, ...], ...] = ()
+    category_columns: tuple[int, ...] = ()
+    lines: Array = field(default_factory=lambda: np.empty(0))
+    slopes: tuple[int, ...] = ()
+
+    def edges(self) -> dict[int, Array]:
+        """Return the thresholds of each feature by its position."""
+        if not self.trees:
+            return {}
+        inner = [tree.left >= 0 for tree in self.trees]
+        for mask, tree in zip(inner, self.trees, strict=True):
+            mask[list(tree.members)] = False
+        features = np.concatenate([tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)])
+        values = np.concatenate([tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)])
+        return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
+
+    def levels(self) -> Levels | None:
+        """Return the trees as complete trees, or None if they are few, unbalanced, or split by categories."""
+        counts = np.bincount(self.targets, minlength=len(self.base))
+        if len(self.trees) < MIN_TREES or len(set(counts)) > 1 or any(tree.members for tree in self.trees):
+            return None
+        groups = 1 if self.is_single else -(-int(counts[0]) // MAX_SUMMED)
+        lacking = -int(counts[0]) % groups  # padding with trees of value 0
+        filled = [*self.trees, *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base)]
+        order = np.argsort([*self.targets, *np.repeat(np.arange(len(self.base)), lacking)], kind="stable")
+        trees = [filled[index] for index in order]
+        nodes, roots = _joined(trees)
+        inner = nodes["left"] != np.arange(len(nodes["left"]))
+        splits = np.stack([nodes[name][inner] for name in ("feature", "threshold", "default_left")], axis=1)
+        splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
+        column, threshold, default = splits.T
+        if not len(splits) or (self.mode == "BRANCH_LT" and np.isneginf(threshold).any()):
+            return None  # No number is less than -inf, which replaces missing values.
+        split = np.zeros(len(inner), dtype=np.int64)
+        split[inner] = of_inner.ravel()
+        left, right = nodes["left"], nodes["right"]
+        comparison, otherwise = ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
+        if default.all():  # The opposite comparison is false for missing values.
+            comparison, left, right, default = otherwise, right, left, np.zeros(len(splits))
+        at = roots[:, None]
+        levels: list[Array] = []
+        while inner[at].any():
+            if at.shape[1] > _MAX_PADDING * len(inner) / len(trees):
+                return None
+            levels.append(split[at])
+            at = np.stack([right[at], left[at]], axis=2).reshape(len(trees), -1)
+        each = len(trees) // len(self.base)
+        if all((level.reshape(-1, *level[:each].shape) == level[:each]).all() for level in levels):
+            levels = [level[:each] for level in levels]  # All targets have the same splits.
+        return Levels(
+            levels,
+            column.astype(np.int64),
+            threshold.astype(np.float32 if self.has_single_rows else np.float64),
+            default.astype(bool),
+            comparison,
+            nodes["value"][at].reshape(len(self.base), each, -1).astype(np.float32),
+            self.base.astype(np.float32 if self.is_single else np.float64),
+            groups,
+        )
+
+
+def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
+    """Return the nodes of all trees as arrays [nodes], and the roots. A leaf's `left` and `right` point to the leaf."""
+    names = ("feature", "threshold", "left", "right", "default_left", "value")
+    nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
+    sizes = [len(tree.left) for tree in trees]
+    roots = np.cumsum([0, *sizes[:-1]])
+    is_leaf, offsets = nodes["left"] < 0, np.repeat(roots, sizes)
+    for side in ("left", "right"):
+        nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
+    return nodes, roots
+
+
+def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
+    """Add the trees for rows [N, features] (32 bits if `has_single_rows`), and return 32-bit sums [N, targets]."""
+    levels = boosting.levels()
+    if levels is None:
+        return write_walk(graph, rows, boosting)
+    few, many = graph.subgraph(), graph.subgraph()
+    branches = {
+        "then_branch": (many, write_levels(many, rows, levels)),
+        "else_branch": (few, write_walk(few, rows, boosting)),
+    }
+    shape: list[int | None] = [None, len(boosting.base)]
+    enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]])
+    graphs = {name: body.finish({}, {sums: (TensorProto.FLOAT, shape)}) for name, (body, sums) in branches.items()}
+    return graph.node("If", [enough], **graphs)
+
+
+def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
+    """Add ONNX Runtime's tree operator, which is fastest for few rows. The rows and sums have the same float type."""
+    if boosting.has_single_rows and not boosting.is_single:
+        rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
+    owners: list[int] = []  # Adjacent trees with equal splits are merged.
+    kept: list[Tree] = []
+    for tree, target, before in zip(boosting.trees, boosting.targets, [-1, *boosting.targets], strict=False):
+        if target <= before or not (kept and tree.splits_as(kept[-1])):
+            kept.append(tree)
+        owners.append(len(kept) - 1)
+    leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
+    counts = [len(indices) for indices in leaves]
+
+    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in kept), strict=True)
+    leaf = np.concatenate([tree.left < 0 for tree in trees])
+    sizes = [len(tree.left) for tree in trees]
+
+    def inner(name: str) -> list[int]:
+        return [int(value) for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))]
+
+    numbers: dict[str, Any] = {
+        "nodes_values": np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees])),
+        "target_weights": np.concatenate([tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)]),
+        "base_values": boosting.base,
+    }
+    if boosting.is_single:
+        numbers = {name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()}
+    else:
+        numbers = {
+            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(values, np.float64))
+            for name, values in numbers.items()
+        }
+    return graph.node(
+        "TreeEnsembleRegressor",
+        [rows],
+        n_targets=len(boosting.base),
+        post_transform="NONE",
+        nodes_treeids=np.repeat(np.arange(len(trees)), sizes).tolist(),
+        nodes_nodeids=np.concatenate([np.arange(size) for size in sizes]).tolist(),
+        nodes_featureids=inner("feature"),
+        nodes_modes=np.concatenate(modes).tolist(),
+        nodes_truenodeids=inner("left"),
+        nodes_falsenodeids=inner("right"),
+        nodes_missing_value_tracks_true=inner("default_left"),
+        target_treeids=np.repeat(owners, counts).tolist(),
+        target_nodeids=np.concatenate(leaves).tolist(),
+        target_ids=np.repeat(boosting.targets, counts).tolist(),
+        **numbers,
+    )
+
+
+_LINKS = {"IdentityLink": "Identity", "LogLink": "Exp", "LogitLink": "Sigmoid", "MultinomialLogit": "Softmax"}
+"""The inverse of each link in scikit-learn's losses, as an ONNX operator."""
+
+
+def histogram_boosting(estimator: Estimator) -> Boosting:
+    """Return the trees of HistGradientBoosting. Raises NotImplementedError for an unknown link."""
+    name = type(estimator._loss.link).__name__
+    if (link := _LINKS.get(name)) is None:
+        raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
+    width = int(estimator.n_trees_per_iteration_)
+    trees = []
+    known = np.zeros(estimator.n_features_in_, bool) if estimator.is_categorical_ is None else estimator.is_categorical_
+    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # Trees read categorical columns first.
+    for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
+        nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
+        members = {
+            int(node): [code for code in range(256) if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1]
+            or [_NO_CODE]  # Only missing values go left.
+            for node in np.flatnonzero(nodes["is_categorical"])
+        }
+        left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))
+        right, default_left, value = (nodes[name] for name in ("right", "missing_go_to_left", "value"))
+        trees.append(
+            Tree(columns[nodes["feature_idx"]], nodes["num_threshold"], left, right, default_left, value, members)
+        )
+    targets = [index % width for index in range(len(trees))]
+    return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
+
+
+def categories_of(estimator: Estimator) -> dict[int, Array]:
+    """Return the categories of each categorical column of HistGradientBoosting, in the order of their codes."""
+    if estimator.is_categorical_ is None:
+        return {}
+    encoder = estimator._preprocessor.named_transformers_["encoder"]
+    return dict(zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True))

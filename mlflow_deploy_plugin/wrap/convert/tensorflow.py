@@ -1,0 +1,144 @@
+"""Convert a loaded SavedModel, a `tf.Module` or a `tf.function` with tf2onnx.
+
+tf2onnx 1.17 turns captured eager tensors into inputs of the graph. `export` turns these inputs into constants.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import onnx
+import pandas as pd
+import tensorflow as tf
+from onnx import ModelProto
+
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert import converted
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
+from mlflow_deploy_plugin.wrap.convert.conversion_errors import plain_reason
+from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+
+TensorFunction = Callable[..., Sequence[tf.Tensor]]
+_OPSET = 18
+_SIGNATURE = "serving_default"
+
+
+def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
+    """Return a table, or arrays by input name; a single array may be unnamed."""
+    return Batch.read(data).data
+
+
+def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    """Return one form: the graph of the signature `serving_default` or of the call. Errors: see `require_example`."""
+    batch = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
+    return [partial(_export, model, batch, dynamic_axes)]
+
+
+def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
+    specs = _specs(model)
+    arrays = _arrays(specs, batch)
+    original = original_model(model)
+    outputs = list(converted.call_original(original, batch))
+    axes = {
+        name: tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
+        if (spec := specs[name]) is not None and spec.shape.rank is not None
+        else tuple(dynamic_axes.get(name, dynamic_axes.get("", ())))
+        for name in arrays
+    }
+
+    def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+
+    display_name = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
+    proto = export(function, arrays, outputs, axes, display_name)
+    return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
+
+
+def export(
+    function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, display_name: str
+) -> ModelProto:
+    """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx lacks an operation.
+
+    The first dimension of each input and the axes in `axes` are free. Messages call the model `display_name`.
+    """
+    try:
+        import tf2onnx  # tf2onnx is slow to import, and only in the extra `tensorflow`.
+    except ModuleNotFoundError as error:
+        raise ConversionError(
+            f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'"
+        ) from None
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    specs = [
+        tf.TensorSpec(
+            [None if not axis or axis in axes[name] else size for axis, size in enumerate(array.shape)],
+            tf.string if array.dtype.kind in "OU" else array.dtype,
+            name=f"x{position}",
+        )
+        for position, (name, array) in enumerate(arrays.items())
+    ]
+    traced = tf.function(function)
+    try:
+        captures = traced.get_concrete_function(*specs).graph.captures
+        proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
+        onnx.checker.check_model(proto)  # The checker finds unsupported operations, which remain in the graph.
+    except Exception as error:
+        raise ConversionError(f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}") from error
+    captured = {inner.name: outer for outer, inner in captures}
+    for value in [value for value in proto.graph.input if value.name in captured]:
+        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
+        proto.graph.initializer.append(constant)
+        proto.graph.input.remove(value)
+    return converted.rename_values(proto, list(arrays), outputs)
+
+
+def original_model(model: TrainedModel) -> converted.OriginalModel:
+    specs = _specs(model)
+
+    def original(batch: ModelInput) -> dict[str, Array]:
+        tensors = {name: tf.constant(array) for name, array in _arrays(specs, batch).items()}
+        return {name: answer.numpy() for name, answer in _call(model, tensors).items()}
+
+    return original
+
+
+def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
+    """Return the inputs by name: the `tf.TensorSpec` of the signature, or None for parameters of a call."""
+    if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
+        return dict(signature.structured_input_signature[1])
+    function = getattr(model if hasattr(model, "python_function") else type(model).__call__, "python_function", None)
+    function = function or type(model).__call__
+    return {name: None for name in inspect.signature(function).parameters if name != "self"}
+
+
+def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
+    if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
+        batch = {"": batch.to_numpy(dtype=np.float32)}
+    if "" not in batch and (
+        missing := [name for name, spec in specs.items() if name not in batch and spec is not None]
+    ):
+        raise InvalidConfig(f"input_example: {missing[0]!r} is missing; the model needs {', '.join(specs)}")
+    names = [next(iter(specs))] if "" in batch else [name for name in specs if name in batch]
+    arrays = {}
+    for name in names:
+        array = np.asarray(batch[name] if name in batch else batch[""])
+        spec = specs[name]
+        if array.dtype.kind not in "OU" and spec is not None:
+            array = array.astype(spec.dtype.as_numpy_dtype)
+        arrays[name] = array
+    return arrays
+
+
+def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Return the outputs by name: names of the signature, keys of a mapping, or `output`."""
+    if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
+        answer = signature(**tensors)
+    else:
+        answer = model(*tensors.values())
+    if isinstance(answer, dict):
+        return {str(name): answer[name] for name in sorted(answer)}
+    if isinstance(answer, list | tuple):
+        return {f"output_{position}": part for position, part in enumerate(answer)}
+    return {"output": answer}

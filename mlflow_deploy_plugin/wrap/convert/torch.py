@@ -1,0 +1,406 @@
+"""Convert torch modules and `torch.export` programs with the dynamo exporter, and TorchScript with the legacy exporter.
+
+Only the legacy exporter preserves the control flow and the free sizes of a ScriptModule (torch 2.13).
+"""
+
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import torch
+from onnx import GraphProto, ModelProto, TensorProto
+from onnx_ir.passes.common import NameFixPass
+from onnxscript import ir
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops.core import aten_gather
+from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.wrap.convert import converted
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
+from mlflow_deploy_plugin.wrap.convert.comparison import ROUNDINGS
+from mlflow_deploy_plugin.wrap.convert.conversion_errors import plain_reason
+from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+
+_EXAMPLE_ROWS = 3
+"""The minimum number of traced rows: with one row, the batch size of an LSTM or Transformer is fixed at 1."""
+
+_FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)")
+_NO_BFLOAT16 = "which numpy and requests do not support; convert the module to float32 with model.float()"
+
+
+def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
+    """Return a numeric table, or tensors by name from an array, a mapping, or a tuple in the order of `forward`."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, dict):
+        return {str(name): _array(values) for name, values in data.items()}
+    if isinstance(data, tuple):
+        return {name: _array(values) for name, values in zip(_parameters(model), data, strict=False)}
+    return {"": _array(data)}
+
+
+def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    """Return one form, the exported module. Raises the errors of `require_example`."""
+    batch = converted.require_example(batch, predict_fn, "a torch module", "forward")
+    if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
+        raise ConversionError(
+            f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors after its tokenizer"
+        )
+    return [partial(_export, model, batch, dynamic_axes)]
+
+
+def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
+    model = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
+    parameters = _parameters(model)
+    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+        names = [next(iter(parameters), "input")]
+    else:
+        names = [name for name in parameters if name in batch]
+        if unknown := [name for name in batch if name not in names]:
+            raise InvalidConfig(
+                f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
+                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a mapping or list"
+            )
+    original = original_model(model, of_tensors=True)
+    with _eval_mode(model):
+        proto = _mark_unknown_ids(export(model, batch, names, dynamic_axes, original))
+    bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
+    return replace(bound, move_weights=partial(move_weights, model))
+
+
+@contextmanager
+def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[None]:
+    weights = [tensor.data for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    kept = [tensor.clone() for tensor in weights]
+    try:
+        for weight in weights:
+            signs = torch.from_numpy(random.choice([-1.0, 1.0], tuple(weight.shape))).to(weight)
+            weight.mul_(1 + ROUNDINGS * torch.finfo(weight.dtype).eps * signs)
+        yield
+    finally:
+        for weight, values in zip(weights, kept, strict=True):
+            weight.copy_(values)
+
+
+def export(
+    model: TrainedModel,
+    batch: ModelInput,
+    names: list[str],
+    dynamic_axes: DynamicAxes,
+    original: converted.OriginalModel,
+    legacy: bool = False,
+) -> ModelProto:
+    """Export a module (or a program) in `eval` mode with rows of the batch, and return the ModelProto.
+
+    `names` are the inputs in the order of `forward`; `legacy` traces with TorchScript. Raises ConversionError if the
+    exporter fails, and InvalidConfig if the model refuses the batch.
+    """
+    axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
+    # A program may have a fixed batch size, which is the size of the example.
+    some = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
+    answers = converted.call_original(original, some)
+    if both := [name for name in answers if name in names]:
+        raise ConversionError(
+            f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names in a graph are "
+            "unique; rename the output"
+        )
+    proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
+    if any(dynamic_axes.values()) and isinstance(some, dict):
+        longer = dict(some)
+        for name, free in dynamic_axes.items():
+            for axis in free:
+                longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
+        with suppress(InvalidConfig):  # The model may not accept this size.
+            others = converted.call_original(original, longer)
+            for value in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
+                dimensions = value.type.tensor_type.shape.dim
+                sizes = zip(answers[value.name].shape, others[value.name].shape, strict=False)
+                for axis in (axis for axis, (size, other) in enumerate(sizes) if size != other):
+                    if dimensions[axis].dim_value:
+                        dimensions[axis].dim_param = f"{value.name}_{axis}"
+    return proto
+
+
+def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
+    """Mark rows with ids outside an embedding in `REFUSED_ROWS`: torch refuses such ids, but ONNX's Gather does not."""
+    graph = proto.graph
+    values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
+    batch = graph.input[0].type.tensor_type.shape.dim[:1]
+    sizes = {entry.name: entry.dims[0] for entry in graph.initializer if entry.dims}
+    nodes = list(graph.node)
+    makers = {output: node for node in nodes for output in node.output}
+    marks: list[str] = []
+    reasons: list[str] = []
+    del graph.node[:]
+    for node in nodes:
+        table, ids = (*node.input, "", "")[:2]
+        # The legacy exporter writes the Gather of an embedding without an axis.
+        sources = " ".join(entry.value for entry in node.metadata_props)
+        embeds = "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
+        if node.op_type == "Gather" and embeds and table in sizes:
+            flat, shape = ids, ""
+            while (maker := makers.get(ids)) and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+                ids, shape = maker.input  # An EmbeddingBag flattens all rows.
+            if ids in values and values[ids].shape.dim[:1] == batch:
+                last = sizes[table] - 1
+                marks.append(_mark_ids(graph, ids, values[ids].elem_type, last, f"{REFUSED_ROWS}_{len(marks)}"))
+                node.input[1] = f"{marks[-1]}_ids"
+                if ids != flat:
+                    node.input[1] = f"{marks[-1]}_all"
+                    graph.node.append(onnx.helper.make_node("Reshape", [f"{marks[-1]}_ids", shape], [node.input[1]]))
+                is_sent = any(entry.name == ids for entry in graph.input)
+                reasons.append(f"{repr(ids) if is_sent else 'an embedding'} accepts the ids 0 to {last}")
+        graph.node.append(node)
+    if marks:
+        graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
+        graph.output.append(onnx.helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
+        onnx.helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
+    return proto
+
+
+def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
+    """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`; `{mark}_ids` are the clipped ids."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    constants = {f"{mark}_least": np.array(0, dtype), f"{mark}_most": np.array(last, dtype), f"{mark}_axis": [1]}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
+    for operator, inputs, output, options in (
+        ("Clip", (ids, f"{mark}_least", f"{mark}_most"), f"{mark}_ids", {}),
+        ("Sub", (ids, f"{mark}_ids"), f"{mark}_excess", {}),
+        ("Flatten", (f"{mark}_excess",), f"{mark}_flat", {}),
+        ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
+        ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
+    ):
+        graph.node.append(onnx.helper.make_node(operator, inputs, [output], output, **options))
+    return mark
+
+
+def _traced_rows(batch: ModelInput) -> ModelInput:
+    """Return the rows for the exporter: at least three, and a number that differs from all other dimensions."""
+    example = Batch(batch)
+    sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
+    rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
+    return example.take(np.arange(rows) % len(example)).data  # A short example is repeated.
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Silence the exporter, which prints its progress and failed graphs, and warns about missing optional libraries."""
+    with ExitStack() as restored, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        restored.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name in ("onnx", "export", "_export", "fx", "_dynamo"):
+            logger = logging.getLogger(f"torch.{name}")
+            restored.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
+        torch._C._jit_onnx_log = lambda *words: None  # The exporter prints even without `verbose` (torch 2.13).
+        yield
+
+
+def _shown_name(model: TrainedModel) -> str:
+    """Return the class name of the user's model, also for a module of this package that stands for it."""
+    return str(getattr(model, "stands_for", type(model).__name__))
+
+
+def _to_onnx(
+    model: TrainedModel,
+    arguments: tuple[torch.Tensor, ...],
+    names: list[str],
+    outputs: list[str],
+    dynamic_axes: DynamicAxes,
+    legacy: bool,
+) -> ModelProto:
+    """Return the ModelProto with inline weights. Raises ConversionError with the first line of the exporter's error."""
+    legacy = legacy or isinstance(model, torch.jit.ScriptModule)
+    options: dict[str, object] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
+    for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
+        # The exporter replaces kernels for free lengths, but not the kernels cached by an earlier export (torch 2.13).
+        operator._dispatch_cache.clear()
+    try:
+        with _silenced():
+            if legacy:
+                axes = {
+                    name: {0: "batch", **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}}
+                    for name in names
+                }
+                buffer = io.BytesIO()
+                torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
+                return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
+            options["custom_translation_table"] = _TRANSLATIONS
+            if not isinstance(model, ExportedProgram):
+                rows = Dim("batch")
+                shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
+                is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in _signature(model).values())
+                options["args"] = arguments
+                options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
+                if _by_keyword(model, names):
+                    options["args"] = ()
+                    options["kwargs"] = dict(zip(names, arguments, strict=True))
+                    options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
+            # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
+            with sdpa_kernel(SDPBackend.MATH):
+                program = torch.onnx.export(model, **options)
+            NameFixPass()(program.model)  # An output may have the same name as an exporter's value (`var`, `trunc`).
+            return program.model_proto
+    except Exception as error:
+        cause = error.__cause__ or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        reason = plain_reason(lines[0]) if lines else type(error).__name__
+        if fixed := _FIXED_SIZE.search(str(cause)):
+            reason = f"its forward fixes a size that varies in the data ({fixed['size']} of {fixed['place']})"
+        if any(isinstance(exception, GuardOnDataDependentSymNode) for exception in (cause, cause.__cause__)):
+            reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
+        raise ConversionError(f"{_shown_name(model)} cannot be converted to ONNX: {reason}") from error
+
+
+def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
+    """Translate attention. For a row without allowed positions, the exporter returns a mean instead of 0."""
+    answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
+    if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
+        return answer
+    allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
+    return op.Where(op.Cast(allowed, to=ir.DataType.BOOL), answer, op.CastLike(0.0, answer))
+
+
+def _log_sigmoid(values: Any) -> Any:
+    """Translate the logarithm of the sigmoid; the exporter's translation is -inf below -88 (torch 2.13)."""
+    return op.Neg(op.Softplus(op.Neg(values)))
+
+
+def _one_hot(ids: Any, num_classes: int) -> Any:
+    """Translate `one_hot`, which refuses invalid ids; the exporter's translation returns zeros (torch 2.13)."""
+    classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes)))
+    return op.Cast(op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes), to=ir.DataType.INT64)
+
+
+def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+    """Translate `gather`, which refuses negative indices (such as length 0 minus 1); ONNX counts them from the end."""
+    if not (values.shape and index.shape):
+        return aten_gather(values, dim, index)
+    is_negative, beyond = op.Less(index, op.Constant(value_int=0)), op.Constant(value_int=np.iinfo(np.int64).max)
+    return op.GatherElements(values, op.Where(is_negative, beyond, index), axis=dim)
+
+
+_TRANSLATIONS = {
+    torch.ops.aten.scaled_dot_product_attention.default: attention,
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+    torch.ops.aten.one_hot.default: _one_hot,
+    torch.ops.aten.gather.default: _gather,
+}
+
+
+@contextmanager
+def _eval_mode(module: TrainedModel) -> Iterator[None]:
+    """Switch to `eval` mode, then restore the mode of each layer: some layers may be frozen in training."""
+    if isinstance(module, ExportedProgram):
+        yield  # The mode of a program is fixed.
+        return
+    modes = [(layer, layer.training) for layer in module.modules()]
+    with suppress(NotImplementedError):  # A traced graph (MLflow's format pt2) has a fixed mode.
+        module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.OriginalModel:
+    """Return a function for predictions by output name. `of_tensors` rejects non-tensors, such as a cache."""
+    module = model.module() if isinstance(model, ExportedProgram) else model
+    parameters = _parameters(model)
+
+    def original(batch: ModelInput) -> dict[str, Array]:
+        if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+            order = parameters[:1]
+        else:
+            order = [name for name in parameters if name in batch] or list(batch)
+        tensors = _tensors(batch, order, model)
+        with _eval_mode(model), torch.no_grad():
+            named = dict(zip(order, tensors, strict=True)) if _by_keyword(model, order) else {}
+            answers = by_name(module(**named) if named else module(*tensors), of_tensors)
+        return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
+
+    return original
+
+
+def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
+    """Return the tensors of a nested result by output name: `output`, `output_1`, keys of a mapping, or fields."""
+    if isinstance(answer, torch.Tensor):
+        if answer.dtype == torch.bfloat16:
+            raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
+        return {name or "output": answer}
+    if is_dataclass(answer) and not isinstance(answer, dict):
+        with suppress(ValueError):  # The class may be registered already.
+            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
+        answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
+    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # This is a NamedTuple.
+        answer = answer._asdict()
+    if isinstance(answer, dict):
+        parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
+    elif isinstance(answer, list | tuple):
+        parts = {f"{name or 'output'}_{position}": part for position, part in enumerate(answer)}
+    elif answer is None or (name and not of_tensors):
+        return {}
+    else:
+        kind = type(answer).__name__
+        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # from transformers
+        raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
+    return {
+        key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, of_tensors, part_name).items()
+    }
+
+
+def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:
+    """Return the arguments of `forward` on the module's device."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, pd.DataFrame):
+        return (torch.from_numpy(batch.to_numpy(dtype=np.float32)).to(device),)
+    arrays = [batch[name] for name in names] if "" not in batch else [batch[""]]
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
+
+
+def _parameters(model: TrainedModel) -> list[str]:
+    if isinstance(model, ExportedProgram):
+        return list(model.graph_signature.user_inputs)
+    if isinstance(model, torch.jit.ScriptModule):
+        return [argument.name for argument in model.forward.schema.arguments[1:]]  # The first argument is self.
+    return list(_signature(model))
+
+
+def _by_keyword(model: TrainedModel, names: list[str]) -> bool:
+    """Return True if the inputs must be passed by keyword: they are keyword-only, or other parameters come first."""
+    parameters = _parameters(model)
+    if not set(names) <= set(parameters):
+        return False
+    needed = not isinstance(model, ExportedProgram | torch.jit.ScriptModule) and any(
+        _signature(model)[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names
+    )
+    return needed or parameters[: len(names)] != names
+
+
+def _signature(model: TrainedModel) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters
+
+
+def _array(values: ModelData) -> Array:
+    if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
+        raise InvalidConfig(f"input_example: it contains bfloat16, {_NO_BFLOAT16}")
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

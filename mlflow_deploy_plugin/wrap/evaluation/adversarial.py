@@ -1,0 +1,262 @@
+"""Adversarial rows: imperceptible changes in the direction in which the model's loss increases most.
+
+No value changes by more than the strength, a number of standard deviations of its column. In an image, the strength is
+a share of the value range, and values stay in that range. Only floating-point numbers are changed.
+
+- `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
+- `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
+- `spsa`, the steps of `pgd` with gradients estimated from predictions: Uesato et al. 2018,
+  https://arxiv.org/abs/1802.05666
+
+`fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form then predicts the changed rows.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError, Refused
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
+from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_from
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range, within_type
+from mlflow_deploy_plugin.wrap.evaluation.metrics import argmax_labels
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
+
+LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
+"""A function from N rows and a random generator to the loss of each row, [N], and the gradients by array."""
+_STEPS = 10
+_STEP_SIZE = 2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
+_DIRECTIONS = 8
+
+
+def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
+    return _moved(rows, rows, gradient(rows, rng)[1], strength, strength)
+
+
+def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
+    start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
+    moved = _moved(rows, rows, start, strength, strength, by_sign=False)
+    worst, worst_loss = rows, np.full(row_count(rows), -np.inf)
+    for step in range(_STEPS + 1):
+        losses, slopes = gradient(moved, rng)
+        is_worse = losses > worst_loss
+        worst_loss = np.where(is_worse, losses, worst_loss)
+        worst = {
+            name: np.where(is_worse.reshape(-1, *[1] * (values.ndim - 1)), moved[name], values)
+            for name, values in worst.items()
+        }
+        if step < _STEPS:
+            moved = _moved(rows, moved, slopes, strength * _STEP_SIZE / _STEPS, strength)
+    return worst
+
+
+def _moved(
+    rows: NamedArrays, current: NamedArrays, along: NamedArrays, step: float, strength: float, by_sign: bool = True
+) -> NamedArrays:
+    """Return the current rows, moved by a step and clipped to within the strength of `rows`."""
+    moved = dict(current)
+    for name, direction in along.items():
+        values, unit = rows[name].astype(np.float64), _unit(rows[name])
+        change = current[name] + step * unit * np.nan_to_num(np.sign(direction) if by_sign else direction)
+        change = np.clip(change, values - strength * unit, values + strength * unit)
+        moved[name] = within_type(
+            np.clip(change, *value_range(values)) if values.ndim > 2 else change, rows[name].dtype
+        )
+    return moved
+
+
+def _unit(values: Array) -> Array:
+    low, high = value_range(values)
+    return np.asarray(high - low if values.ndim > 2 else np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)))
+
+
+def _floats(rows: NamedArrays) -> NamedArrays:
+    return {name: values for name, values in rows.items() if values.dtype.kind == "f"}
+
+
+def estimated_gradient(model: LoadedModel, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
+    """Return a gradient that is estimated from predictions at steps of 0.1 standard deviations (SPSA, Spall 1992)."""
+    if not _floats(rows):
+        return Refused("the model has no floating-point inputs")
+    if isinstance(losses := _losses(truth, model.predict(rows)), Refused):
+        return losses
+    steps = {name: 0.1 * np.maximum(_unit(values), 1e-12) for name, values in _floats(rows).items()}
+
+    def loss_of(changed: NamedArrays) -> Array:
+        losses = _losses(truth, model.predict(changed))
+        return losses if not isinstance(losses, Refused) else np.zeros(len(truth))
+
+    def moved(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
+        steps_of = {
+            name: (changed[name] + steps[name] * sign).astype(changed[name].dtype) for name, sign in signs.items()
+        }
+        return changed | steps_of
+
+    def gradient(current: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+        slopes = {name: np.zeros(values.shape) for name, values in _floats(current).items()}
+        for _ in range(_DIRECTIONS):
+            ahead = {name: rng.choice((-1.0, 1.0), values.shape) for name, values in slopes.items()}
+            behind = {name: -sign for name, sign in ahead.items()}
+            rise = loss_of(moved(current, ahead)) - loss_of(moved(current, behind))
+            for name, sign in ahead.items():
+                slopes[name] += rise.reshape(-1, *[1] * (sign.ndim - 1)) * sign
+        return loss_of(current), slopes
+
+    return gradient
+
+
+def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
+    """Return the loss of each row: the cross-entropy of a class, or the squared error of a number."""
+    probabilities, scores = predictions.probabilities, predictions.prediction
+    if probabilities is not None:
+        classes = list(predictions.classes) or sorted(set(truth.tolist()))
+        if len(classes) != probabilities.shape[1] or not set(truth.tolist()) <= set(classes):
+            return Refused("the target contains values that are not classes of the model")
+        indices = np.array([classes.index(value) for value in truth.tolist()])
+        chosen = probabilities[np.arange(len(truth)), indices].astype(np.float64)
+        return np.asarray(-np.log(np.clip(chosen, 1e-300, None)))
+    if argmax_labels(truth, predictions) is not predictions:  # The predictions are class scores.
+        numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+        return np.asarray(np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)])
+    if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
+        return Refused("the model returns neither probabilities nor numbers that can be compared with the target")
+    return np.square(scores.astype(np.float64) - truth)
+
+
+def torch_gradient(
+    model: ResolvedModel,
+    folder: Path,
+    artifact: Artifact,
+    original: str,
+    rows: NamedArrays,
+    truth: Array,
+    has_consent: bool = False,
+) -> LossGradient | Refused:
+    """Return the gradient of the torch original (see `torch_original`), or a `Refused`."""
+    if not _floats(rows):
+        return Refused("the model has no floating-point inputs")
+    module = torch_original(model, folder, original, has_consent)
+    if isinstance(module, Refused):
+        return module
+    gradient = _gradient_of_module(module, artifact, truth)
+    try:
+        gradient(rows, np.random.default_rng(0))
+    except Exception as error:  # noqa: BLE001 - The model may raise any exception.
+        return Refused(f"the torch original cannot compute these rows: {one_line(error, 200)}")
+    return gradient
+
+
+def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
+    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`. An
+    optimized version has the original of its base. `original` is the URI of a torch model whose code the caller
+    consents to run. If empty, the URI is read from the model, and the code runs only with `has_consent`."""
+    document = read_mlmodel(folder)
+    flavors, uri = document.get("flavors", {}), original
+    try:
+        uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
+        if not uri:
+            return Refused(
+                "the version has no torch original, which is needed for gradients; set --original URI or "
+                f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
+            )
+        resolved = None if uri == model.source else resolve(uri)
+        if resolved is not None:
+            flavors = fetch_mlmodel(resolved.source).flavors
+        if "pytorch" not in flavors:
+            had = ", ".join(sorted(flavors))
+            return Refused(
+                f"the original {uri} is not a torch module, which is needed for gradients; its flavors are {had}"
+            )
+        if not (original or has_consent):
+            return Refused(f"loading the torch original {uri} runs its own code; to consent, set --original {uri}")
+        if resolved is None:
+            return _load_torch(folder)
+        with downloaded_version(resolved) as downloaded:
+            return _load_torch(downloaded)
+    except OnnxserveError as error:
+        return Refused(f"the torch original {uri}: {error.message}")
+
+
+def _original_uri(
+    model: ResolvedModel, flavors: Mapping[str, Any], metadata: Mapping[str, Any], follows_base: bool = True
+) -> str:
+    """Return the URI of the torch model from which a version or its base was made; empty if unknown."""
+    named = str(metadata.get(WRAPPED_FROM_TAG, ""))
+    if named or "pytorch" in flavors:
+        return named or model.source
+    named = wrapped_from(model.name, model.version)
+    base = (flavors.get(FLAVOR, {}).get("optimization") or {}).get("base")
+    if named or not base or not follows_base:
+        return named
+    resolved = resolve(str(base))
+    info = fetch_mlmodel(resolved.source)
+    return _original_uri(resolved, info.flavors, info.metadata or {}, follows_base=False)
+
+
+def _load_torch(folder: Path) -> Any:
+    try:
+        import mlflow.pytorch  # The import takes seconds, and only torch models need it.
+
+        return mlflow.pytorch.load_model(str(folder), map_location="cpu")
+    except ModuleNotFoundError as error:
+        return Refused(f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'")
+    except Exception as error:  # noqa: BLE001 - MLflow and the model may raise any exception.
+        return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
+
+
+def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
+    import torch
+
+    with suppress(NotImplementedError):  # An exported program does not support `eval`.
+        module.eval()
+    names = list(inspect.signature(module.forward).parameters)
+
+    def of_part(rows: NamedArrays, labels: Array) -> tuple[Array, NamedArrays]:
+        leaves = {
+            name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
+            for name, values in rows.items()
+        }
+        if artifact.columns:
+            arguments = [torch.stack([leaves[column.name] for column in artifact.columns], dim=1).float()]
+        else:
+            arguments = [leaves[name] for name in names if name in leaves] or list(leaves.values())
+        answer = module(*arguments)
+        while not isinstance(answer, torch.Tensor):
+            answer = next(iter(answer.values() if isinstance(answer, dict) else answer))
+        losses = _torch_losses(torch, answer, labels)
+        losses.sum().backward()
+        return losses.detach().numpy().astype(np.float64), {
+            name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None
+        }
+
+    def gradient(rows: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+        size = chunk_rows(rows)
+        parts = [
+            of_part(take_rows(rows, slice(start, start + size)), truth[start : start + size])
+            for start in range(0, len(truth), size)
+        ]
+        slopes = {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}
+        return np.concatenate([part[0] for part in parts]), slopes
+
+    return gradient
+
+
+def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
+    """Return the losses, [N]: the cross-entropy of class scores or probabilities, otherwise the squared error."""
+    numbers = answer.reshape(len(truth), -1)
+    is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
+    if not is_class:
+        return (numbers - torch.from_numpy(truth.astype(np.float32).reshape(len(truth), -1))).square().sum(dim=1)
+    is_probability = bool(((numbers >= 0).all() & ((numbers.sum(dim=1) - 1).abs() < 1e-3).all()).item())
+    logs = numbers.clamp_min(1e-30).log() if is_probability else torch.log_softmax(numbers, dim=1)
+    return -logs[torch.arange(len(truth)), torch.from_numpy(truth.astype(np.int64))]

@@ -1,0 +1,313 @@
+"""Robustness curves: the metric of a version as a function of the strength of a disturbance of its rows.
+
+All strengths of a disturbance use the same random numbers, so that the curve is smooth. A seed reproduces the report.
+"""
+
+import importlib.util
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRICS, MetricName, check_strengths
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    frame_rows,
+    labelled_rows,
+    own_columns,
+    read_dataset,
+    sample_positions,
+    take_rows,
+)
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import DISTURB, unfit_reason, with_missing
+from mlflow_deploy_plugin.wrap.evaluation.metrics import Baseline
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, downloaded_version, load_version
+
+FOLDER = "robustness"
+ATTACKS = ("fgsm", "pgd", "spsa")
+_LINE = "#2563eb"
+_MAX_VALUES = 30_000_000
+"""The maximum number of values to disturb: 200 colour images of 224 × 224. Memory holds several 64-bit copies."""
+
+
+@dataclass(frozen=True)
+class RobustnessPoint:
+    """The metric under a disturbance of one strength.
+
+    Attributes:
+        value: the metric; None if the model rejects the rows or the answers are not numbers.
+        loss: the decline compared with undisturbed rows, in the metric's unit; a share for rmse and mae.
+        variant: the worst variant if there are several, such as the scaled column.
+        no_number: the share of rows with NaN or infinity in the values or probabilities.
+        refusal: the model's error message, or a note that the metric is not a number.
+    """
+
+    disturbance: str
+    strength: float
+    value: float | None
+    loss: float | None = None
+    variant: str = ""
+    no_number: float = 0.0
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """The robustness curves of one version.
+
+    Attributes:
+        clean: the metric of the undisturbed rows.
+        points: the points, ordered by disturbance, then by strength.
+        cannot: the disturbances that could not be measured, with the reasons.
+        notes: the parts of disturbances that were skipped because the model rejects such rows.
+    """
+
+    model: str
+    dataset: str
+    target: str
+    metric: MetricName
+    rows: int
+    seed: int
+    clean: float
+    points: tuple[RobustnessPoint, ...]
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    run: LoggedRun | None = None
+
+    def curves(self) -> Iterator[tuple[str, list[RobustnessPoint]]]:
+        for name in dict.fromkeys(point.disturbance for point in self.points):
+            yield name, [point for point in self.points if point.disturbance == name]
+
+    def table(self) -> list[tuple[str, ...]]:
+        lines: list[tuple[str, ...]] = [("disturbance", "strength", self.metric, "loss", "no number", "worst at")]
+        lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
+        for point in self.points:
+            cells = ("refused", "") if point.value is None else (f"{point.value:.4f}", f"{point.loss:+.4f}")
+            no_number = f"{point.no_number:.1%}" if point.no_number else ""
+            lines.append((point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant))
+        return lines
+
+    def figures(self) -> list[tuple[str, float, int]]:
+        """Return metrics for MLflow. The step is the strength × 1000, so that the MLflow UI draws the curve."""
+        metrics = [("robustness/clean", self.clean, 0)]
+        for name, points in self.curves():
+            known = [
+                (point.strength, point.value, point.loss)
+                for point in points
+                if point.value is not None and point.loss is not None
+            ]
+            metrics += [(f"robustness/{name}", value, round(strength * 1000)) for strength, value, _ in known]
+            metrics += [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
+        return [figure for figure in metrics if math.isfinite(figure[1])]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write robustness.json and a plot per curve; raise NotInstalled if matplotlib is missing."""
+        require_matplotlib()
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
+        files |= {f"{name}.png": self._draw(name, points) for name, points in self.curves()}
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return [folder / name for name in files]
+
+    def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
+        panel = figure.subplots()
+        known = [(point.strength, point.value) for point in points if point.value is not None]
+        panel.plot([strength for strength, _ in known], [value for _, value in known], color=_LINE, marker="o")
+        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
+        refused = [point.strength for point in points if point.value is None]
+        foot = panel.get_xaxis_transform()
+        if refused:
+            panel.scatter(refused, [0.03] * len(refused), marker="x", color="#dc2626", transform=foot, label="refused")
+        if name == "scale":
+            panel.set_xscale("log")
+        else:
+            panel.set_xlim(left=0)
+        panel.set_xlabel(f"{name}: {DISTURBANCES[name].unit}", fontsize=8)
+        panel.set_ylabel(self.metric, fontsize=8)
+        panel.set_title(f"{self.model}, {self.rows:,} rows", fontsize=9, loc="left")
+        panel.legend(fontsize=7, frameon=False)
+        panel.tick_params(labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+        file = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(file)
+        return file.getvalue()
+
+
+def robustness(
+    model_uri: str,
+    data: object,
+    target: str,
+    *,
+    metric: MetricName | None = None,
+    strengths: Mapping[str, float | Sequence[float]] | None = None,
+    original: str = "",
+    max_rows: int = 2_000,
+    seed: int = 0,
+    log: bool = False,
+    progress: ProgressCallback = lambda line: None,
+) -> RobustnessReport:
+    """Measure how much a version's metric drops when its rows are disturbed, by disturbance and strength.
+
+    Args:
+        model_uri: a version, such as models:/flight-delay/7, or a folder.
+        data: a file (.csv, .parquet, .npz), a dataset named as in a gate policy, a DataFrame, or arrays [N, …] by name.
+        target: the label column.
+        metric: by default accuracy for labels, rmse for numbers.
+        strengths: the disturbances, each with strengths (an empty sequence for the defaults); by default all that fit.
+        original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run. By
+            default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
+        max_rows: the maximum number of rows.
+        seed: the seed that samples the rows and the disturbances.
+        log: True to log the report, plots and metrics to the version's run, under `robustness/`.
+        progress: called with a line before each long step.
+
+    Raises InvalidConfig if an argument is invalid or there is no run to log to, NotFound if the model does not exist,
+    NotInstalled if matplotlib is missing for the plots, SchemaMismatch or InferenceError if the model rejects the
+    undisturbed rows, and RegistryUnavailable if MLflow does not answer.
+    """
+    chosen = None if strengths is None else check_strengths(strengths)
+    if metric is not None and metric not in METRICS:
+        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    if log:
+        require_matplotlib()
+    source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
+    resolved = resolve(model_uri)
+    with downloaded_version(resolved) as folder:
+        model = load_version(folder)
+        rows = read_dataset(source, model.artifact) if source else frame_rows(data)
+        labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
+        run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
+        # A user who requests an attack consents to run the original's code, which the attack needs.
+        find_gradient = partial(
+            torch_gradient, resolved, folder, model.artifact, original, has_consent=chosen is not None
+        )
+        measured = measure_robustness(model, labelled, metric, chosen, seed, find_gradient, progress)
+    report = replace(measured, model=model_uri, dataset=source, target=target)
+    if run is None:
+        return report
+    with TemporaryDirectory(prefix="onnxserve-robustness-") as temporary:
+        report.save(Path(temporary))
+        return replace(report, run=run.log(Path(temporary), FOLDER, report.figures()))
+
+
+def measure_robustness(
+    model: LoadedModel,
+    labelled: LabelledRows,
+    metric: MetricName | None,
+    strengths: Mapping[str, Sequence[float]] | None,
+    seed: int,
+    find_gradient: Callable[[NamedArrays, Array], LossGradient | Refused],
+    progress: ProgressCallback = lambda line: None,
+) -> RobustnessReport:
+    """Measure the curves of a loaded model. The report does not include the names of model, dataset and target.
+
+    `strengths` is a result of `check_strengths`; None for the default strengths that fit the model. `find_gradient`
+    returns the gradient of the torch original for rows and their truth, [N]. Raises InvalidConfig if the metric does
+    not fit, there are fewer than two rows, or no disturbance can be measured, and SchemaMismatch or InferenceError if
+    the model rejects the undisturbed rows.
+    """
+    rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
+    if len(truth) < 2:
+        raise InvalidConfig("the data has one row with a known target; a standard deviation needs at least two")
+    width = sum(values[:1].size for values in rows.values())
+    if len(truth) * width > _MAX_VALUES:
+        picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
+        rows, truth = take_rows(rows, picked), truth[picked]
+    baseline = Baseline.of(model.predict(rows), truth, metric)
+    selected = strengths or {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
+    of_original = cache(lambda: find_gradient(rows, truth))
+    points: list[RobustnessPoint] = []
+    cannot: dict[str, str] = {}
+    notes: list[str] = []
+    for name, values in selected.items():
+        changed = rows
+        refusals = _missing_refusals(model, rows) if name == "missing" else {}
+        if refusals and len(refusals) < len(rows):
+            changed = {column: values for column, values in rows.items() if column not in refusals}
+            columns = join_names(refusals)
+            notes.append(f"missing: no values of {columns} are removed, because the model rejects such rows")
+        variants = _disturber(name, model, changed, truth, of_original)
+        if isinstance(variants, Refused):
+            cannot[name] = variants.reason
+            continue
+        progress(f"measuring {name}")
+        # Mix the name into the seed. Otherwise data generated with the same seed would equal the noise.
+        stream = [zlib.crc32(name.encode()), seed]
+        for strength in values:
+            outcomes = [
+                _point(baseline, model, name, strength, variant, {**rows, **disturbed})
+                for variant, disturbed in variants(strength, np.random.default_rng(stream))
+            ]
+            points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
+    if not points:
+        raise InvalidConfig(
+            "no disturbance can be measured: " + "; ".join(f"{name}: {why}" for name, why in cannot.items())
+        )
+    return RobustnessReport(
+        "", "", "", baseline.metric, len(truth), seed, baseline.value, tuple(points), cannot, tuple(notes)
+    )
+
+
+def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
+    """Return the columns in which the model rejects a missing value, with the error messages."""
+    row, refusals = take_rows(rows, slice(0, 1)), {}
+    for name, values in row.items():
+        try:
+            model.predict({**row, **with_missing({name: values}, 1.0, np.random.default_rng(0))})
+        except (SchemaMismatch, InferenceError) as error:
+            refusals[name] = error.message
+    return refusals
+
+
+def _disturber(
+    name: str, model: LoadedModel, rows: NamedArrays, truth: Array, of_original: Callable[[], LossGradient | Refused]
+) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
+    """Return a function that takes strength and generator and yields the disturbed rows, each with a variant name."""
+    if reason := unfit_reason(name, rows):
+        return Refused(reason)
+    if name not in ATTACKS:
+        return partial(DISTURB[name], rows)
+    gradient = estimated_gradient(model, rows, truth) if name == "spsa" else of_original()
+    if isinstance(gradient, Refused):
+        return gradient
+    attack = fgsm if name == "fgsm" else pgd
+    return lambda strength, rng: [("", attack(rows, strength, gradient, rng))]
+
+
+def _point(
+    baseline: Baseline, model: LoadedModel, name: str, strength: float, variant: str, rows: NamedArrays
+) -> RobustnessPoint:
+    try:
+        answers = model.predict(rows)
+        value = baseline.value_of(answers)
+    except (SchemaMismatch, InferenceError, InvalidConfig) as error:
+        return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
+    if not math.isfinite(value):
+        reason = f"{baseline.metric} is {value}: the answers are not numbers"
+        return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
+    return RobustnessPoint(name, strength, value, baseline.loss(value), variant, answers.no_number)
+
+
+def require_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NotInstalled("plots need matplotlib: pip install 'mlflow-onnxserve[monitoring]'")

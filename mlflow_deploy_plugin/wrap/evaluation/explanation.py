@@ -1,0 +1,335 @@
+"""Explain the rows of a file: the contribution of each column to each prediction, and the importance of columns.
+
+Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX
+form). The importance of a column is its mean absolute contribution and, with labels, the loss of the metric when the
+column is permuted (Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
+"""
+
+import contextlib
+import importlib.util
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.core.spec.evaluation_names import METRICS, MetricName
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
+from mlflow_deploy_plugin.serve.runtime.explained import explained_features
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    frame_rows,
+    labelled_rows,
+    own_columns,
+    read_dataset,
+    sample_positions,
+    take_rows,
+)
+from mlflow_deploy_plugin.wrap.evaluation.metrics import HIGHER_IS_BETTER, Baseline
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, downloaded_version, load_version
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
+    from mlflow_deploy_plugin.serve.runtime.explained import ExplainedFeature
+
+EXPLAIN_FOLDER = "explain"
+_PERMUTATIONS = 10  # `/explain` uses the same number of pairs of permutations.
+_REPEATS = 5
+_LABELLED_ROWS = 2_000
+_MAX_PICTURES = 10
+_SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class ColumnImportance:
+    """The importance of a column: its mean absolute contribution over rows and outputs, and its permutation loss.
+    `permutation` is the mean loss of the metric over the repeats, in the metric's unit; None without labels."""
+
+    column: str
+    mean_abs: float
+    permutation: float | None = None
+    permutation_std: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The explanation of N rows by C columns and K outputs.
+
+    Attributes:
+        outputs: the classes of a classifier, otherwise the outputs.
+        values: the contributions, [N, C, K] float64. The sum of contributions and base value is the model's answer.
+        base_values: the base value of each output, [K] float64.
+        data: the values of the rows by column, [N].
+        positions: the positions of the rows in the data, [N], from 0.
+        left_out: the number of rows that are skipped because the model does not return finite numbers.
+        importance: the columns, the most important column first.
+        metric: the metric of the permutation importance; None without labels.
+        background: the number and source of the background rows: `reference`, `input_example` or `data`.
+    """
+
+    model: str
+    dataset: str
+    columns: tuple[str, ...]
+    outputs: tuple[str | int | float | bool, ...]
+    values: Array
+    base_values: Array
+    data: NamedArrays
+    positions: Array
+    left_out: int
+    importance: tuple[ColumnImportance, ...]
+    metric: MetricName | None
+    background: str
+    max_evals: int
+    seed: int
+    run: LoggedRun | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return a JSON document without the individual rows."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "rows": len(self.values),
+            "left_out": self.left_out,
+            "outputs": list(self.outputs),
+            "base_values": self.base_values.tolist(),
+            "importance": [asdict(column) for column in self.importance],
+            "metric": self.metric,
+            "background": self.background,
+            "max_evals": self.max_evals,
+            "seed": self.seed,
+            "run": None if self.run is None else asdict(self.run),
+        }
+
+    def table(self) -> list[tuple[str, ...]]:
+        header = ("column", "mean |SHAP|", *((f"{self.metric} lost if permuted",) if self.metric else ()))
+        lines = [header]
+        for entry in self.importance[:_SHOWN_COLUMNS]:
+            lost = () if entry.permutation is None else (f"{entry.permutation:+.4f} ± {entry.permutation_std:.4f}",)
+            lines.append((entry.column, f"{entry.mean_abs:.4g}", *lost))
+        return lines
+
+    def contributions(self) -> pa.Table:
+        """Return a table with a line per row and output: `_row`, `_output`, `_base_value`, and all contributions."""
+        count, _, outputs = self.values.shape
+        flat = self.values.transpose(0, 2, 1).reshape(count * outputs, -1)
+        columns = {
+            "_row": np.repeat(self.positions, outputs),
+            "_output": [str(name) for name in self.outputs] * count,
+            "_base_value": np.tile(self.base_values, count),
+        }
+        return pa.table({**columns, **{name: flat[:, index] for index, name in enumerate(self.columns)}})
+
+    def write_contributions(self, path: str) -> None:
+        """Write the contributions in the format of the file's ending; raise InvalidConfig if writing fails."""
+        kind, table = contributions_format(path), self.contributions()
+        with (
+            open_output(path, sys.stdout.buffer) as file,
+            table_writer(kind, table.schema, file, "choose another format") as write,
+        ):
+            for batch in table.to_batches():
+                write(batch)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write explain.json, contributions.parquet and SHAP's plots; raise NotInstalled if matplotlib is missing."""
+        require_matplotlib()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "explain.json").write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n")
+        self.write_contributions(str(folder / "contributions.parquet"))
+        return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
+
+    def _draw(self, folder: Path) -> Iterator[Path]:
+        """Draw and yield the plot files. With two classes, only the second class is drawn; the first mirrors it."""
+        import matplotlib.pyplot as plt  # The import takes half a second.
+        import shap
+
+        # Texts have no position on the colour scale, so they are drawn in grey.
+        unknown = np.full(len(self.values), np.nan)
+        numbers = [values if values.dtype.kind in "biuf" else unknown for values in self.data.values()]
+        drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
+        for index in drawn:
+            explained = shap.Explanation(
+                values=self.values[:, :, index],
+                base_values=np.full(len(self.values), self.base_values[index]),
+                data=np.stack(numbers, axis=1).astype(np.float64),
+                feature_names=list(self.columns),
+            )
+            suffix = "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[index]))
+            for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
+                figure = plt.figure()
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # numpy warns about text columns.
+                        plot(explained, max_display=_SHOWN_COLUMNS, show=False)
+                    plt.title(f"{self.model}: {self.outputs[index]}", fontsize=9)
+                    file = folder / f"{name}{suffix}.png"
+                    figure.savefig(file, dpi=110, bbox_inches="tight")
+                    yield file
+                finally:
+                    plt.close(figure)
+
+
+def explain(
+    model_uri: str,
+    data: object,
+    target: str = "",
+    *,
+    metric: MetricName | None = None,
+    max_rows: int = 100,
+    max_evals: int | None = None,
+    seed: int = 0,
+    log: bool = False,
+    progress: ProgressCallback = lambda line: None,
+) -> Explanation:
+    """Explain a version's predictions for given rows, and measure the importance of its columns.
+
+    Args:
+        model_uri: a version, such as models:/flight-delay/7, or a folder.
+        data: as in `robustness`; `reference` is the sample in the model's folder.
+        target: the label column; if empty, permutation importance is not computed.
+        metric: the metric for permutation importance; by default accuracy for labels, rmse for numbers.
+        max_rows: the maximum number of rows to explain, sampled by the seed. The metric uses at most 2,000.
+        max_evals: model evaluations per row, each with up to 100 rows; by default ten pairs of permutations.
+        seed: the seed that samples the rows.
+        log: True to log the explanation to the version's run, under `explain/`.
+        progress: called with a line before each long step.
+
+    Raises InvalidRequest or InvalidArtifact if the model has no ONNX form or its inputs are images, NotInstalled if
+    shap is missing, and like `robustness`.
+    """
+    require_shap()
+    if log:
+        require_matplotlib()
+    if metric is not None and metric not in METRICS:
+        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    if metric is not None and not target:
+        raise InvalidConfig("metric: a metric needs labels; name the label column as target")
+    source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
+    resolved = resolve(model_uri)
+    with downloaded_version(resolved) as folder:
+        artifact = read_served_artifact(folder)
+        if artifact.flavor == PYTHON_FUNCTION:
+            raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained")
+        model = OnnxModel.load(folder)
+        run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
+        rows = read_dataset(source, model.artifact) if source else frame_rows(data)
+        labelled = labelled_rows(rows, shown, target, model.artifact, seed, _LABELLED_ROWS) if target else None
+        positions = sample_positions(row_count(rows), max_rows, seed)
+        inputs = {name: values for name, values in rows.items() if name != target}
+        explained = take_rows(own_columns(model.artifact, inputs), positions)
+        feeds = model.schema.from_columns(explained)
+        shap_values, background, evals = contributions(model, feeds, max_evals, seed, progress)
+        lost: list[tuple[float, float]] = []
+        if labelled is not None:
+            progress(f"permuting {len(shap_values.features)} columns of {len(labelled.truth):,} rows")
+            metric, lost = _permutation_importance(load_version(folder), labelled, metric, shap_values.features, seed)
+    known = np.isfinite(shap_values.values).all(axis=(1, 2))
+    if not known.any():
+        raise InvalidConfig(f"the model returns no finite numbers for these rows or for {background}")
+    columns = tuple(feature.name for feature in shap_values.features)
+    importance = [
+        ColumnImportance(name, float(mean), *(lost[index] if lost else ()))
+        for index, (name, mean) in enumerate(
+            zip(columns, np.abs(shap_values.values[known]).mean(axis=(0, 2)), strict=True)
+        )
+    ]
+    explanation = Explanation(
+        model=model_uri,
+        dataset=source,
+        columns=columns,
+        outputs=tuple(shap_values.outputs),
+        values=shap_values.values[known],
+        base_values=shap_values.base_values,
+        data={feature.name: feature.values(feeds)[known] for feature in shap_values.features},
+        positions=positions[known],
+        left_out=int(np.sum(~known)),
+        importance=tuple(sorted(importance, key=lambda entry: -entry.mean_abs)),
+        metric=metric,
+        background=background,
+        max_evals=evals,
+        seed=seed,
+    )
+    if run is None:
+        return explanation
+    with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
+        explanation.save(Path(temporary))
+        return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
+
+
+def contributions(
+    model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
+) -> "tuple[RowContributions, str, int]":
+    """Return the contributions, a description of the background, and the evaluations per row. Raises InvalidConfig if
+    `max_evals` is too small, or if the model does not return numbers for each row."""
+    config: Any = SimpleNamespace(DISABLE_JIT=0)
+    with contextlib.suppress(ModuleNotFoundError):  # numba may be missing, because shap 0.54 does not need it.
+        from numba import config
+    # Otherwise numba compiles shap for 20 s (`serve/pyfunc/__main__.py`).
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
+    try:
+        from mlflow_deploy_plugin.serve.pyfunc.explainer import explain_rows, most_background_rows, read_background
+    finally:
+        config.DISABLE_JIT = before
+    most = most_background_rows(model, feeds)
+    try:
+        background = read_background(model, most, 0)  # `/explain` uses the same background rows.
+        against, kind = background.feeds, background.source
+    except InvalidArtifact:  # The model has no background rows.
+        against, kind = {name: array[:most] for name, array in feeds.items()}, "data"
+    once = 2 * len(explained_features(model.artifact, feeds)) + 1
+    evals = _PERMUTATIONS * once if max_evals is None else max_evals
+    if evals < once:
+        raise InvalidConfig(f"max_evals is {evals}; {once // 2} columns need at least {once} (2 × columns + 1)")
+    progress(f"explaining {row_count(feeds):,} rows with {evals} evaluations each")
+    shap_values = explain_rows(model, against, feeds, evals, seed)
+    return shap_values, f"{shap_values.background_rows} rows of {kind}", evals
+
+
+def contributions_format(path: str) -> FileFormat:
+    """Return the file format for contributions; raise InvalidConfig if the ending is unknown."""
+    if (kind := format_of(path)) is None:
+        raise InvalidConfig(f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet")
+    return kind
+
+
+def require_shap() -> None:
+    if importlib.util.find_spec("shap") is None:
+        raise NotInstalled("explanations need shap: pip install 'mlflow-onnxserve[explain]'")
+
+
+def _permutation_importance(
+    model: LoadedModel, labelled: LabelledRows, metric: MetricName | None, features: "list[ExplainedFeature]", seed: int
+) -> tuple[MetricName, list[tuple[float, float]]]:
+    """Return the metric, and the mean and standard deviation of the loss for each feature."""
+    rows = own_columns(model.artifact, labelled.rows)
+    baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
+    sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
+    lost = []
+    for number, feature in enumerate(features):
+        (entry, position), rng = feature.places[0], np.random.default_rng([seed, number, len(labelled.truth)])
+        name = feature.name if feature.name in rows else entry if entry in rows else next(iter(rows))
+        losses = []
+        for _ in range(_REPEATS):
+            changed, order = rows[name].copy(), rng.permutation(len(labelled.truth))
+            cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
+            changed[cells] = changed[order][cells]
+            losses.append(sign * (baseline.value - baseline.value_of(model.predict({**rows, name: changed}))))
+        lost.append((float(np.mean(losses)), float(np.std(losses))))
+    return baseline.metric, lost

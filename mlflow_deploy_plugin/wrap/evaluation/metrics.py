@@ -1,0 +1,250 @@
+"""Weighted metrics of labelled rows, and the paired bootstrap that compares two models.
+
+Every metric equals scikit-learn's metric of the same name with `sample_weight`. A bootstrap resample is a weight per
+row, so a metric is computed in two steps: the first runs once per set of rows, the second once per resample.
+
+With two labels, f1 and roc_auc refer to the larger label. With more labels, both are the mean over the labels (macro);
+roc_auc compares each label with all other labels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
+
+WeightedMetric = Callable[[Array], float]
+"""A function from the row weights, [N], to the metric."""
+
+HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
+RELATIVE_METRICS = ("rmse", "mae")
+"""Metrics in the unit of the target. Their differences are shares of the current version's value."""
+
+EPSILON = float(np.finfo(np.float64).eps)
+"""The smallest probability in a log loss, and the smallest divisor, as in scikit-learn."""
+HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
+    "f1": lambda true, called: (true + called) / 2,
+    "precision": lambda true, called: called,
+    "recall": lambda true, called: true,
+}
+"""The divisor of a label's hits per metric, from the numbers of rows with the true and with the predicted label."""
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, the
+    difference is a share of the current value. `low` and `high` are one-sided confidence bounds."""
+
+    metric: MetricName
+    candidate: float
+    current: float
+    difference: float
+    low: float
+    high: float
+
+    def describe(self, against: str, rows: int, confidence: float) -> str:
+        """Return the comparison on `rows` rows with the version `against` as a text without an end."""
+        unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
+        return (
+            f"{self.metric} {self.candidate:.4f} compared with {self.current:.4f} of {against}: "
+            f"{abs(self.difference):{unit}} {'worse' if self.difference < 0 else 'better'} on {rows:,} rows "
+            f"({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Return the numbers by their names in reports."""
+        sides = {f"{self.metric}_candidate": self.candidate, f"{self.metric}_current": self.current}
+        return sides | {"difference": self.difference, "difference_low": self.low, "difference_high": self.high}
+
+
+def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
+    return "accuracy" if argmax_labels(truth, predictions).is_label else "rmse"
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The metric of the undisturbed rows, the reference for predictions of changed rows."""
+
+    metric: MetricName
+    truth: Array
+    predicted: ModelPredictions
+    value: float
+
+    @classmethod
+    def of(cls, predicted: ModelPredictions, truth: Array, metric: MetricName | None) -> "Baseline":
+        """Return the baseline for a metric or the default metric; raise InvalidConfig if the metric does not fit."""
+        metric = metric or default_metric(truth, predicted)
+        value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
+        if not np.isfinite(value):
+            raise InvalidConfig(f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers")
+        return cls(metric, truth, predicted, value)
+
+    def value_of(self, predictions: ModelPredictions) -> float:
+        """Return the metric of predictions for changed rows; raise InvalidConfig if the metric does not fit."""
+        return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(self.truth)))
+
+    def loss(self, value: float) -> float:
+        """Return the deterioration in units of the metric, or as a share for rmse and mae. The share is relative to the
+        baseline's error or the predictions' standard deviation, whichever is larger: tiny errors double easily."""
+        sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
+        is_relative = self.metric in RELATIVE_METRICS
+        scale = max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0
+        return sign * (self.value - value) / scale
+
+
+def spread(values: Array) -> float:
+    numbers = values.astype(np.float64)
+    known = numbers[np.isfinite(numbers)]
+    return float(known.std()) if known.size else 0.0
+
+
+def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictions:
+    """Convert class scores to the index of the highest score, if the truth consists of such indices."""
+    scores = predictions.prediction
+    is_scores = not predictions.is_label and scores.ndim == 2 and scores.shape[1] > 1
+    if not is_scores or truth.ndim != 1 or truth.dtype.kind not in "iuf":
+        return predictions
+    is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
+    return ModelPredictions(scores.argmax(axis=1), True) if is_place.all() else predictions
+
+
+def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+    """Return the metric as a function of row weights; raise InvalidConfig if the predictions do not fit."""
+    if metric in ("rmse", "mae"):
+        try:
+            expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
+        except (TypeError, ValueError):
+            raise InvalidConfig(f"{metric} needs numbers; the model or the target has labels") from None
+        if expected.shape != actual.shape:
+            raise InvalidConfig(f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}")
+        errors = (expected - actual).reshape(len(expected), -1)
+        if metric == "mae":
+            return _weighted_mean(np.abs(errors).mean(axis=1))
+        squares = _weighted_mean((errors**2).mean(axis=1))
+        return lambda weights: float(np.sqrt(squares(weights)))
+    predictions = argmax_labels(truth, predictions)
+    of = _of_labels if metric in ("accuracy", "f1") else _of_probabilities
+    return of(metric, truth, predictions)
+
+
+def paired_bootstrap(
+    metric: MetricName,
+    candidate: WeightedMetric,
+    current: WeightedMetric,
+    rows: int,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> MetricComparison:
+    """Compare two models with a paired bootstrap: both models get the same weights in each resample."""
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+
+    def difference(weights: Array) -> float:
+        ours, theirs = candidate(weights), current(weights)
+        return sign * (ours - theirs) / (max(abs(theirs), EPSILON) if metric in RELATIVE_METRICS else 1.0)
+
+    rng = np.random.default_rng(seed)
+    ones = np.ones(rows)
+    drawn = np.array(
+        [difference(np.bincount(rng.integers(0, rows, rows), minlength=rows).astype(float)) for _ in range(resamples)]
+    )
+    drawn = drawn[np.isfinite(drawn)]  # If a resample lacks a label, roc_auc is NaN.
+    low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
+    return MetricComparison(metric, candidate(ones), current(ones), difference(ones), float(low), float(high))
+
+
+def _weighted_mean(values: Array) -> WeightedMetric:
+    numbers = values.astype(np.float64)
+    return lambda weights: float(weights @ numbers / weights.sum())
+
+
+def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+    if not predictions.is_label:
+        raise InvalidConfig(f"{metric} needs labels, and this model returns numbers")
+    predicted = predictions.prediction
+    if predicted.shape != truth.shape:
+        raise InvalidConfig(f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}")
+    examples = [
+        side.flat[0].item() if isinstance(side.flat[0], np.generic) else side.flat[0] for side in (truth, predicted)
+    ]
+    if isinstance(examples[0], str) != isinstance(examples[1], str):
+        raise InvalidConfig(
+            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; only one is text"
+        )
+    if metric == "accuracy":
+        return _weighted_mean(predicted == truth)
+    labels = np.unique(np.concatenate([truth, predicted]))
+    true, called = np.searchsorted(labels, truth), np.searchsorted(labels, predicted)
+    seen = np.unique(true)
+    scored = seen[-1:] if len(seen) == 2 else slice(None)
+    hit = np.where(predicted == truth, true, len(labels))  # The last index counts rows without a hit.
+
+    def f1(weights: Array) -> float:
+        counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))
+        hits = np.bincount(hit, weights, len(labels) + 1)[:-1]
+        return float(mean_over_labels(hits[scored], HITS_DIVISORS["f1"](*counts)))
+
+    return f1
+
+
+def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+    if predictions.probabilities is None:
+        raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
+    probabilities, labels = predictions.probabilities.astype(np.float64), np.unique(truth)
+    classes = list(predictions.classes) or (labels.tolist() if len(labels) == probabilities.shape[1] else [])
+    if unknown := [label for label in labels.tolist() if label not in classes]:
+        raise InvalidConfig(
+            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model ({classes or 'unknown'})"
+        )
+    columns = [classes.index(label) for label in labels.tolist()]
+    if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
+        return lambda weights: float("nan")
+    if metric == "log_loss":
+        known = probabilities[:, columns]
+        sums = known.sum(axis=1, keepdims=True)
+        own = (known / np.where(sums > 0, sums, 1))[np.arange(len(truth)), np.searchsorted(labels, truth)]
+        return _weighted_mean(log_losses(own))
+    if len(labels) < 2:
+        raise InvalidConfig("roc_auc needs two different labels; the target has one")
+    picked = [1] if len(labels) == 2 else range(len(labels))
+    curves = [_auc(truth == labels[index], probabilities[:, columns[index]]) for index in picked]
+    return lambda weights: float(np.mean([curve(weights) for curve in curves]))
+
+
+def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
+    positive, weight_below = is_positive.astype(np.float64), weight_below_scores(scores)
+
+    def score(weights: Array) -> float:
+        above, below = weights * positive, weights * (1 - positive)
+        total = above.sum() * below.sum()
+        return float(above @ weight_below(below) / total) if total else float("nan")
+
+    return score
+
+
+def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
+    """Return a function from weights to [N] sums: the weight of lower scores plus half the weight of equal scores."""
+    _, ranks = np.unique(scores, return_inverse=True)
+
+    def weight_below(weights: Array) -> Array:
+        sums = np.bincount(ranks, weights)
+        halfway: Array = (np.cumsum(sums) - sums / 2)[ranks]
+        return halfway
+
+    return weight_below
+
+
+def log_losses(probabilities: Array) -> Array:
+    losses: Array = -np.log(np.clip(probabilities, EPSILON, 1 - EPSILON))
+    return losses
+
+
+def mean_over_labels(hits: Array, divisor: Array) -> Array:
+    """Return the mean of `hits / divisor` over the last axis (labels); a label with divisor 0 counts as 0."""
+    ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
+    mean: Array = ratios.mean(axis=-1)
+    return mean

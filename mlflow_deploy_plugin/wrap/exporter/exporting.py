@@ -1,0 +1,376 @@
+"""Export a version as files that do not need onnxserve, and compare each export with the served model."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    CommandFailed,
+    ConversionError,
+    InferenceError,
+    InvalidConfig,
+    OnnxserveError,
+    ParityError,
+    SchemaMismatch,
+)
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.child import run_to_end
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
+from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.wrap.evaluation.dataset import cast_to_signature, known_rows
+from mlflow_deploy_plugin.wrap.exporter.desktop import write_desktop
+from mlflow_deploy_plugin.wrap.exporter.package import RUNNER, write_bundle, write_wheel
+from mlflow_deploy_plugin.wrap.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
+
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+METADATA_KEY = "onnxserve.model"
+
+_ROWS = 500
+_GIVEN_ROWS = 500
+_PROOF_SECONDS = 600
+_LARGEST_PROTOBUF = 2**31 - 2**20
+_ORT_TOLERANCE, _TFLITE_TOLERANCE, _PMML_TOLERANCE = 1e-5, 1e-4, 1e-4
+"""Tolerances (absolute, relative) for the rounding of fused nodes and other kernels. Other formats must be exact."""
+Rows = dict[str, Array]
+"""Columns [N] or tensors [N, …] by name in the signature."""
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A checked export at `path`. For `rows` rows, it differs from the served model by at most `max_error`."""
+
+    path: Path
+    format: ExportFormat
+    name: str
+    version: str
+    rows: int
+    max_error: float
+
+
+def export(
+    model_uri: str,
+    format: ExportFormat,
+    path: Path | str,
+    *,
+    rows: Any = None,
+    name: str | None = None,
+    wheels: Path | str | None = None,
+    download_wheels: bool = False,
+    original: str = "",
+    progress: ProgressCallback = lambda line: None,
+) -> ExportedModel:
+    """Export a version, and check that it returns the same predictions as the served version.
+
+    Args:
+        model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
+        format: the export format; see docs/export.md.
+        path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
+            the path may be an existing folder, to which a wheel with the default name is written.
+        rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
+            the input example, the reference sample or random numbers. The check adds rows with noise.
+        name: the name of the wheel's distribution and package; None: the name of the model.
+        wheels: a folder whose wheels are copied to a bundle.
+        download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
+        original: the URI of the fitted model for PMML, whose code the caller consents to run. Not needed if MLflow's
+            flavor of its library logged the version.
+        progress: called with a message before a long step, or for a tflite file of one row per call.
+
+    Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
+    if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
+    RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
+    """
+    options_of = {"bundle": bool(wheels or download_wheels), "wheel": name is not None, "pmml": bool(original)}
+    _check_format(format, options_of)
+    target = absolute_path(path)
+    if not (format == "wheel" and target.is_dir()):
+        _refuse_existing(target)
+    resolved = resolve(model_uri)
+    with temporary_folder("onnxserve-export-") as work:
+        (work / "source").mkdir()
+        folder = download(resolved.source, work / "source")
+        fitted = None
+        if format == "pmml":
+            from mlflow_deploy_plugin.wrap.exporter.pmml import fitted_model  # Importing MLflow is slow.
+
+            fitted, folder = fitted_model(resolved, folder, work / "converted", original)
+        if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+            raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
+        model = OnnxModel.load(folder)
+        if model.artifact.tokenizer is not None:
+            raise ConversionError(
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead"
+            )
+        reason = ""
+        for data in _proof_rows(model, rows):
+            try:
+                feeds = dict(model.schema.from_columns(data))
+                expected = model.run(feeds)
+                break
+            except (SchemaMismatch, InferenceError) as error:
+                reason = error.message
+        else:
+            raise InvalidConfig(
+                f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)"
+            )
+        version = _LoadedVersion(model, _describe(resolved, model), data, feeds, expected, work / "model.onnx", fitted)
+        _write_graph(model.artifact.onnx_file, version.graph, version.described)
+        written, largest = _write(format, version, name, wheels, download_wheels, progress)
+        if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
+            target /= written.name
+        _place(written, target)
+    described, count = version.described, row_count(data) or 1
+    return ExportedModel(target, format, described["name"], described["version"], count, largest)
+
+
+@dataclass(frozen=True)
+class _LoadedVersion:
+    """A version, its metadata, and its predictions for the rows of the proof, which are `feeds` for its graph.
+
+    A format is written next to `graph`, or from the `fitted` model.
+    """
+
+    model: OnnxModel
+    described: Mapping[str, Any]
+    rows: Rows
+    feeds: Rows
+    expected: Mapping[str, Array]
+    graph: Path
+    fitted: Any = None
+
+    def prove(self, runner: Path, model: Path, tolerance: float = 0.0) -> float:
+        return _difference(self.expected, _run(runner, model, self.rows), tolerance)
+
+
+def _write(
+    format: ExportFormat,
+    version: _LoadedVersion,
+    name: str | None,
+    wheels: Path | str | None,
+    download_wheels: bool,
+    progress: ProgressCallback,
+) -> tuple[Path, float]:
+    """Write a version in a format next to its graph, check it, and return its path and its largest error."""
+    graph, folder, described = version.graph, version.graph.parent / format, version.described
+    match format:
+        case "onnx":
+            return graph, version.prove(RUNNER, graph)
+        case "ort":
+            file = _write_ort(graph, folder)
+            return file, version.prove(RUNNER, file, _ORT_TOLERANCE)
+        case "wheel":
+            wheel, runner = write_wheel(folder, graph, described, name)
+            return wheel, version.prove(runner, runner.with_name(graph.name))
+        case "bundle" | "conda":
+            has_rows = version.model.schema.has_rows
+            example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
+            write_bundle(folder, graph, described, example, wheels, download_wheels, format == "conda")
+            return folder, version.prove(folder / "predict.py", folder / graph.name)
+        case "tflite":
+            return _write_tflite(version, folder, progress)
+        case "desktop":
+            progress("building the program with PyInstaller, which takes about a minute")
+            program = write_desktop(version.model.artifact, described, folder)
+            size, started = sum(file.lstat().st_size for file in program.parent.rglob("*")), time.monotonic()
+            outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
+            progress(f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s")
+            return program.parent, _difference(version.expected, outputs, 0.0)
+        case "pmml":
+            from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
+            from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
+
+            artifact = version.model.artifact
+            file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
+            roles = {output.name: output.role for output in artifact.outputs}
+            outputs = served_outputs(_run(PMML_MODEL, file, version.rows), roles, version.expected)
+            expected = {name: version.expected[name] for name in outputs}
+            return file, _difference(expected, outputs, _PMML_TOLERANCE)
+
+
+def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
+    """Raise an error for an unknown format and for options that the format does not support."""
+    if format not in FORMATS:
+        raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
+    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is"), ("pmml", "an original is")):
+        if options_of[other] and format != other:
+            raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")
+
+
+def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
+    """Return the metadata of the model for the runner, including its source."""
+    artifact = model.artifact
+    return {
+        "name": resolved.name,
+        "version": resolved.version or artifact.model_id or "unknown",
+        # A path or an address of this machine must not be exported.
+        "source": resolved.source if resolved.source.startswith(("models:/", "runs:/")) else "",
+        "run_id": artifact.run_id,
+        "parity": artifact.parity_state,
+        "columns": [asdict(column) for column in artifact.columns],
+        "tensors": [asdict(tensor) for tensor in artifact.tensors] if not artifact.columns else [],
+        "inputs": [asdict(entry) for entry in artifact.inputs],
+        "refused": {
+            "missing": sorted(artifact.refusals.missing),
+            "infinite": sorted(artifact.refusals.infinite),
+            "categories": {name: list(values) for name, values in artifact.refusals.categories.items()},
+        },
+        "outputs": [asdict(output) for output in artifact.outputs],
+        "prediction": list(artifact.prediction),
+        "classes": list(artifact.classes),
+    }
+
+
+def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
+    """Write the graph, its weights and the metadata to one file. Raises ConversionError if the file is too large."""
+    import onnx  # Importing onnx is slow.
+
+    if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
+        raise ConversionError(f"{described['name']} has more than two gigabytes, too large for one ONNX file")
+    model = onnx.load(str(source))
+    onnx.helper.set_model_props(
+        model, {**{entry.key: entry.value for entry in model.metadata_props}, METADATA_KEY: json.dumps(described)}
+    )
+    onnx.save(model, str(target))
+
+
+def _write_ort(graph: Path, folder: Path) -> Path:
+    """Return the graph in ONNX Runtime's ORT format (https://onnxruntime.ai/docs/performance/model-optimizations)."""
+    ort = import_onnxruntime()
+    folder.mkdir()
+    target = folder / graph.with_suffix(".ort").name
+    options = session_options(ort, 0)
+    options.optimized_model_filepath = str(target)
+    # The level "all" would add memory layouts that are specific to this CPU.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
+        raise ConversionError(f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}") from None
+    return target
+
+
+def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
+    """Return the known rows with noisy rows, and the known rows only: a fallback for a model that refuses noise."""
+    random, schema = np.random.default_rng(0), model.schema
+    try:
+        if isinstance(user_rows, str | Path):
+            from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows  # Importing MLflow is slow.
+
+            user_rows = read_rows(Path(user_rows))
+        if user_rows is None:
+            rows = known_rows(model.artifact, model.schema, _GIVEN_ROWS)
+        else:
+            if hasattr(user_rows, "keys"):
+                feeds = schema.from_columns({str(name): np.asarray(user_rows[name]) for name in user_rows})
+            else:
+                feeds = schema.from_array(user_rows)
+            rows = cast_to_signature(model.artifact, schema.to_columns(feeds))
+    except SchemaMismatch as error:
+        raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
+    if any(array.ndim == 0 for array in rows.values()) or not schema.has_rows:
+        return [rows]
+    count = row_count(rows)
+    drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
+    for name, array in drawn.items():
+        if array.dtype.kind == "f":  # Add noise of the same scale, and some outliers.
+            factors = 1 + random.normal(0, 0.1, array.shape) * random.choice([0, 1, 1000], array.shape)
+            drawn[name] = (array * factors).astype(array.dtype)
+    known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
+    return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
+
+
+_PROOF = """
+import pickle, runpy, sys
+runner, model, rows_file, outputs_file = sys.argv[1:]
+sys.modules["mlflow_deploy_plugin"] = None  # An export must not need onnxserve.
+outputs = runpy.run_path(runner)["Model"](model, threads=1).outputs(pickle.load(open(rows_file, "rb")))
+pickle.dump(outputs, open(outputs_file, "wb"))
+"""
+
+
+def _write_tflite(version: _LoadedVersion, folder: Path, progress: ProgressCallback) -> tuple[Path, float]:
+    """Return a checked file and its largest error. If batches fail the check, the file accepts one row per call."""
+    refuse_unconvertible(version.graph)
+    python = converter_python(progress)
+    folder.mkdir()
+
+    def attempt(one_row: bool) -> tuple[Path, float]:
+        file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
+        return file, _difference(version.expected, _run(LITERT, file, version.feeds, python), _TFLITE_TOLERANCE)
+
+    try:
+        return attempt(one_row=False)
+    except (ConversionError, ParityError):
+        if not version.model.schema.has_rows:
+            raise
+        result = attempt(one_row=True)
+    progress("the file supports one row per call, because its answers for several rows differ from the model's")
+    return result
+
+
+def _run(runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable) -> dict[str, Array]:
+    """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
+    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
+
+
+def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
+    """Return the outputs that a command writes for the rows; it gets the paths of both files. Raises ParityError."""
+    with temporary_folder("onnxserve-proof-") as folder:
+        rows_file, outputs_file = folder / "rows", folder / "outputs"
+        rows_file.write_bytes(pickle.dumps(rows))
+        try:
+            run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)
+        except CommandFailed as failure:
+            raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
+        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The command is ours.
+    return outputs
+
+
+def _difference(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float) -> float:
+    return check_outputs(expected, outputs, tolerance, "the exported model gives other answers and was discarded")
+
+
+def _place(source: Path, target: Path) -> None:
+    """Move the checked export to `target`. Raises AlreadyExists if the path exists."""
+    # Copy to the target's disk first, because the copy may be slow and must not be visible under the final name.
+    staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir() and target.suffix == ".zip":
+            source = Path(shutil.make_archive(str(source), "zip", source))
+        shutil.move(source, staged)
+        _refuse_existing(target)
+        os.rename(staged, target)
+    except OSError as error:
+        _refuse_existing(target)
+        raise OnnxserveError(f"{target} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):
+            staged.unlink()
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.exists(target):  # All other errors of the path are raised on writing.
+        raise AlreadyExists(f"{target} exists; specify another path")

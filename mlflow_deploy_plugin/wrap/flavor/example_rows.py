@@ -1,0 +1,159 @@
+"""Example rows for a registered model: from a file, from its saved example, or generated from its signature."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc.scoring_server import infer_and_parse_data
+from mlflow.types import Schema
+from pydantic import JsonValue
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES, FileFormat, first_line, format_of
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.batch import NAMELESS_TEXT, ModelData
+from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converters import converter_for
+
+MADE_UP_ROWS = 500
+_FREE_SIZE = 4
+"""The size of a generated tensor along axes that are free in the signature."""
+
+
+def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
+    """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays if JSON has `inputs`.
+
+    JSON is a list of records, a mapping of columns, or a request for MLflow's scoring server (`dataframe_split`, …).
+    Raises InvalidConfig if the file cannot be read, has another format, or has no rows.
+    """
+    kind = kind or format_of(str(path))
+    readers: Mapping[FileFormat, Callable[[Path], ModelData]] = {
+        "csv": pd.read_csv,
+        "parquet": partial(pd.read_parquet, **SPARK_TIMES),
+        "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
+        "jsonl": lambda path: pd.DataFrame(map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines()))),
+    }
+    if kind is None:
+        raise InvalidConfig(f"{path}: the file name must end with .csv, .json, .jsonl or .parquet")
+    try:
+        rows = readers[kind](path)
+    except OSError as error:
+        raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or first_line(error)}") from None
+    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow and orjson raise ValueError.
+        raise InvalidConfig(f"the file {path} cannot be read as {kind}: {first_line(error)}") from None
+    if not len(rows):
+        raise InvalidConfig(f"the file {path} has no rows")
+    return rows
+
+
+def _from_json(document: JsonValue) -> ModelData:
+    if isinstance(document, list):
+        return pd.DataFrame(document) if document and isinstance(document[0], dict) else np.asarray(document)
+    if isinstance(document, dict) and all(isinstance(values, list) for values in document.values()):
+        known = {"instances", "inputs", "dataframe_records"} & set(document)
+        return infer_and_parse_data(document) if known else pd.DataFrame(document)
+    return infer_and_parse_data(document)
+
+
+def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
+    """Return the rows as a table, or as arrays for a signature of tensors. Raises InvalidConfig for a mismatch.
+
+    `names` are the columns of a model without a signature; all other columns are dropped.
+    """
+    inputs: Schema | None = signature.inputs if signature is not None else None
+    if not isinstance(rows, pd.DataFrame):
+        return rows
+    if inputs is None:
+        return rows[names] if names and set(names) <= set(rows) else rows
+    if inputs == NAMELESS_TEXT:
+        return _only_column(rows)
+    if not inputs.is_tensor_spec():  # `Batch.cast_to_signature` selects the columns.
+        return rows if inputs.has_input_names() else rows.to_numpy()
+    tensors = inputs.inputs
+    if missing := [spec.name for spec in tensors if spec.name and spec.name not in rows]:
+        raise InvalidConfig(f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name")
+    try:
+        named = {spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type) for spec in tensors if spec.name}
+        return named or rows.to_numpy().astype(tensors[0].type).reshape(len(rows), *tensors[0].shape[1:])
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"the rows cannot be converted to the signature's tensors: {first_line(error)}") from None
+
+
+def saved_example(mlmodel: Model, folder: Path) -> ModelData:
+    """Return the input example in the model's folder, or None if there is no example or its file is damaged."""
+    info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
+    try:
+        is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
+        document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
+        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
+            example = infer_and_parse_data(document, schema)
+        else:
+            example = mlmodel.load_input_example(str(folder))
+    except Exception:  # noqa: BLE001 - a damaged file may raise any error.
+        return None
+    return example if example is not None and len(example) else None
+
+
+def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
+    """Generate rows that match the signature, with the model's thresholds and categories if they are known."""
+    random = np.random.default_rng(0)
+    if signature.inputs.is_tensor_spec():
+        tensors = {
+            spec.name or "": _made_up_tensor(spec.type, [size if size > 0 else _FREE_SIZE for size in spec.shape[1:]])
+            for spec in signature.inputs.inputs
+        }
+        return tensors.get("", tensors)
+    names = [str(name) for name in signature.inputs.input_names()]
+    converter = converter_for(model)
+    known = converter.known_values(model, names) if hasattr(converter, "known_values") else BoundaryValues()
+    columns = {}
+    for name, spec in zip(names, signature.inputs.inputs, strict=True):
+        kind = getattr(spec.type, "name", str(spec.type))
+        # `Batch.cast_to_signature` later rejects types that are not in `COLUMN_TYPES`.
+        columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, known, random)
+    table = pd.DataFrame(columns)
+    if signature.inputs == NAMELESS_TEXT:
+        return _only_column(table)
+    return table if signature.inputs.has_input_names() else table.to_numpy()
+
+
+def _only_column(rows: pd.DataFrame) -> Array:
+    """Return the column of texts [N] for a signature without a name. Raises InvalidConfig for several columns."""
+    if rows.shape[1] != 1:
+        raise InvalidConfig(
+            f"the rows have the columns {', '.join(map(repr, rows))}, and the signature has a single string without a "
+            "name: keep only the column of texts"
+        )
+    return rows.iloc[:, 0].to_numpy(dtype=object)
+
+
+def _made_up_tensor(dtype: npt.DTypeLike, shape: list[int]) -> Array:
+    random, size = np.random.default_rng(0), (16, *shape)
+    kind = np.dtype(dtype).kind
+    return (random.normal(size=size) if kind == "f" else random.integers(0, 2, size)).astype(dtype)
+
+
+def _made_up_column(dtype: str, name: str, known: BoundaryValues, random: np.random.Generator) -> Array:
+    categories = [value for value in known.categories.get(name, ()) if value is not None and value == value]
+    if categories:
+        return np.asarray(categories, dtype=object if dtype == "str" else dtype)[
+            random.integers(0, len(categories), MADE_UP_ROWS)
+        ]
+    if dtype == "str":
+        terms = np.asarray(known.texts.get(name, ("a", "b", "c")), dtype=object)
+        return np.array([" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)], dtype=object)
+    edges = np.asarray(known.edges.get(name, ()), dtype=np.float64)
+    edges = edges[np.isfinite(edges)]
+    low, high = (float(edges.min()), float(edges.max())) if len(edges) else (-3.0, 3.0)
+    if dtype in ("bool", "int32", "int64"):
+        low, high = (0.0, 1.0) if dtype == "bool" else (np.floor(min(low, 0)), np.ceil(max(high, 10)))
+        return np.round(random.uniform(low, high, MADE_UP_ROWS)).astype(dtype)
+    reach = (high - low) / 4 or 1.0
+    return random.uniform(low - reach, high + reach, MADE_UP_ROWS).astype(dtype)

@@ -1,0 +1,450 @@
+"""Parity: the comparison of the saved model with the original on at least 1,000 rows, before the model is logged.
+
+The saved model runs as for a request (`OnnxModel`). Rows that the original refuses are counted, but not compared.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import JsonValue
+
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.artifact import Output, ParityState
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.convert import comparison
+from mlflow_deploy_plugin.wrap.convert.batch import Batch
+from mlflow_deploy_plugin.wrap.convert.comparison import ABSOLUTE, RELATIVE, TIE_MARGIN
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    MAX_VALUES,
+    BoundaryValues,
+    ConvertedModel,
+    OriginalModel,
+    call_original,
+)
+
+Answers = dict[str, Array]
+
+WORST_ROWS = 5
+_SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
+_INPUT_WIDTH = 120
+_CLOSE = 0.1
+"""A share of the tolerance. If an error exceeds this share, other rows may exceed the tolerance."""
+
+_TOLERANCES = {
+    "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
+    "probabilities": f"{ABSOLUTE:g} absolute, for sums in 32-bit floats",
+    "values": f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the predictions, for sums in 32-bit floats",
+}
+
+
+@dataclass
+class OutputFigures:
+    """The figures of an output. Ties count as equal in `agreement`, and are excluded from `max_excess`."""
+
+    name: str
+    role: str
+    tolerance: str
+    agreement: float = 1.0
+    max_absolute_error: float = 0.0
+    max_relative_error: float = 0.0
+    max_excess: float = 0.0
+    beyond_tolerance: int = 0
+    ties: int = 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The content of parity.json.
+
+    Attributes:
+        sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
+        refused_by_original: number of generated rows by source that were dropped because the original refuses them.
+        refused_columns: the columns, by source, for which the original refuses every value of the source.
+        left_out: the errors of failed generators, by name; the remaining rows of a failed generator are not compared.
+        problem: the reason if the saved model could not predict.
+        unproven: the reason if there are too few rows for a proof.
+    """
+
+    state: ParityState
+    rows: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    refused_by_original: dict[str, int] = field(default_factory=dict)
+    refused_columns: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    batch_sizes: list[int] = field(default_factory=list)
+    outputs: list[OutputFigures] = field(default_factory=list)
+    worst_rows: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+    unproven: str = ""
+    repair: str = ""
+
+    @property
+    def beyond_tolerance(self) -> int:
+        return sum(output.beyond_tolerance for output in self.outputs)
+
+    @property
+    def doubts(self) -> tuple[bool, int, int, bool]:
+        """A sort key for the ONNX forms of a model: the best form has the smallest key."""
+        ties = sum(output.ties for output in self.outputs)
+        close = any(output.max_excess > _CLOSE for output in self.outputs)
+        return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report for JSON, with infinite errors as strings."""
+
+        def document(pairs: list[tuple[str, object]]) -> dict[str, object]:
+            return {
+                name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
+                for name, value in pairs
+                if value not in ("", [], {})
+            }
+
+        return asdict(self, dict_factory=document)
+
+    def figures(self) -> dict[str, object]:
+        """Return a subset of the report for the MLmodel file."""
+        short = self.as_dict()
+        return {
+            name: short[name] for name in ("state", "rows", "repair", "problem", "unproven", "outputs") if name in short
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics for the MLflow run, with names that MLflow accepts."""
+        named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
+        for output in self.outputs:
+            name = "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in output.name)[:100]
+            prefix = f"onnxserve.parity.{name}"
+            named[f"{prefix}.agreement"] = output.agreement
+            if output.role != "label":
+                named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
+                named[f"{prefix}.max_relative_error"] = output.max_relative_error
+        return named
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one source.
+
+    Attributes:
+        generated: True if the original may refuse the rows.
+        block: the number of consecutive rows that are dropped together if the original refuses one of the rows.
+        columns: the changed column of each block, or a single column that was changed in all blocks.
+        may_tie: True if the rows are close to a boundary, where a 32-bit step of an input may change the prediction.
+        alone: True if the first rows are also predicted in batches of 1 and 2 rows.
+        compared: False if the rows only determine which columns the original refuses.
+    """
+
+    source: str
+    batch: Batch
+    generated: bool = True
+    block: int = 2
+    columns: tuple[str, ...] = ()
+    may_tie: bool = False
+    alone: bool = False
+    compared: bool = True
+
+
+def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
+    """Yield groups with the original's predictions. A group with refused rows is split; refused parts have None."""
+    for group in groups:
+        if (answers := _ask(original, group)) is not None:
+            yield group, answers
+            continue
+        count = len(group.batch)
+        start, size = 0, (block := group.block)
+        while start < count:
+            named = group.columns
+            if len(named) > 1:
+                named = named[start // block : (start + size) // block]
+            rows = group.batch.take(slice(start, start + size))
+            part = replace(group, batch=rows, columns=named)
+            answers = _ask(original, part) if size < count else None
+            if answers is None and size > block:
+                size //= 2
+                continue
+            yield part, answers
+            start, size = start + size, size if answers is None else size * 2
+
+
+def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
+    """Return the original's predictions, or None if the original refuses generated rows."""
+    try:
+        return call_original(original, group.batch.data, group.source)
+    except InvalidConfig:
+        if not group.generated:
+            raise
+        return None
+
+
+def prove_parity(
+    model: OnnxModel,
+    converted: ConvertedModel,
+    original: OriginalModel,
+    answered: Iterable[tuple[RowGroup, Answers | None]],
+    at_least: int = 1,
+) -> ParityReport:
+    """Compare the saved model with the original on the rows from `ask_original`; `at_least` rows must be compared."""
+    proof = _ParityProof(model, converted, original)
+    for group, answers in answered:
+        proof.add(group, answers)
+        if proof.problem:
+            break
+    return proof.report(at_least)
+
+
+class _WorstRow(NamedTuple):
+    """A prediction with a large error. The row is not yet formatted as text: for 3,000 columns, this takes 0.1 s."""
+
+    excess: float
+    source: str
+    output: str
+    original: Array
+    onnx: Array
+    input: Batch
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "source": self.source,
+            "output": self.output,
+            "original": _plain(self.original),
+            "onnx": _plain(self.onnx),
+            "input": {str(name) or "input": _plain(np.asarray(values)[0]) for name, values in self.input.data.items()},
+        }
+
+
+class _ParityProof:
+    def __init__(self, model: OnnxModel, converted: ConvertedModel, original: OriginalModel) -> None:
+        self._model, self._converted, self._original = model, converted, original
+        self._figures = {
+            output.name: OutputFigures(output.name, output.role, _TOLERANCES.get(output.role, _TOLERANCES["values"]))
+            for output in converted.outputs
+        }
+        self._worst: list[_WorstRow] = []
+        self._sources: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        # The sets contain (source, column) if the original predicted (or refused) a block with this column changed.
+        self._answered_columns: set[tuple[str, str]] = set()
+        self._refused_columns: set[tuple[str, str]] = set()
+        self._spreads: dict[str, Array] = {}
+        self._sizes: set[int] = set()
+        self.problem = ""
+
+    def add(self, group: RowGroup, want: Answers | None) -> None:
+        """Compare the rows with the original's predictions, or count the rows as refused if `want` is None."""
+        count = len(group.batch)
+        if want is None:
+            self._refused[group.source] += count
+            self._refused_columns.update((group.source, name) for name in group.columns)
+            return
+        self._answered_columns.update((group.source, name) for name in group.columns)
+        if not group.compared:
+            return
+        try:
+            got = self._answers(group.batch)
+            self._sources[group.source] += count
+            self._compare(group, want, got, count)
+            # Skip the small batches after an error, because a wrong row would be counted twice.
+            if not self.problem and not self._beyond():
+                if group.alone or group.source == "example":
+                    for size, rows in _SMALL_BATCHES:
+                        some = group.batch.take(slice(0, rows))
+                        source = RowGroup(f"batch of {size}", some, generated=False)
+                        few = {name: array[:rows] for name, array in want.items()}
+                        self._compare(source, few, self._answers_in_parts(some, size), size)
+                if self._converted.many_rows:
+                    self._compare_other_way(group, want, count)
+        except (SchemaMismatch, InferenceError) as error:
+            self.problem = f"{group.source} rows: {error.message}"
+
+    def _answers(self, batch: Batch) -> Answers:
+        return self._model.run(batch.feeds(self._model.schema))
+
+    def _answers_in_parts(self, batch: Batch, size: int) -> Answers:
+        answers = []
+        for part in batch.chunks(size):
+            answers.append(self._answers(part))
+            for name, array in answers[-1].items():
+                if array.shape[:1] != (rows := len(part),):
+                    raise InferenceError(f"output {name!r} has the shape {list(array.shape)} for {rows} rows")
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
+        """Compare again with the operators for the other batch sizes: below `many_rows`, or from `many_rows` on."""
+        size = self._converted.many_rows
+        if count >= size:
+            size -= 1
+            got = self._answers_in_parts(group.batch, size)
+        else:
+            repeated = self._answers(group.batch.take(np.resize(np.arange(count), size)))
+            got = {name: array[:count] for name, array in repeated.items()}
+        self._compare(group, want, got, size)
+
+    def _compare(self, group: RowGroup, want: Answers, got: Answers, size: int) -> None:
+        """Count the errors of a group that was predicted in batches of `size` rows."""
+        self._sizes.add(size)
+        tied = self._ties(group.batch, want)
+        for output in self._converted.outputs:
+            expected, answered = want[output.name], got[output.name]
+            if expected.shape != answered.shape:
+                self.problem = (
+                    f"output {output.name!r} has the shape {answered.shape} for {len(group.batch)} rows; "
+                    f"the original returns {expected.shape}"
+                )
+                return
+            self._count(group, output, expected, answered, tied)
+
+    def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
+        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread for all later groups.
+            self._spreads.setdefault(output.name, comparison.answer_spread(want))
+        spread = self._spreads.get(output.name, comparison.answer_spread(want))
+        measured = comparison.compare_output(output.role, want, got, spread)
+        beyond = measured.excess > 1
+        ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
+        move_weights = self._converted.move_weights
+        if (group.may_tie or move_weights) and beyond.any():
+            rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
+            # Predict again, because the order of a network's sums may depend on the batch size.
+            expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
+
+            def answers_otherwise(moved: Batch, origin: Array) -> Array:
+                with move_weights(random) if move_weights else nullcontext():
+                    answers = self._original(moved.data)[output.name]
+                return comparison.compare_output(output.role, expected[origin], answers, spread).excess > 1
+
+            ties[beyond] |= comparison.changes_within_one_step(rows, answers_otherwise, move_weights is not None)
+        beyond &= ~ties
+        figures = self._figures[output.name]
+        figures.beyond_tolerance += int(beyond.sum())
+        figures.ties += int(ties.sum())
+        figures.max_absolute_error = max(figures.max_absolute_error, float(measured.absolute[~ties].max(initial=0)))
+        figures.max_relative_error = max(figures.max_relative_error, float(measured.relative[~ties].max(initial=0)))
+        excess = np.where(ties, 0.0, measured.excess)
+        figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
+        for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
+            if excess[row] > 0:
+                single = group.batch.take([row])
+                error = float(excess[row])
+                self._worst.append(_WorstRow(error, group.source, output.name, want[row], got[row], single))
+        self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
+
+    def _ties(self, batch: Batch, want: Answers) -> Array:
+        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For scores, the limit is scaled."""
+        margin = self._converted.margin
+        if "probabilities" in want:
+            probabilities = want["probabilities"]
+            if want["label"].ndim > 1:  # The labels of several targets are decided separately.
+                return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
+            tied = comparison.top_margins(probabilities) < TIE_MARGIN
+            if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
+                scores = margin(batch.data)
+                largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
+            return tied
+        if margin is not None:
+            scores = margin(batch.data)
+            return comparison.top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
+        return np.zeros(len(batch), dtype=bool)
+
+    def _beyond(self) -> int:
+        return sum(figures.beyond_tolerance for figures in self._figures.values())
+
+    def report(self, at_least: int) -> ParityReport:
+        rows = sum(self._sources.values())
+        for figures in self._figures.values():
+            figures.agreement = 1 - figures.beyond_tolerance / max(rows, 1)
+        wrong = self.problem or self._beyond()
+        unproven = ""
+        if not wrong and rows < at_least:
+            refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
+            unproven = (
+                f"parity needs {at_least} rows, and only {rows} rows could be compared: the original refuses generated "
+                f"rows ({refused}); pass rows that the original accepts as parity_data"
+            )
+        return ParityReport(
+            state="warned" if wrong or unproven else "proven",
+            rows=rows,
+            sources=dict(self._sources),
+            refused_by_original=dict(self._refused),
+            refused_columns={
+                source: sorted(name for kind, name in self._refused_columns - self._answered_columns if kind == source)
+                for source in sorted({kind for kind, _ in self._refused_columns})
+            },
+            batch_sizes=sorted(self._sizes),
+            outputs=list(self._figures.values()),
+            worst_rows=[row.as_dict() for row in self._worst],
+            problem=self.problem,
+            unproven=unproven,
+            repair=self._converted.repair,
+        )
+
+
+def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
+    """Return the section `refused` of the MLmodel file: the values that the server must refuse, by column.
+
+    A column is included if the original refused each row with only this column changed, and accepted other rows.
+    """
+    if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
+        return {}
+    refused = {source: set(names) for source, names in report.refused_columns.items()}
+    categories: dict[str, list[JsonValue]] = {}
+    for name in sorted(refused.get("unseen", set()) | refused.get("near categories", set())):
+        learned = boundary_values.categories.get(name, ())
+        known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
+        is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
+        numbers = [number for number in known if not isinstance(number, str)]
+        # The graph's 32-bit floats represent integers exactly up to 2**24.
+        are_codes = all(isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code) for code in numbers)
+        if known and is_whole and are_codes:
+            categories[name] = known
+    refusals: dict[str, object] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
+    return {name: entry for name, entry in (refusals | {"categories": categories}).items() if entry}
+
+
+def _plain(value: object) -> JsonValue:
+    """Return a short value for JSON: numbers and strings unchanged, and only the first eight entries of an array."""
+    if isinstance(value, np.ndarray):
+        flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
+        return [*flat, "…"] if value.size > 8 else flat
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else str(value)
+    return value if isinstance(value, bool | int | str) else str(value)
+
+
+def parity_error(report: ParityReport) -> ParityError:
+    """Return the error for a model whose predictions differ from the original's, with a table of the worst rows."""
+    if report.problem:
+        return ParityError(f"the ONNX form cannot predict rows that the original predicts: {report.problem}")
+    if report.unproven:
+        return ParityError(report.unproven)
+    wrong = ", ".join(
+        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
+        f"largest error {output.max_absolute_error:.3g}"
+        for output in report.outputs
+        if output.beyond_tolerance
+    )
+    names = ("source", "output", "original", "onnx", "input")
+    lines = [names, *([_short(row[name]) for name in names] for row in report.worst_rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    table = "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
+    return ParityError(
+        f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
+        'To log the model anyway, set parity="warn"; the version is then marked as warned.'
+    )
+
+
+def _short(value: object) -> str:
+    """Return the value as text with six digits."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    if isinstance(value, dict):
+        text = ", ".join(f"{name}={_short(entry)}" for name, entry in value.items())
+        return text if len(text) <= _INPUT_WIDTH else text[: _INPUT_WIDTH - 1] + "…"
+    return str(value)

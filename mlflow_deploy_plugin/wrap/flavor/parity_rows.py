@@ -1,0 +1,480 @@
+"""The rows of the parity check: rows from the user, rows drawn from the example per column, and boundary values.
+
+Boundary values are the model's thresholds, categories, terms and training rows, and numbers far outside the example.
+The seed is fixed, so the same model and example yield the same rows.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, cycle, islice, starmap
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from onnx import ModelProto
+
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_type, missing_value, unseen_category
+from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, Category
+from mlflow_deploy_plugin.wrap.flavor.parity import RowGroup
+
+MIN_PARITY_ROWS = 1_000
+
+_MAX_GIVEN_ROWS = 5_000  # the maximum number of rows of the example, and of parity_data
+_THRESHOLD_ROWS = 600
+_LEARNED_ROWS = 200
+_CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
+_ALL_CATEGORY_ROWS = 4_000
+_TEXT_ROWS = 240
+_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
+_FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
+_SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
+"""Numbers that people use for a missing value, and numbers whose squares have more digits than a 32-bit float."""
+_SENTINEL_COLUMNS = 10  # columns of a group: `changes_within_one_step` tries at most 100 rows
+_FAR_ROWS = 96  # rows with large numbers in all columns
+_MISSING_ROWS = 24  # rows per column
+_UNSEEN_ROWS = 8
+_INFINITE_ROWS = 2
+_CODES = 20  # A numeric column with at most 20 distinct values is a code; only observed values are drawn.
+_MATRIX_COLUMNS = 2_000
+_CHANGED_VALUES = 4_000_000  # limit for wide tables; the cost grows with the square of the columns
+_CHANGED_COLUMNS = 100
+_CHUNK_ELEMENTS = 4_000_000  # elements of a tensor in memory at a time
+_OTHER_SIZES = 8  # draws of sizes for free axes
+_OTHER_SIZE_ROWS = 8
+
+
+def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
+    """Return the symbols of the free axes by graph input and axis, without the row axis."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    return {
+        name: {
+            axis: size.dim_param or f"{name}_{axis}" for axis, size in enumerate(sizes) if axis and not size.dim_value
+        }
+        for name, sizes in shapes.items()
+    }
+
+
+def parity_rows(
+    example: Batch,
+    parity_data: Batch | None,
+    boundary_values: BoundaryValues,
+    sizes: Mapping[str, Mapping[int, str]] | None = None,
+    left_out: dict[str, str] | None = None,
+) -> Iterator[RowGroup]:
+    """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS` in total.
+
+    Some rows have other sizes of the free axes (`sizes`). The errors of failed generators are stored in `left_out`.
+    """
+    random = np.random.default_rng(0)
+    given_count = 0
+    for source, data in (("example", example), ("parity_data", parity_data)):
+        if data is None:
+            continue
+        if len(data) > _MAX_GIVEN_ROWS:
+            data = data.take(np.sort(random.choice(len(data), _MAX_GIVEN_ROWS, replace=False)))
+        for part in [data] if data.is_table else data.chunks(_chunk_rows(data)):
+            given_count += len(part)
+            yield RowGroup(source, part, generated=False)
+    for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given_count, sizes or {}, random):
+        try:
+            yield from draw()
+        except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any error.
+            if left_out is not None:
+                left_out[name] = one_line(error)
+
+
+_Generator: TypeAlias = tuple[str, Callable[[], Iterable[RowGroup]]]
+"""The name of a generator and a function that draws its rows."""
+
+
+def _generators(
+    example: Batch,
+    boundary_values: BoundaryValues,
+    row_count: int,
+    sizes: Mapping[str, Mapping[int, str]],
+    random: np.random.Generator,
+) -> Iterator[_Generator]:
+    if isinstance(example.data, pd.DataFrame):
+        yield from _TableRows(example.data, random).generators(boundary_values, row_count)
+        return
+    yield "other sizes", lambda: _other_sizes(example, sizes, random)
+    name, array = next(iter(example.tensors.items()))
+    if len(example.tensors) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
+        yield "ranges", lambda: _tensor_rows(example, random, max(row_count, 200))
+        yield "far together", lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)]
+        return
+    table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
+
+    def as_matrices(draw: Callable[[], Iterable[RowGroup]]) -> Iterator[RowGroup]:
+        for group in draw():
+            matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=array.dtype)
+            yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
+
+    for source, draw in _TableRows(table, random).generators(boundary_values, row_count):
+        if source != "missing" or array.dtype.kind not in "OUT":  # A tensor of strings cannot have missing values.
+            yield source, partial(as_matrices, draw)
+
+
+def _chunk_rows(tensors: Batch) -> int:
+    return max(_CHUNK_ELEMENTS // max(tensors.row_size, 1), 2)
+
+
+_Change = Callable[[pd.Series, pd.Series], pd.Series]
+"""A function that changes a column of drawn rows. The function's second argument is the example's column."""
+
+
+@dataclass(frozen=True)
+class _TableRows:
+    example: pd.DataFrame
+    random: np.random.Generator
+
+    def generators(self, boundary_values: BoundaryValues, row_count: int) -> Iterator[_Generator]:
+        yield "ranges", lambda: [RowGroup("ranges", Batch(self.by_column(600, self.in_range)))]
+        yield "observed", lambda: [RowGroup("observed", Batch(self.by_column(max(row_count, 400), self.observed)))]
+        if boundary_values.edges:
+            yield "thresholds", lambda: [RowGroup("thresholds", Batch(self.at_edges(boundary_values.edges)))]
+        yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
+        yield "categories", lambda: self.at_categories(boundary_values.categories)
+        yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
+        for change in _CHANGES:
+            yield change[0], partial(self.changed, *change)
+        yield "unseen categories", self.unseen_categories
+        yield "far", self.far
+        yield "sentinels", partial(self.sentinels, boundary_values.farthest)
+
+    def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
+        yield RowGroup("learned", Batch(self.learned(learned)))
+        yield RowGroup("halfway", Batch(self.learned(learned, halfway=True)), may_tie=True)
+
+    def vocabulary(self, name: str, terms: tuple[str, ...]) -> RowGroup:
+        texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
+        table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
+        return RowGroup("vocabulary", Batch(table), alone=True)
+
+    def changed(
+        self, source: str, fits: Callable[[pd.Series], bool], count: int, change: _Change, compared: bool
+    ) -> Iterator[RowGroup]:
+        """Yield rows in which one column is changed. The arguments are the fields of an entry of `_CHANGES`."""
+        if names := self.some_columns(fits, count):
+            table = self.one_changed(dict.fromkeys(names, count), change)
+            yield RowGroup(source, Batch(table), block=count, columns=tuple(map(str, names)), compared=compared)
+
+    def unseen_categories(self) -> Iterator[RowGroup]:
+        """Yield a table per categorical column, with an unknown category in each row: XGBoost refuses such a table."""
+        for name in self.some_columns(lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS):
+            table = self.some(_UNSEEN_ROWS)
+            if (unseen := unseen_category(table[name])) is not None:
+                table[name] = unseen
+                yield RowGroup("unseen", Batch(table), block=_UNSEEN_ROWS, columns=(str(name),))
+
+    def far(self) -> Iterator[RowGroup]:
+        if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
+            yield RowGroup("far", Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)))
+            yield RowGroup("far together", Batch(self.far_together()), alone=True)
+
+    def sentinels(self, farthest: float) -> Iterator[RowGroup]:
+        """Yield rows with the numbers of `_SENTINELS` up to `farthest` in one column or in all."""
+        values = [value for value in _SENTINELS if abs(value) <= farthest]
+        numbers = self.some_columns(_is_number, len(values))
+        if not numbers:
+            return
+        for start in range(0, len(numbers), _SENTINEL_COLUMNS):
+            rows = dict.fromkeys(numbers[start : start + _SENTINEL_COLUMNS], len(values))
+            table = self.one_changed(rows, lambda column, _: _as(values, column.dtype))
+            yield RowGroup("sentinels", Batch(table), may_tie=True)
+        table = self.some(len(values))
+        for name in [name for name in table if _is_number(table[name])]:
+            table[name] = _as(values, table[name].dtype)
+        yield RowGroup("sentinels together", Batch(table), may_tie=True)
+
+    def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
+        """Yield rows in which one column contains a known category, or a value that is similar to a category."""
+        names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
+        allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
+        most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
+        if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
+            table = self.some(_CATEGORY_ROWS)
+            for name, values in learned.items():
+                if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
+                    with contextlib.suppress(TypeError, ValueError):  # The column's type may not allow the values.
+                        table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
+            yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
+        for source, values_of in (("categories", list), ("near categories", _near)):
+            changed: dict[Any, pd.Series] = {}
+            for name in names:
+                chosen = self.some_categories(name, values_of(learned[name]), most)
+                whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
+                with contextlib.suppress(TypeError, ValueError):
+                    changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
+            if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
+                columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
+                table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - the lambda runs at once
+                yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
+
+    def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
+        """Return at most `most` random values that the column's type allows."""
+        dtype = self.example[name].dtype
+        # A value outside the categories would become missing, and integers cannot be missing.
+        if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
+            values = [value for value in values if value in dtype.categories]
+        return [values[position] for position in self.random.permutation(len(values))[:most]]
+
+    def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
+        """Return one table in which each row has one changed column: a table per column would take quadratic time."""
+        table = self.some(sum(rows.values()))
+        start = 0
+        for name, count in rows.items():
+            column, end = table[name], start + count
+            changed = change(column.iloc[start:end].reset_index(drop=True), self.example[name])
+            parts = [column.iloc[:start], changed, column.iloc[end:]]
+            table[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+            start = end
+        return table
+
+    def some(self, count: int) -> pd.DataFrame:
+        return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
+
+    def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
+        """Return the columns that fit, in order. A wide table is sampled, because each column adds `rows` rows."""
+        names = [name for name in self.example.columns if fits(self.example[name])]
+        most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
+        if len(names) <= most:
+            return names
+        return [names[position] for position in np.sort(self.random.choice(len(names), most, replace=False))]
+
+    def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
+        """Draw each column independently, which yields new combinations of values."""
+        return pd.DataFrame({name: draw(self.example[name], count) for name in self.example.columns})
+
+    def observed(self, series: pd.Series, count: int) -> pd.Series:
+        return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
+
+    def in_range(self, series: pd.Series, count: int) -> pd.Series:
+        """Draw between the smallest and the largest value, or around a constant. For codes, draw observed values."""
+        if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
+            only, reach = float(series.dropna().iloc[0]), _reach(series)
+            if abs(only) <= reach:  # Infinite and very large constants are excluded.
+                return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(series.dtype)
+        if not _is_number(series) or series.nunique() <= _CODES:
+            return self.observed(series, count)
+        if pd.api.types.is_integer_dtype(series.dtype):
+            smallest, largest = int(series.min()), int(series.max())
+            kind = np.int64 if smallest < 0 else np.uint64
+            drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
+            return pd.Series(drawn).astype(series.dtype)
+        low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        # Halves avoid an overflow of the range.
+        return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
+
+    def sentence(self, terms: tuple[str, ...], number: int) -> str:
+        """Return a text of random terms, one of which is changed, for example its case or its adjacent characters."""
+        words = [terms[index] for index in self.random.integers(0, len(terms), self.random.integers(1, 6))]
+        spoilt = self.random.integers(0, len(words))
+        words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
+        return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
+
+    def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
+        """Return rows with values at an edge, at its 32-bit rounding, halfway between the two, or one float away."""
+        count = _THRESHOLD_ROWS
+        table = self.some(count)
+        for name, values in edges.items():
+            series = table[name]
+            numbers = values[np.abs(values) < np.finfo(np.float32).max]
+            if not _is_number(series) or not len(numbers):
+                continue
+            chosen = self.random.choice(numbers.astype(np.float64), count)
+            if pd.api.types.is_integer_dtype(series.dtype):
+                moved = np.floor(chosen) + self.random.integers(0, 2, count)
+            else:
+                single = chosen.astype(np.float32)
+                steps = [
+                    np.nextafter(edge, edge.dtype.type(end)) for edge in (chosen, single) for end in (np.inf, -np.inf)
+                ]
+                ways = [chosen, single, chosen / 2 + single / 2, *steps]
+                moved = np.choose(self.random.integers(0, len(ways), count), ways)
+            keep = self.random.random(count) < 0.5
+            table[name] = pd.Series(np.where(keep, series, moved)).astype(self.example[name].dtype)
+        return table
+
+    def learned(self, learned: Mapping[str, Array], halfway: bool = False) -> pd.DataFrame:
+        """Return training rows of the model or, if `halfway`, midpoints of two training rows."""
+        table = self.some(_LEARNED_ROWS)
+        left, right = self.random.integers(0, len(next(iter(learned.values()))), (2, _LEARNED_ROWS))
+        for name, values in learned.items():
+            if _is_number(self.example[name]):
+                moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
+                table[name] = _as(moved, self.example[name].dtype)
+        return table
+
+    def far_together(self) -> pd.DataFrame:
+        """Multiply all numbers of a row by the same factor. The factors alternate from row to row."""
+        table = self.some(_FAR_ROWS)
+        factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
+        for name in self.example:
+            if _is_number(self.example[name]):
+                reach = _reach(self.example[name])
+                numbers = np.clip(table[name].to_numpy(dtype=np.float64, na_value=np.nan), -reach, reach)
+                table[name] = _as(np.where(np.isnan(numbers), reach, numbers) * factors, self.example[name].dtype)
+        return table
+
+
+def _finite_range(values: Array) -> tuple[float, float]:
+    """Return the smallest and the largest finite number, or NaN if no number is finite."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
+
+
+def _near(categories: Iterable[Category]) -> list[Category]:
+    """Return values that are similar to the categories."""
+    similar: list[Category] = []
+    for value in categories:
+        if isinstance(value, str):
+            similar += [value.upper(), value.lower(), f"{value} ", f" {value}", f"{value}é", value[:-1]]
+        elif isinstance(value, float | np.floating) and np.isfinite(value):
+            similar += [np.nextafter(value, -np.inf), np.nextafter(value, np.inf), value + 0.5, -value]
+        elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+            similar += [value + 1, -value]
+    return similar
+
+
+_SPOILING: tuple[Callable[[str], str], ...] = (
+    str,
+    str.upper,
+    str.capitalize,
+    lambda word: f"{word}é",
+    lambda word: f"ż{word}",
+    lambda word: f"{word}7_",
+    lambda word: f"{word}\u0301",
+    lambda word: f"{word}-{word}.",
+    lambda word: f"{word}'s a",
+    lambda word: f"x {word} ß",
+    lambda word: word.replace("i", "İ"),
+    lambda word: word.replace("k", "\u212a"),
+    lambda word: word[:1],
+    lambda word: f"日{word}",
+)
+
+
+def _far(column: pd.Series, _: pd.Series) -> pd.Series:
+    """Multiply the column's largest number (in the first rows) or the row's number (in later rows) by `_FAR`."""
+    reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
+    own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
+    some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
+    return _as(factors * some, column.dtype)
+
+
+def _reach(series: pd.Series) -> float:
+    """Return a column's largest magnitude, limited to 1 to 1e30, so that products with `_FAR` fit into 32 bits."""
+    low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    reach = max(abs(low), abs(high))
+    return min(reach, 1e30) if reach > 1 else 1.0
+
+
+def _as(values: Any, dtype: Any) -> pd.Series:
+    """Return a column of the dtype. Values for integers are rounded and clipped to the bounds of the dtype."""
+    if pd.api.types.is_integer_dtype(dtype):
+        bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
+        within = np.clip(
+            np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
+        )
+        return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
+    if isinstance(dtype, pd.CategoricalDtype):  # Values outside the categories are missing.
+        return pd.Series(pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype))
+    # Without the dtype, pandas 3 would infer strings from objects, and NaN from None.
+    return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
+
+
+def _is_number(series: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
+
+
+_CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...] = (
+    (
+        "missing",
+        lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
+        _MISSING_ROWS,
+        # The first row keeps its value: an original may refuse a column in which all values are missing.
+        lambda column, example: column.where(np.arange(len(column)) == 0, missing_value(example)),
+        True,
+    ),
+    (
+        "unseen",
+        lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
+        _UNSEEN_ROWS,
+        lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
+        True,
+    ),
+    (
+        "infinite",
+        lambda series: pd.api.types.is_float_dtype(series.dtype),
+        _INFINITE_ROWS,
+        lambda column, _: _as([np.inf, -np.inf], column.dtype),
+        False,
+    ),
+)
+"""The changes: source, test for fitting columns, rows per column, function, and True if the rows are compared."""
+
+
+def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) -> Iterator[RowGroup]:
+    """Yield example rows with noise (a tenth of the range), and pure noise. Integers are drawn from the range."""
+    chunk = min(_chunk_rows(example), 256)
+    for position, start in enumerate(range(0, row_count, chunk)):
+        count = min(chunk, row_count - start)
+        rows = random.integers(0, len(example), count)
+        is_around = position % 2 == 0
+        noisy = {name: _noisy(array, rows, random, is_around) for name, array in example.tensors.items()}
+        yield RowGroup("ranges", Batch(noisy))
+
+
+def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool) -> Array:
+    if array.dtype.kind not in "fiu":
+        return np.asarray(array[rows])
+    shape = (len(rows), *array.shape[1:])
+    if array.dtype.kind in "iu":
+        return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
+    low, high = _finite_range(array)
+    if low == high:  # A constant example has no range.
+        low, high = low - max(abs(low), 1.0), high + max(abs(high), 1.0)
+    if around:
+        with np.errstate(over="ignore"):
+            return np.asarray(array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2).astype(array.dtype)
+    return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
+
+
+def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
+    """Return rows of the example in which all numbers are multiplied by a factor of `_FAR_TOGETHER`."""
+    factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
+    rows = random.integers(0, len(example), len(factors))
+
+    def far(array: Array) -> Array:
+        if array.dtype.kind != "f":
+            return np.asarray(array[rows])
+        bounds = np.finfo(array.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = array[rows].astype(np.float64) * factors.reshape(-1, *[1] * (array.ndim - 1))
+        return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
+
+    return Batch({name: far(array) for name, array in example.tensors.items()})
+
+
+def _other_sizes(
+    example: Batch, sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
+) -> Iterator[RowGroup]:
+    """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has one size in all tensors."""
+    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # A single tensor may be unnamed.
+    free = {name: sizes.get(name, only) for name in example.tensors}
+    most = {
+        symbol: 2 * example.tensors[name].shape[axis] for name, axes in free.items() for axis, symbol in axes.items()
+    }
+    for _ in range(_OTHER_SIZES if most else 0):
+        chosen = random.integers(0, len(example), _OTHER_SIZE_ROWS)
+        drawn = {symbol: np.arange(random.integers(1, size, endpoint=True)) for symbol, size in most.items()}
+        changed = dict(example.take(chosen).tensors)
+        for name, axes in free.items():
+            for axis, symbol in axes.items():
+                changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")
+        yield RowGroup("other sizes", Batch(changed))

@@ -1,0 +1,72 @@
+"""Read a PMML file with jpmml_evaluator, which runs Java in this process."""
+
+import re
+import shutil
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData
+from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions
+from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS
+
+PMML_MODEL = Path(__file__).with_name("pmml_model.py")
+_REQUIREMENTS = ("mlflow", "pandas", "numpy", "jpmml-evaluator", "jpype1")
+_TYPES = {"double": "double", "float": "float", "integer": "long", "boolean": "boolean"}
+"""The MLflow type of each PMML type. Other types, such as dates, are strings in ISO 8601."""
+_INPUT_TYPES = _TYPES | {"integer": "double"}
+"""MLflow's integers cannot be missing. The conversion is exact, because jpmml_evaluator's integers have 32 bits."""
+
+
+def require_java() -> str:
+    """Return the path of Java. Raises NotInstalled if Java or the extra `pmml` is missing."""
+    if not (find_spec("jpmml_evaluator") and find_spec("sklearn2pmml")):
+        raise NotInstalled("PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'")
+    if (java := shutil.which("java")) is None:
+        raise NotInstalled("PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless")
+    return java
+
+
+def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
+    """Evaluate the rows, and return the kind of model and the arguments of MLflow's `log_model` except `artifacts`.
+
+    Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if Java refuses the file or a row.
+    """
+    require_java()
+    import jpype  # The packages of the extra are optional.
+    from jpmml_evaluator import make_backend
+
+    from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
+
+    try:
+        make_backend("jpype")  # This starts Java, which would print each error of the XML to the standard output.
+        jpype.java.lang.System.setOut(jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()))
+        model = PmmlModel(str(path))
+        if not (sides := model.fields())[1]:
+            raise InvalidArtifact(f"{path} has no named target and no output field; add an Output element to its model")
+        schemas = (
+            Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
+            for types, fields in zip((_INPUT_TYPES, _TYPES), sides, strict=True)
+        )
+        signature = ModelSignature(*schemas)
+        batch = None if data is None else Batch.read(data).cast_to_signature(signature)
+        if batch is not None:
+            model.predict(None, pd.DataFrame(batch.data))
+    except OnnxserveError:
+        raise
+    except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
+        text = "a field has no valid dataType" if isinstance(error, AttributeError) else str(error).rpartition("\n")[2]
+        reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$", "", text or repr(error))
+        raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}") from None
+    return str(model.evaluator.javaEvaluator.getSummary()), {
+        "python_model": str(PMML_MODEL),
+        "signature": signature,
+        "input_example": None if batch is None else batch.take(slice(EXAMPLE_ROWS)).data,
+        "pip_requirements": [f"{package}=={version(package)}" for package in _REQUIREMENTS],
+    }

@@ -1,0 +1,68 @@
+"""A PMML file as an MLflow Python model. MLflow saves this module as the model's code, so it does not need onnxserve.
+
+The exporter checks an exported PMML file with the same class.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+import pandas as pd
+from jpmml_evaluator import make_evaluator
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+_NUMBERS = {"float": "float32", "double": "float64", "integer": "Int64"}
+
+
+class PmmlModel(PythonModel):  # type: ignore[misc]
+    """A model of columns by the names of the file's input fields. It returns the target fields and output fields."""
+
+    def __init__(self, path: str = "", threads: int = 1) -> None:
+        self.evaluator: Any = make_evaluator(path) if path else None
+
+    def load_context(self, context: Any) -> None:
+        self.evaluator = make_evaluator(context.artifacts["pmml"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        """Return the fields of each row as a DataFrame. Raises ValueError with the first row that the file refuses."""
+        # PMML has missing values, but not NaN.
+        rows = model_input.astype(object).where(model_input.notna(), None).reset_index(drop=True)
+        answers, errors = self.evaluator.evaluateAll(rows, nan_as_missing=False, error_col=None)
+        if errors is not None and errors.notna().any():
+            row = int(errors.notna().to_numpy().argmax())
+            raise ValueError(f"row {row}: {str(errors.iloc[row]).rpartition('Exception: ')[2]}")
+        types = {name: kind for name, kind in self.fields()[1].items() if name in answers}
+        return answers[[*types]].astype({name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS})
+
+    def fields(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the types of the input fields, and the types of the target fields and output fields, by name.
+
+        The target of a clustering has no name, and is left out.
+        """
+        model = self.evaluator.javaEvaluator
+        # jpmml_evaluator fails for output fields without optype, which is optional.
+        sides = model.getInputFields(), [*model.getTargetFields(), *model.getOutputFields()]
+        inputs, outputs = (
+            {str(field.getName()): str(field.getDataType().value()) for field in side if field.getName() is not None}
+            for side in sides
+        )
+        return inputs, outputs
+
+    def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F] with the fields x1, x2, ….
+
+        Raises ValueError for a row without an answer, which a PMML file may give to missing values.
+        """
+        if len(rows) == 1 and (tensor := next(iter(rows.values()))).ndim == 2:
+            rows = {f"x{index + 1}": column for index, column in enumerate(tensor.T)}
+        # LightGBM replaces the spaces in the names of its features.
+        columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
+        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in self.fields()[0]}))
+        if (missing := answers.isna().any(axis=1)).any():
+            raise ValueError(f"row {int(missing.to_numpy().argmax())} has no answer")
+        return {str(name): answers[name].to_numpy() for name in answers}
+
+
+Model = PmmlModel  # The check of an export (wrap/exporter/exporting.py) uses this name.
+set_model(PmmlModel())

@@ -1,0 +1,380 @@
+"""Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework or as an MLflow Python model.
+
+A Python model is needed for networks with several outputs (or, in torch, several inputs), `torch.export` programs,
+SavedModels, and categorical or duration columns, which requests cannot contain.
+"""
+
+import inspect
+import io
+import logging
+import os
+import pickle
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FunctionType
+from typing import IO, Any, TypeAlias, cast
+
+import cloudpickle
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.models.model import ModelInfo
+from mlflow.models.utils import _Example
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
+
+from mlflow_deploy_plugin.core.errors import ConversionError, ModelError, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.runs import log_flavor
+from mlflow_deploy_plugin.core.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, column_type, column_values, unseen_category
+from mlflow_deploy_plugin.wrap.convert.converted import TrainedModel, call_original
+from mlflow_deploy_plugin.wrap.convert.converters import NetConverter, converter_for
+from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, own_requirement
+
+_logger = logging.getLogger("mlflow_deploy_plugin.wrap")
+
+LogOptions: TypeAlias = dict[str, Any]
+"""Keyword arguments for the `log_model` or `save_model` of an MLflow flavor."""
+_SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
+_COMPARED_ROWS = 10_000
+"""The rows of the example on which the answers for texts and for categories are compared."""
+_TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
+"""The module that saves and loads a network, by class name. Other networks, such as `torch.nn.Module`, are pickled."""
+
+
+def log_as_pyfunc(
+    model: TrainedModel,
+    error: ModelError,
+    flavor: str,
+    input_example: ModelData,
+    others: list[ModelData],
+    options: dict[str, Any],
+) -> ModelInfo:
+    """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a tag.
+
+    The types of the columns in the signature come from all rows of the example. MLflow would read only the first rows.
+    """
+    example = _records_as_table(input_example)
+    predict_fn = options.get("pyfunc_predict_fn", "predict")
+    arguments: LogOptions = {"input_example": _first_rows(example)}
+    own = net_options(flavor, model, input_example, *others)
+    if own is None and isinstance(example, pd.DataFrame):
+        own = typed_columns_options(model, predict_fn, example)
+        if own is None:
+            arguments |= table_options(model, predict_fn, example)
+    rows = arguments["input_example"]
+    if (
+        own is None
+        and rows is not None
+        and predict_fn != "predict"
+        and options["signature"] is None
+        and "signature" not in arguments
+    ):
+        # Without a signature, MLflow would infer the outputs from `predict`.
+        arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
+    if own is None:
+        try:
+            _Example(rows if rows is not None else {})
+        except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
+            _logger.warning(
+                "the model is logged without its input_example, because MLflow cannot save it: %s", one_line(problem)
+            )
+            arguments["input_example"] = None
+    else:
+        flavor, arguments = own
+        options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
+    code = [] if options["code_paths"] else _own_code(model)
+    _logger.warning(
+        '%s. The model is logged by mlflow.%s instead and is served as pyfunc (fallback="error" prevents this)%s',
+        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
+        flavor,
+        f". It needs your own modules for serving: log them with code_paths={code}" if code else "",
+    )
+    module = import_module(f"mlflow.{flavor}")
+    accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
+    tag = error.message[:MAX_TAG_LENGTH]
+    options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
+    arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
+    if own is None:
+        arguments[accepted[0]] = model
+    info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
+    if info.run_id:
+        mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
+    if info.signature is None or info.signature.inputs is None:
+        _logger.warning(
+            "The model is logged without a signature, so its columns have no types, and the answer for a missing value "
+            "may depend on the other rows of the request: pass signature= or an input_example= that the model predicts"
+        )
+    return info
+
+
+def _records_as_table(input_example: ModelData) -> ModelData:
+    """Return a list of records as a table, and other examples unchanged."""
+    if isinstance(input_example, list) and input_example and all(isinstance(row, dict) for row in input_example):
+        return pd.DataFrame(input_example)
+    return input_example
+
+
+def _first_rows(input_example: ModelData) -> ModelData:
+    """Return the first `EXAMPLE_ROWS` rows for MLflow; torch and TensorFlow tensors are converted to arrays."""
+    if isinstance(input_example, Mapping):
+        return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
+    rows: ModelData = None if input_example is None else input_example[:EXAMPLE_ROWS]
+    if hasattr(rows, "numpy"):
+        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+    return rows
+
+
+class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """A pickler that collects the top-level modules of the pickled classes and functions."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.modules: set[str] = set()
+
+    def reducer_override(self, value: object) -> object:
+        if isinstance(value, type | FunctionType):
+            self.modules.add(str(value.__module__).partition(".")[0])
+        return super().reducer_override(value)
+
+
+def _own_code(model: TrainedModel) -> list[str]:
+    """Return the files and folders of the user's modules that the pickled model needs."""
+    with open(os.devnull, "wb") as file:
+        finder = _ModuleFinder(file)
+        with suppress(Exception):  # The model may not be picklable.
+            finder.dump(model)
+    stdlib, own_paths = sysconfig.get_path("stdlib"), []
+    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value.
+        module = sys.modules.get(name)
+        paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
+        path = Path(paths[0] or stdlib)  # A built-in module has no file.
+        if not path.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*path.parts}:
+            own_paths.append(os.path.relpath(path))
+    return own_paths
+
+
+class NetModel(PythonModel):  # type: ignore[misc]
+    """An MLflow Python model that wraps a torch, Keras or TensorFlow network with named input and output arrays."""
+
+    _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
+
+    def __init__(self, net: TrainedModel) -> None:
+        self.net = net
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
+        """Return a single output as an array, and several outputs as a mapping by name."""
+        converter = cast(NetConverter, converter_for(self.net))
+        answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
+        return next(iter(answers.values())) if len(answers) == 1 else answers
+
+    def __getstate__(self) -> dict[str, object]:
+        kinds = {kind.__name__ for kind in type(self.net).__mro__}
+        if module := next((_TORCH_FORMATS[kind] for kind in kinds & _TORCH_FORMATS.keys()), None):
+            buffer = io.BytesIO()
+            import_module(module).save(self.net, buffer)
+            return {module: buffer.getvalue()}
+        if type(self.net).__module__.startswith("tensorflow"):
+            import tensorflow as tf
+
+            with TemporaryDirectory() as folder:
+                tf.saved_model.save(self.net, f"{folder}/saved")
+                archive = shutil.make_archive(f"{folder}/saved", "tar", f"{folder}/saved")
+                return {"tf.saved_model": Path(archive).read_bytes()}
+        if "KerasSaveable" in kinds:
+            import keras
+
+            return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
+        return {"net": self.net}
+
+    def __setstate__(self, state: dict[str, TrainedModel]) -> None:
+        ((kind, packed),) = state.items()
+        if kind in _TORCH_FORMATS.values():
+            self.net = import_module(kind).load(io.BytesIO(packed))
+        elif kind == "tf.saved_model":
+            import tensorflow as tf
+
+            with TemporaryDirectory() as folder:
+                archive = Path(folder) / "saved.tar"
+                archive.write_bytes(packed)
+                shutil.unpack_archive(archive, f"{folder}/saved", filter="data")
+                self.net = tf.saved_model.load(f"{folder}/saved")
+        elif kind == "keras":
+            os.environ.setdefault("KERAS_BACKEND", packed[0])
+            self.net = pickle.loads(packed[1])
+        else:
+            self.net = packed
+
+
+class TypedColumnsModel(PythonModel):  # type: ignore[misc]
+    """An MLflow Python model that casts the columns of a request to the categories and durations of its model."""
+
+    _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
+
+    def __init__(self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
+        self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
+        """Return the model's prediction. Raises SchemaMismatch for an unknown category in a column of `closed`."""
+        for name in self.closed:
+            values = model_input[name].reset_index(drop=True)
+            for row, value in values[values.notna() & ~values.isin(self.dtypes[name].categories)].items():
+                raise SchemaMismatch(f"column {name!r}, row {row}: {value!r} is not a category of the model")
+        return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
+
+
+def typed_columns_options(model: TrainedModel, predict_fn: str, table: ModelData) -> tuple[str, LogOptions] | None:
+    """Return flavor and arguments for a model that needs categorical or duration columns; None for other models."""
+    rows = table.head(_COMPARED_ROWS) if isinstance(table, pd.DataFrame) else pd.DataFrame()
+    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.name == "category" or dtype.kind == "m"}
+    if not dtypes:
+        return None
+    try:
+        answer = getattr(model, predict_fn)
+        expected = answer(rows)
+    except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
+        return None
+    plain = _plain_columns(table)
+    with suppress(Exception):  # A model may raise any error for unknown values.
+        if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
+            return None
+    few = rows.head(EXAMPLE_ROWS)
+    closed = [name for name, dtype in dtypes.items() if dtype.name == "category" and _refuses(answer, few, name)]
+    arguments: LogOptions = {
+        "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
+        "input_example": plain.head(EXAMPLE_ROWS),
+    }
+    with suppress(Exception):  # MLflow may raise any error for predictions that a signature cannot describe.
+        arguments["signature"] = _table_signature(plain, expected)
+    return "pyfunc", arguments
+
+
+def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> LogOptions:
+    """Return example and signature of a table for MLflow. A model that cannot predict the rows has no signature."""
+    plain = _plain_columns(table)
+    rows = plain.head(EXAMPLE_ROWS)
+    try:
+        expected = getattr(model, predict_fn)(table.head(EXAMPLE_ROWS))
+        return {"input_example": rows, "signature": _table_signature(plain, expected)}
+    except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
+        return {"input_example": rows}
+
+
+def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with categories and durations in the form in which requests contain them."""
+    plain = table.astype({name: str for name, series in table.items() if series.dtype.kind == "m"})
+    for name, series in table.items():
+        if series.dtype.name == "category":
+            plain[name] = column_values(series)
+    return plain
+
+
+def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
+    """Return the signature with the types of all rows, as for an ONNX model. The table has no categories."""
+    is_flat = isinstance(prediction, np.ndarray) and prediction.ndim == 1
+    outputs = infer_signature(None, pd.Series(prediction) if is_flat else prediction).outputs
+    specs = [_column_spec(series) for _, series in table.items()]
+    if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
+        _logger.warning(
+            "The signature has no type for the columns %s, which mix types: requests in CSV are refused, and the "
+            "answer for a missing value may depend on the other rows of the request. Convert each column to one type",
+            untyped,
+        )
+    without_null = (DataType.boolean, DataType.binary)
+    gaps = [spec.name for spec in specs if spec.type in without_null and table[spec.name].hasnans]
+    if gaps:
+        _logger.warning(
+            "The boolean or binary columns %s have missing values, which are refused in requests, because MLflow "
+            "cannot read them. Convert the columns to texts or numbers before the model is trained",
+            gaps,
+        )
+    return ModelSignature(Schema(specs), outputs)
+
+
+def _column_spec(series: pd.Series) -> ColSpec:
+    """Return the type of a column by all its values. MLflow has more types than ONNX, such as dates and lists."""
+    try:
+        return ColSpec(DataType[column_type(series)], series.name)
+    except ConversionError:
+        kind = infer_signature(series.dropna().to_frame()).inputs.inputs[0].type
+    if kind in (DataType.integer, DataType.long) and series.hasnans:
+        kind = DataType.double  # MLflow refuses a missing integer.
+    # MLflow refuses a missing list or object in a required column, but not a missing date.
+    return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
+
+
+def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str) -> bool:
+    """Return True if the model refuses the rows with an unknown category in the column `name`."""
+    unseen = unseen_category(rows[name])
+    try:
+        answer(rows if unseen is None else rows.assign(**{name: unseen}))
+    except Exception:  # noqa: BLE001 - libraries raise any error.
+        return True
+    return False
+
+
+def net_options(
+    flavor: str, model: TrainedModel, input_example: ModelData, *others: ModelData
+) -> tuple[str, LogOptions] | None:
+    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor` can log the network.
+
+    Axes that differ in size between the example and `others` are free. Raises InvalidConfig if the model fails.
+    """
+    framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
+    if not framework or input_example is None:
+        return None
+    converter = converter_for(model)
+    if not hasattr(converter, "original_model"):  # The converter is from another distribution.
+        return None
+    original, example = converter.original_model(model), Batch(converter.read_batch(model, input_example))
+    if isinstance(example.data, pd.DataFrame):
+        example = Batch(example.data.rename(columns=str))  # Signatures have strings as column names.
+    head = slice(0, EXAMPLE_ROWS if example.has_rows else None)
+    rows = example.take(head)
+    answers = call_original(original, rows.data)
+    prediction = next(iter(answers.values())) if len(answers) == 1 else answers
+    signature = (example if example.is_table else rows).signature(prediction)
+    if not rows.is_table and (datasets := [data for data in others if data is not None]):
+        more = [Batch(converter.read_batch(model, data)).take(head).tensors for data in datasets]
+        what = "parity_data, reference_data"
+        inputs = [Input(*entry) for entry in _sizes(what, rows, more)]
+        answered = [call_original(original, tensors) for tensors in more]
+        outputs = [Output(*entry) for entry in _sizes(f"the model's predictions for {what}", Batch(answers), answered)]
+        signature = rows.signature(prediction, inputs, outputs)
+    is_single_input = rows.is_table or "" in rows.tensors
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # Keras calls the class `Model`.
+    # Omit torch's local version (+cpu). Read versions from modules, since the distribution may be tensorflow-cpu.
+    used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
+    installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
+    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: a dict has names
+    if is_single_input and is_logged and is_single_output:
+        if framework != "keras":
+            return None
+        if not rows.is_table and rows.tensors[""].dtype.kind in "fiub":
+            # mlflow.keras does not support tables or strings, and cannot save an example (MLflow 3.17).
+            return "keras", {"model": model, "signature": signature, "pip_requirements": installed}
+    return "pyfunc", {
+        "python_model": NetModel(model),
+        "input_example": rows.unnamed,
+        "signature": signature,
+        "pip_requirements": [own_requirement(), *installed],
+    }
+
+
+def _sizes(what: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yield the name, dtype and shape of each tensor, with -1 for the rows and for each free axis."""
+    free = tensors.free_axes(others, what)
+    for name, array in tensors.tensors.items():
+        shape = (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))
+        yield name, str(array.dtype), shape

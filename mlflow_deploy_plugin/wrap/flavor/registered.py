@@ -1,0 +1,467 @@
+"""Wrap an existing model: convert a registered version or a file to checked ONNX, and register the next version.
+
+Signature, example, metadata, tags, description, run, parameters and metrics are copied to the new version. Aliases,
+stages and the verdicts of a gate remain on the old version. Packages that differ from requirements.txt cause a warning.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import MODEL_CONFIG
+from mlflow.tracking.fluent import _get_experiment_id
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import (
+    GIT_COMMIT_TAG,
+    PARITY_TAG,
+    ResolvedModel,
+    check_new_name,
+    resolve,
+)
+from mlflow_deploy_plugin.core.registry.runs import has_logged_models, log_flavor
+from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.serve.pyfunc.process import error_summary, load_failure, version_differences
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.wrap.convert import converters
+from mlflow_deploy_plugin.wrap.convert.batch import ModelData
+from mlflow_deploy_plugin.wrap.convert.converted import Settings, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converters import is_onnx
+from mlflow_deploy_plugin.wrap.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
+from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
+from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml
+from mlflow_deploy_plugin.wrap.flavor.save import log_wrapped
+from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_model
+from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction, wrap
+
+_PICKLES = (".joblib", ".pkl", ".pickle")
+_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
+_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
+"""The distributions that cause a warning if another version is installed, even if the model can be loaded."""
+_WITHOUT_SETTINGS = ("sklearn", "lightgbm", "catboost", "statsmodels", "tensorflow", "keras", "onnx")
+"""The flavors whose pyfunc ignores `params`, and has no `model_config`."""
+
+_logger = logging.getLogger("mlflow_deploy_plugin.wrap")
+
+
+@dataclass(frozen=True)
+class Original:
+    """A trained model, loaded by its framework. `mlmodel` is None if there is no MLmodel file."""
+
+    model: TrainedModel
+    mlmodel: Model | None = None
+    predict_fn: PredictFunction = "predict"
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WrappedVersion:
+    """The outcome of `wrap_registered`.
+
+    Attributes:
+        source: models:/old/3, or the path of the model's files.
+        name, version: the registered model and the new version; the version is empty after a dry run.
+        model: the class and framework of the original.
+        prediction: names of the outputs that `predict` returns.
+        model_id, run_id: the new logged model and its run; empty if they do not exist.
+    """
+
+    source: str
+    name: str
+    model: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    prediction: tuple[str, ...]
+    report: ParityReport
+    warnings: tuple[str, ...] = ()
+    version: str = ""
+    model_id: str = ""
+    run_id: str = ""
+
+
+def wrap_registered(
+    model_uri: str,
+    register: str | None = None,
+    *,
+    data: ModelData = None,
+    pyfunc_predict_fn: PredictFunction | None = None,
+    parity: ParityPolicy = "require",
+    allow_pickle: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[str], None] = _logger.info,
+) -> WrappedVersion:
+    """Convert a model saved by an MLflow flavor or joblib, check the result, and register it as the next version.
+
+    Args:
+        model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
+            a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt, .pmml. A PMML file is not converted to ONNX: it
+            becomes a pyfunc, whose inputs and outputs are the fields of the file.
+        register: the registered model of the new version; default: the model of `model_uri`.
+        data: rows for the proof and the reference; default: the model's input example. Without an example, rows are
+            generated from the signature, with a warning.
+        pyfunc_predict_fn: as in `log_model`; default: the method that the model's pyfunc calls.
+        parity: as in `log_model`.
+        allow_pickle: True to allow a joblib or pickle file, which can run any code. Models in MLflow do not need this
+            permission, although loading them may also run code.
+        dry_run: True to convert and compare without registering a version.
+        progress: a function that is called with a line of text before each long step.
+
+    Raises ConversionError and ParityError like `log_model`, InvalidConfig if an argument is invalid, there are no rows
+    or the model is wrapped already, InvalidArtifact if there is no model, CodeRefused for a joblib or pickle file
+    without `allow_pickle`, NotInstalled for a PMML file without Java, NotFound, and RegistryUnavailable.
+    """
+    check_new_name(register or "")
+    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages
+    is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
+    if is_file and not path.exists():
+        raise errors.NotFound(f"the file {path} does not exist")
+    resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
+    if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
+        raise errors.InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
+    if is_file and path.suffix.lower() == ".pmml":
+        return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
+    with temporary_folder("onnxserve-wrap-") as temporary:
+        if is_file:
+            folder, source, original = path, str(path), load_file(path, allow_pickle)
+        else:
+            progress(f"reading {resolved.source}")
+            folder = download(resolved.source, temporary)
+            source, original = resolved.source, load_folder(folder, resolved.source)
+        if pyfunc_predict_fn is not None:
+            original = replace(original, predict_fn=pyfunc_predict_fn)
+        kind = "graph" if is_onnx(original.model) else type(original.model).__name__
+        progress(f"converting and proving a {kind}")
+        wrapped, notes = _convert(original, folder, source, data, parity)
+        for note in notes:
+            progress(f"warning: {note}")
+        outcome = WrappedVersion(
+            source=resolved.source,
+            name=register or resolved.name,
+            model=f"{kind} of {wrapped.converted.framework} {wrapped.converted.framework_version}",
+            inputs=wrapped.converted.inputs,
+            outputs=wrapped.converted.outputs,
+            prediction=wrapped.converted.prediction,
+            report=wrapped.report,
+            warnings=notes,
+        )
+        if dry_run:
+            return outcome
+        progress(f"registering the next version of {outcome.name}")
+        with registry_errors(f"model {outcome.name}"):
+            return _log_next_version(outcome, wrapped, resolved, original)
+
+
+def _wrap_pmml(
+    path: Path, resolved: ResolvedModel, name: str, data: ModelData, dry_run: bool, progress: Callable[[str], None]
+) -> WrappedVersion:
+    progress(f"reading {path}")
+    kind, options = read_pmml(path, data)
+    inputs, outputs = options["signature"].inputs, options["signature"].outputs
+    outcome = WrappedVersion(
+        source=str(path),
+        name=name,
+        model=f"{kind} in PMML",
+        inputs=tuple(Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs),
+        outputs=tuple(Output(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in outputs),
+        prediction=tuple(outputs.input_names()),
+        report=ParityReport("no-original"),
+    )
+    if dry_run:
+        return outcome
+    progress(f"registering the next version of {name}")
+    with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
+        # MLflow cannot read a path with the characters # or %.
+        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
+        tags = {WRAPPED_FROM_TAG: resolved.source}
+        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
+    version = str(info.registered_model_version)
+    return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
+
+
+def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
+    """Save the ONNX form of the original in `folder`, and return `target`. Raises the errors of `wrap_registered`."""
+    save_model(target, _convert(original, folder, source, None, "require")[0])
+    return target
+
+
+def _convert(
+    original: Original, folder: Path, source: str, data: ModelData, parity: ParityPolicy
+) -> tuple[WrappedModel, tuple[str, ...]]:
+    model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
+    signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
+    settings = {} if mlmodel is None else _settings(mlmodel, folder)
+    if signature is not None and signature.params:
+        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in signature.params)
+        effect = "the model always uses their defaults" if settings else "they have no effect on this model"
+        notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
+        signature = ModelSignature(signature.inputs, signature.outputs)
+    # Drop outputs that were inferred from another method, or from MLflow's table of labels and scores.
+    if signature is not None and (original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)):
+        signature = ModelSignature(signature.inputs)
+    example = saved_example(mlmodel, folder) if mlmodel is not None else None
+    rows = data if data is not None else example
+    is_made_up = rows is None and not is_onnx(model)
+    if is_made_up:
+        if signature is None or signature.inputs is None:
+            raise errors.InvalidConfig(
+                f"{source} has neither an input example nor a signature; pass rows with --data FILE (data=)"
+            )
+        rows = made_up_rows(signature, model)
+        notes.append(
+            "it has no input example: it is compared on rows generated from its signature; pass real rows with --data"
+        )
+    names = getattr(model, "feature_names_in_", None)
+    rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
+    versions = "".join(f"; {note}" for note in original.warnings)
+    try:
+        model = _asked_with(model, settings, original.predict_fn)
+        wrapped = wrap(model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity)
+    except (errors.ConversionError, errors.ParityError) as error:
+        reason = error.message.partition("\n")[0].rstrip(".:; ")
+        alternative = ""
+        if mlmodel is not None and not is_onnx(model):
+            alternative = f"; {source} can be served as pyfunc without conversion"
+        raise type(error)(f"{reason}{alternative}{versions}") from error
+    except errors.InvalidConfig as error:
+        made_up = " (rows generated from the signature; pass real rows with --data FILE)" if is_made_up else ""
+        raise errors.InvalidConfig(f"{error.message}{made_up}{versions}") from error
+    if is_made_up:
+        provenance = {name: value for name, value in wrapped.provenance.items() if not name.startswith("dataset_")}
+        wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
+    elif example is not None:
+        wrapped = replace(wrapped, example=example)
+    return wrapped, tuple(notes)
+
+
+def _settings(mlmodel: Model, folder: Path) -> Settings:
+    """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor ignores them.
+
+    Raises InvalidArtifact if the file with the arguments is damaged.
+    """
+    sections = read_mlmodel(folder).get("flavors", {})
+    flavors = [name for name in sections if name not in (FLAVOR, PYTHON_FUNCTION)]
+    if not flavors or flavors[0] in _WITHOUT_SETTINGS:
+        return {}
+    config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
+    older = folder / "components" / "inference_config.txt"  # The `inference_config` of MLflow before 2.10.
+    if flavors[0] == "transformers" and older.is_file():
+        try:
+            config = json.loads(older.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise errors.InvalidArtifact(f"the model's file components/{older.name} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise errors.InvalidArtifact(
+            f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or components/{older.name}"
+        )
+    if flavors[0] == "pytorch":
+        config = {name: value for name, value in config.items() if name != "device"}
+    params = mlmodel.get_params_schema()
+    return {**config, **{spec.name: spec.default for spec in params or ()}}
+
+
+def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
+    """Return the model with the settings. Raises ConversionError if an ONNX form cannot contain one of them."""
+    if not settings:
+        return model
+    converter = converters.converter_for(model)
+    if hasattr(converter, "asked_with"):
+        return converter.asked_with(model, settings, predict_fn)
+    method: Any = getattr(model, "forward", None) or getattr(model, "predict", None)
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with suppress(TypeError, ValueError):  # The method of a TorchScript module has no signature.
+        parameters = inspect.signature(method).parameters
+    value: Any
+    for name, value in settings.items():
+        if name not in parameters and "xgboost" in converters.packages_of(model):
+            continue  # MLflow ignores this name.
+        if name not in parameters or not np.array_equal(parameters[name].default, value):
+            raise errors.ConversionError(
+                f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log the version without it, "
+                "or make it the default of the model"
+            )
+    return model
+
+
+def _log_next_version(
+    outcome: WrappedVersion, wrapped: WrappedModel, resolved: ResolvedModel, original: Original
+) -> WrappedVersion:
+    """Log the model to the original's run, register it, and copy the description and tags of the original."""
+    client, mlmodel = registry_client(), original.mlmodel
+    is_version = parse_model_uri(resolved.source).kind == "version"
+    old_version = client.get_model_version(resolved.name, resolved.version) if is_version else None
+    run = logged = None
+    with suppress(MlflowException):  # The run may be deleted, or on another MLflow server.
+        run = client.get_run(resolved.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "")
+        run = run if run.info.lifecycle_stage == "active" else None
+    with suppress(MlflowException):
+        logged = client.get_logged_model(resolved.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "")
+    run_id = run.info.run_id if run is not None else None
+    origin_tags = {WRAPPED_FROM_TAG: resolved.source, PARITY_TAG: wrapped.report.state}
+    model_id = _create_logged_model(client, logged, run, origin_tags) if has_logged_models(client) else None
+    info = log_wrapped(
+        replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
+        registered_model_name=outcome.name,
+        model_id=model_id,
+        run_id=run_id,
+        metadata=mlmodel.metadata if mlmodel is not None else None,
+        tags=kept_tags(old_version.tags if old_version else {}) | origin_tags,
+    )
+    if run_id and model_id and logged is not None:
+        copied = client.get_logged_model(model_id).metrics or ()  # MLflow has already copied these metrics.
+        present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
+        missing = [
+            Metric(old.key, old.value, old.timestamp, old.step, model_id, old.dataset_name, old.dataset_digest, run_id)
+            for old in logged.metrics or ()
+            if (old.key, old.timestamp, old.step) not in present
+        ]
+        if missing:
+            client.log_batch(run_id, metrics=missing)
+    version = str(info.registered_model_version)
+    if old_version is not None and (description := with_description_section(old_version.description or "", [])):
+        client.update_model_version(outcome.name, version, description)
+    return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
+
+
+def _create_logged_model(
+    client: MlflowClient, logged: LoggedModel | None, run: Run | None, origin_tags: dict[str, str]
+) -> str:
+    if logged is not None:
+        experiment_id, params = logged.experiment_id, logged.params
+    elif run is not None:
+        experiment_id, params = run.info.experiment_id, run.data.params
+    else:
+        experiment_id, params = _get_experiment_id(), {}
+    created = client.create_logged_model(
+        experiment_id=experiment_id,
+        name=logged.name if logged else "model",
+        source_run_id=run.info.run_id if run else None,
+        tags=kept_tags(logged.tags if logged else {}) | origin_tags,
+        params=params,
+        model_type=logged.model_type if logged else None,
+    )
+    return str(created.model_id)
+
+
+def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:
+    """Return the provenance with the git commit and the dataset of the run that trained the model."""
+    kept = {name: value for name, value in provenance.items() if not name.startswith("git_")}
+    if run is None:
+        return kept
+    if commit := run.data.tags.get(GIT_COMMIT_TAG):
+        kept["git_commit"] = commit
+    if inputs := run.inputs.dataset_inputs:
+        kept |= {"dataset_digest": inputs[-1].dataset.digest, "dataset_name": inputs[-1].dataset.name}
+    return kept
+
+
+def load_folder(folder: Path, source: str) -> Original:
+    """Load the model of an MLmodel folder, whose files may run code. Messages use the name `source`.
+
+    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for a wrapped model, NotInstalled if
+    the framework is missing, and ConversionError for Python code, a pyfunc with another method, or unreadable files.
+    """
+    if not (folder / MLMODEL).is_file():
+        raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
+    try:
+        flavors = read_mlmodel(folder).get("flavors", {})
+        mlmodel = Model.load(str(folder))
+        names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
+    except errors.InvalidArtifact as error:
+        raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
+    except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
+        raise errors.InvalidArtifact(
+            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}"
+        ) from None
+    if FLAVOR in flavors:
+        raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
+    pyfunc = flavors.get(PYTHON_FUNCTION, {})
+    loader = str(pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"))
+    if not names or not loader.startswith(f"mlflow.{names[0]}"):
+        what = "a custom Python class" if loader.startswith("mlflow.pyfunc.") else f"custom Python code for {loader}"
+        raise errors.ConversionError(
+            f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc without conversion"
+        )
+    predict_fn = pyfunc.get("predict_fn", "predict")
+    if predict_fn not in get_args(PredictFunction):
+        raise errors.ConversionError(
+            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX form supports only "
+            f"{' or '.join(get_args(PredictFunction))}; it can be served as pyfunc without conversion"
+        )
+    differences = version_differences(folder)
+    try:
+        converters.check_flavor(names[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Version differences are reported below.
+            if backend := flavors.get("keras", {}).get("keras_backend"):
+                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
+            model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
+        converters.converter_for(model)
+    except errors.ConversionError as error:
+        raise errors.ConversionError(f"{error.message}; {source} can be served as pyfunc without conversion") from error
+    except Exception as error:
+        converters.check_installed(error, source)
+        raise errors.ConversionError(
+            f"{source} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
+        ) from error
+    notes = [f"it was logged with {difference}" for difference in differences if difference.split()[0] in _FRAMEWORKS]
+    return Original(model, mlmodel, predict_fn, tuple(notes))
+
+
+def load_file(path: Path, allow_pickle: bool) -> Original:
+    """Load a joblib or pickle file, or a file in the format of a framework.
+
+    Raises CodeRefused for a joblib or pickle file without `allow_pickle`, InvalidConfig for an unknown ending,
+    InvalidArtifact or ConversionError if the file cannot be loaded, and NotInstalled if its framework is missing.
+    """
+    ending = path.suffix.lower()
+    if ending in converters.FILE_ENDINGS:
+        return Original(converters.load_file(str(path)))
+    if ending not in _PICKLES:
+        raise errors.InvalidConfig(
+            f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; alternatively name a "
+            "model in MLflow, or the folder of an MLmodel file"
+        )
+    if not allow_pickle:
+        raise errors.CodeRefused(
+            f"{path} can run any code while it is loaded; if you trust its author, pass --allow-pickle (in Python "
+            "allow_pickle=True)"
+        )
+    import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = joblib.load(path)
+        except Exception as error:
+            converters.check_installed(error, str(path))
+            raise errors.InvalidArtifact(
+                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
+            ) from error
+    versions = {
+        f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]
+        f"({warning.message.current_sklearn_version} is installed)"  # type: ignore[union-attr]
+        for warning in caught
+        if warning.category.__name__ == "InconsistentVersionWarning"
+    }
+    return Original(model, warnings=tuple(sorted(versions)))

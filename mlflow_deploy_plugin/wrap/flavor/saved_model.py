@@ -1,0 +1,273 @@
+"""The folder of a saved model. This module is passed to `mlflow.models.Model.log`, which calls `save_model`."""
+
+import hashlib
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import Distribution, distribution, distributions, version
+from pathlib import Path
+
+import mlflow
+import mlflow.utils.environment as environment
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from mlflow import pyfunc
+from mlflow.models import Model, ModelSignature
+from mlflow.models.utils import _save_example
+from mlflow.utils.file_utils import get_total_file_size
+from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
+from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData
+from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.wrap.convert.onnx_file import ONNX_FILE, write_graph
+from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport, refusals_of
+
+LOCK_FILE = "requirements.lock"
+PARITY_FILE = "parity.json"
+REFERENCE_FILE = "reference.parquet"
+OWN_DATASET = "reference"
+"""The name of the dataset that `log_model` logs to a run."""
+
+EXAMPLE_ROWS = 5
+"""The number of rows of the user's example that are saved as MLflow's input example."""
+MAX_REFERENCE_ROWS = 100_000
+MAX_REFERENCE_VALUES = 20_000_000
+"""The maximum number of values in a sample of tensors: images are large, and drift monitors need few images."""
+
+DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
+"""The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. By default, all usable cores are used."""
+
+_LOADER = "mlflow_deploy_plugin"
+_CHUNK = 10_000
+_MOST_LISTED = 250
+"""The maximum number of saved categories per column, from which a user can select in a form."""
+
+
+@dataclass(frozen=True)
+class WrappedModel:
+    """A model that is ready to be saved.
+
+    Attributes:
+        predict_fn: the method of the original that `predict` corresponds to.
+        example: the first rows of the user's example in the form that MLflow saves, or None without an example.
+        data: all rows of the reference data or, without reference data, of the example.
+        reference: the reference sample, or None without data.
+    """
+
+    converted: ConvertedModel
+    signature: ModelSignature
+    predict_fn: str
+    report: ParityReport
+    example: ModelData
+    data: Batch | None
+    reference: pa.Table | None
+    provenance: Mapping[str, object]
+    lock: str
+
+
+def save_model(
+    path: str | Path,
+    wrapped: WrappedModel,
+    mlflow_model: Model | None = None,
+    *,
+    metadata: Mapping[str, object] | None = None,
+    conda_env: str | Mapping[str, object] | None = None,
+    pip_requirements: str | list[str] | None = None,
+    extra_pip_requirements: str | list[str] | None = None,
+    code_paths: list[str] | None = None,
+) -> None:
+    """Write the model to `path`, a folder that is empty or does not exist."""
+    environment._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    _validate_and_prepare_target_save_path(str(path))
+    folder = Path(path)
+    code = _validate_and_copy_code_paths(code_paths, str(folder))
+    model = mlflow_model if mlflow_model is not None else Model()
+    model.signature = wrapped.signature
+    if metadata is not None:
+        model.metadata = dict(metadata)
+    if wrapped.example is not None:
+        _save_example(model, wrapped.example, str(folder))
+    pyfunc.add_to_model(
+        model,
+        loader_module=_LOADER,
+        conda_env=environment._CONDA_ENV_FILE_NAME,
+        python_env=environment._PYTHON_ENV_FILE_NAME,
+        model_config=DEFAULT_CONFIG,
+        code=code,  # `predict_fn` is omitted: the onnxserve flavor names the outputs of `predict`.
+    )
+    model.add_flavor(
+        "onnx",
+        onnx_version=onnx.__version__,
+        data=ONNX_FILE,
+        providers=["CPUExecutionProvider"],
+        onnx_session_options=None,
+        code=code,
+    )
+    (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n")
+    (folder / LOCK_FILE).write_text(wrapped.lock)
+    proofs: dict[str, object] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
+    if wrapped.reference is not None:
+        pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
+        proofs["reference"] = {
+            "data": REFERENCE_FILE,
+            "rows": wrapped.reference.num_rows,
+            **_event_times(wrapped.reference),
+        }
+    if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
+        proofs["refused"] = refused
+    learned = wrapped.converted.boundary_values.categories.items()
+    texts = {name: [str(value) for value in values if isinstance(value, str)] for name, values in learned}
+    if categories := {name: strings for name, strings in texts.items() if 0 < len(strings) <= _MOST_LISTED}:
+        proofs["categories"] = categories
+    write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, proofs)
+    model.model_size_bytes = get_total_file_size(str(folder))
+    model.save(str(folder / MLMODEL))
+    if conda_env is None:
+        # Do not let MLflow infer requirements: this needs a second process, and serving needs no training framework.
+        runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
+        if wrapped.converted.tokenizer is not None:
+            runtime = [own_requirement("[cpu,text]"), runtime[1], f"tokenizers=={version('tokenizers')}"]
+        defaults = runtime if pip_requirements is None else None
+        processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
+    else:
+        processed = environment._process_conda_env(conda_env)
+    conda, requirements, constraints = processed
+    (folder / environment._CONDA_ENV_FILE_NAME).write_text(yaml.safe_dump(conda, default_flow_style=False))
+    if constraints:
+        (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
+    (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
+    environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
+
+
+def _event_times(reference: pa.Table) -> dict[str, str]:
+    """Return the first and the last event time of the reference in ISO 8601; empty without event times."""
+    if EVENT_TIME not in reference.column_names:
+        return {}
+    ends = pc.min_max(reference[EVENT_TIME]).as_py()
+    return {name: ends[end].isoformat() for name, end in (("begin", "min"), ("end", "max")) if ends[end] is not None}
+
+
+def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
+    """Return the pip requirement of this package: its version, or its commit if it was installed from a repository."""
+    name = f"mlflow-onnxserve{extras}"
+    origin = json.loads((files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}")  # PEP 610
+    if repository := origin.get("vcs_info"):
+        return f"{name} @ {repository['vcs']}+{origin['url']}@{repository['commit_id']}"
+    return f"{name}=={__version__}"
+
+
+def write_mlmodel(
+    folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
+) -> None:
+    """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph is too large."""
+    digests = write_graph(folder, converted.proto)
+    for name, content in converted.files.items():
+        (folder / name).write_bytes(content.encode())
+        digests[name] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+    spec = converted.tokenizer
+    model.add_flavor(
+        FLAVOR,
+        data=ONNX_FILE,
+        digests=digests,  # `runtime` verifies the digests after a download.
+        onnxserve_version=__version__,
+        framework=converted.framework,
+        framework_version=converted.framework_version,
+        inputs=[
+            {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape)}
+            | ({"columns": list(entry.columns)} if entry.columns else {})
+            | ({"missing": entry.missing} if entry.missing is not None else {})
+            for entry in converted.inputs
+        ],
+        outputs=[
+            {"name": output.name, "dtype": output.dtype, "shape": list(output.shape), "role": output.role}
+            for output in converted.outputs
+        ],
+        prediction=list(converted.prediction),
+        classes=list(converted.classes),
+        predict_fn=predict_fn,
+        **({"tokenizer": asdict(spec) | {"file": spec.file.name}} if spec is not None else {}),
+        **proofs,
+    )
+    model.save(str(folder / MLMODEL))
+
+
+def environment_lock() -> str:
+    """Return the installed packages in the format of `pip install -r`: sorted lines with `name==version`."""
+    installed = {}
+    for package in distributions():  # `version` parses the full metadata: 20 times as slow.
+        head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE))
+        if len(fields) == 2:
+            installed[fields["Name"].lower().replace("_", "-")] = f"{fields['Name']}=={fields['Version']}"
+    return "".join(f"{installed[name]}\n" for name in sorted(installed))
+
+
+def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
+    """Return the git commit, the environment, and the digest of the run's dataset or, without a dataset, of `batch`."""
+    dataset = {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
+    run = mlflow.active_run()
+    inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []
+    if users := [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]:
+        dataset = {"dataset_digest": users[-1].digest, "dataset_name": users[-1].name}
+    commit = _git("rev-parse", "HEAD")
+    section = {
+        "git_commit": commit,
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        **dataset,
+        "environment": LOCK_FILE,
+        "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
+        "python_version": platform.python_version(),
+    }
+    return {name: value for name, value in section.items() if value not in (None, "")}
+
+
+def _git(*arguments: str) -> str | None:
+    """Return the output of git, or None if git fails or is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
+    """Return a uniform sample of the rows with the saved model's predictions, as the reference for drift monitors.
+
+    Outputs without one entry per row are omitted. `times` [N] (datetime64, UTC) are stored as the column `_event_time`.
+    """
+    most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
+    if len(data) > most:
+        chosen = np.sort(np.random.default_rng(0).choice(len(data), most, replace=False))
+        data, times = data.take(chosen), None if times is None else times[chosen]
+    parts: list[dict[str, Array]] = []
+    for part in data.chunks(_CHUNK):
+        feeds = part.feeds(model.schema)
+        outputs = {name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(part),)}
+        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in names}
+    if times is not None:
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(pa.timestamp("us", tz="UTC"))
+    return pa.table(columns)
+
+
+def _arrow(array: Array) -> pa.Array:
+    """Return an array [N] as a column, and an array [N, …] as a column of (nested) lists."""
+    if array.ndim == 1:
+        return pa.array(array)
+    starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+    return pa.ListArray.from_arrays(starts, _arrow(array.reshape(-1, *array.shape[2:])))

@@ -1,0 +1,424 @@
+"""Create smaller or faster forms of a version, compare them with the version, and register a form with a small loss."""
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.core.errors import (
+    ConversionError,
+    DeadlineExceeded,
+    InvalidConfig,
+    OnnxserveError,
+    ParityError,
+    Refused,
+)
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG, ResolvedModel, check_new_name, resolve
+from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment, log_flavor, log_metrics
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.evaluation.adversarial import torch_original
+from mlflow_deploy_plugin.wrap.evaluation.agreement import Agreement, compare_with_base, graph_digest
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, load_dataset, load_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, downloaded_version
+from mlflow_deploy_plugin.wrap.optimization import forms, saved_form
+from mlflow_deploy_plugin.wrap.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
+
+MIN_ROWS = 100
+"""The minimum number of rows to measure a loss of 1 %."""
+MAX_ROWS = 10_000
+CALIBRATION_ROWS = 500
+_PART = 100
+_TRIAL_SECONDS = 300.0
+_SEED = 7
+_MISSED_SHARE = 0.05
+"""The difference between the share of zeros and the requested share above which a note gives the share of zeros."""
+_LINEAGE = (tags.PARENT_TAG, tags.TRAINING_TAG, tags.DATA_DIGEST_TAG)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The changes that create a form. Pruning precedes the conversion to 8 or 16 bits."""
+
+    int8: forms.Int8 | None = None
+    fp16: bool = False
+    prune: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InvalidConfig for an empty recipe, for both int8 and fp16, or for a share outside 0 to 1."""
+        if self.int8 not in (None, "dynamic", "static"):
+            raise InvalidConfig(f"int8: {self.int8!r} is neither dynamic nor static")
+        if self.int8 and self.fp16:
+            raise InvalidConfig("int8 and fp16 cannot be combined: a weight has either 8 or 16 bits")
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise InvalidConfig(f"prune: {self.prune:g} is not a share between 0 and 1")
+        if not (self.int8 or self.fp16 or self.prune):
+            raise InvalidConfig("set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms")
+
+    def __str__(self) -> str:
+        parts = [f"prune {self.prune:g}" if self.prune else "", f"int8 {self.int8}" if self.int8 else ""]
+        return ", ".join(filter(None, [*parts, "fp16" if self.fp16 else ""]))
+
+
+ALL_RECIPES: tuple[Recipe, ...] = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
+
+
+@dataclass(frozen=True)
+class MeasuredForm:
+    """A form that was compared with its base. For the base, `agreement` is None."""
+
+    name: str
+    cost: FormCost
+    agreement: Agreement | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The result of `optimize`.
+
+    Attributes:
+        forms: the base and the forms, in the order of the recipes.
+        impossible: the reasons why forms cannot be created, by form name.
+        chosen: the registered form; if no form was registered, this is empty and `reason` is set.
+        is_refused: True if the requested form loses too much or cannot be created.
+        model, version: the registered model and version.
+    """
+
+    base: str
+    forms: tuple[MeasuredForm, ...]
+    impossible: Mapping[str, str]
+    max_loss: float
+    chosen: str = ""
+    reason: str = ""
+    is_refused: bool = False
+    model: str = ""
+    version: str = ""
+
+    def raise_if_refused(self) -> None:
+        """Raise ConversionError for a form that cannot be created, and ParityError for a form that loses too much."""
+        if self.is_refused:
+            raise (ConversionError if self.impossible else ParityError)(self.reason)
+
+
+def optimize(
+    model_uri: str,
+    *,
+    int8: forms.Int8 | None = None,
+    fp16: bool = False,
+    prune: float | None = None,
+    auto: bool = False,
+    rows: int | None = None,
+    data: str = "",
+    target: str = "",
+    metric: MetricName | None = None,
+    max_loss: float = 0.01,
+    original: object = "",
+    epochs: int = 10,
+    register: str | None = None,
+    raises: bool = True,
+    progress: ProgressCallback = lambda line: None,
+) -> Optimization:
+    """Create a smaller or faster form of a version, measure its loss, and register it as a version with its lineage.
+
+    Args:
+        model_uri: a version with an ONNX form, for example models:/digits-cnn/1.
+        int8: "dynamic" or "static" (see `forms`).
+        fp16: True for 16-bit floats, and 32-bit floats where 16-bit floats would overflow.
+        prune: the share of weights per layer that are set to zero, beginning with the smallest.
+        auto: try all forms, and register the fastest form within the limit if it is faster than the base.
+        rows: the request size by which `auto` decides: 1, 8 or 1,000 rows; default: all three.
+        data: rows for calibration and comparison, in the form of a gate policy's dataset; default: the dataset of the
+            model's gate policy, otherwise the model's reference. One half is for calibration (at most 500 rows) and
+            tuning, the other half is for measurement.
+        target: the label column.
+        metric: the metric for labelled rows; default: accuracy, or rmse for numbers.
+        max_loss: the maximum loss. With labels, it is in the unit of the metric, or relative for rmse and mae. Without
+            labels, it is the share of labels that differ, or the mean difference relative to the predictions' spread.
+        original: the torch module that the version was converted from, or its URI in MLflow (its code is loaded). If it
+            is set, the pruned module is trained.
+        epochs: the number of training epochs.
+        register: the name of the registered model; default: the name of the base.
+        raises: False to return a form that is refused, with its figures, instead of raising the first two errors.
+        progress: a function that receives one line per step.
+
+    Raises ParityError if the form loses more than `max_loss`, ConversionError if it cannot be created, InvalidConfig if
+    an argument is invalid or there are too few rows, and like `resolve`.
+    """
+    if auto and (int8 or fp16 or prune is not None):
+        raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")
+    recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
+    if rows is not None and rows not in SIZES:
+        raise InvalidConfig(f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}")
+    if not max_loss >= 0:
+        raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
+    check_new_name(register or "")
+    resolved = resolve(model_uri)
+    is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
+    name = register or (resolved.name if is_registered else "")
+    if not name:
+        raise InvalidConfig(f"{model_uri} is not a registered version: set the name of the form (register)")
+    progress(f"fetching {resolved.source}")
+    with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
+        base = load_onnx(folder, resolved)
+        if base.artifact.optimization:
+            first = base.artifact.optimization.get("base")
+            raise InvalidConfig(f"{resolved.source} is already an optimized form of {first}: optimize {first} instead")
+        if is_registered and not data:
+            own = choose_policy(resolved.name).policy.evaluation
+            data, target, metric = own.dataset, target or own.target, metric or own.metric
+        calibration, evaluation = _read_halves(base, data, target)
+        if any(recipe.prune for recipe in recipes) and isinstance(original, str):
+            named, original = original, torch_original(resolved, folder, original)
+            if named and isinstance(original, Refused):
+                raise InvalidConfig(original.reason)
+        with ExitStack() as ended:
+            trial = Worker(stderr=subprocess.DEVNULL)
+            ended.callback(trial.end)
+            maker = _FormMaker(base, calibration, evaluation, metric, original, epochs, drafts, trial)
+            created, impossible = maker.make_all(recipes, progress)
+        progress(f"measuring {', '.join(created)} and the base" if created else "measuring the base")
+        of_base, *costs = measure_forms([folder, *(draft.folder for draft in created.values())], evaluation.rows)
+        measured = {
+            form: MeasuredForm(form, cost, draft.agreement, draft.note)
+            for (form, draft), cost in zip(created.items(), costs, strict=True)
+        }
+        all_forms = (MeasuredForm("base", of_base), *measured.values())
+        done = choose(Optimization(resolved.source, all_forms, impossible, max_loss), auto, rows)
+        if raises:
+            done.raise_if_refused()
+        if not done.chosen:
+            return done
+        progress(f"registering {done.chosen} as a version of {name}")
+        version = _log_form(base, resolved, created[done.chosen], measured[done.chosen], of_base, name)
+        return replace(done, model=name, version=version)
+
+
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """Half of the rows, and their labels if they are known."""
+
+    rows: NamedArrays
+    truth: Array | None
+
+
+def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
+    """Return the rows for calibration and for measurement. Raises InvalidConfig if there are too few rows."""
+    truth: Array | None = None
+    if target and not data:
+        raise InvalidConfig("target: set data that contains the label column; a model's reference has no labels")
+    if target:
+        labelled = load_dataset(data, target, base.artifact, _SEED, 2 * MAX_ROWS)
+        rows, truth = labelled.rows, labelled.truth
+    else:
+        loaded = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
+        rows = loaded or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
+    total = row_count(rows)
+    if total < MIN_ROWS:
+        where = data or "the model's reference"
+        raise InvalidConfig(
+            f"{where} has {total} rows, which are too few to measure a loss; use data with at least {MIN_ROWS}"
+        )
+    halves = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
+    first, rest = (_Half(take_rows(rows, half), None if truth is None else truth[half]) for half in halves)
+    return first, rest
+
+
+@dataclass(frozen=True)
+class _Draft:
+    graph: onnx.ModelProto
+    folder: Path
+    agreement: Agreement
+    note: str
+
+
+@dataclass(eq=False)
+class _FormMaker:
+    """A factory that creates forms of a base in subfolders of `drafts`, and compares them with the base.
+
+    Each form is first run in the process `trial`, because ONNX Runtime may crash on a graph from its converters.
+    """
+
+    base: LoadedOnnx
+    calibration: _Half
+    evaluation: _Half
+    metric: MetricName | None
+    original: object
+    epochs: int
+    drafts: Path
+    trial: Worker
+
+    @cached_property
+    def answers(self) -> dict[str, Array]:
+        return self.base.outputs(self.evaluation.rows)
+
+    @cached_property
+    def feeds(self) -> list[Feeds]:
+        rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
+        feeds, count = self.base.feeds(rows), row_count(rows)
+        parts = [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+        return [self.base.model.graph_feeds(part) for part in parts]
+
+    def make_all(
+        self, recipes: Iterable[Recipe], progress: ProgressCallback
+    ) -> tuple[dict[str, _Draft], dict[str, str]]:
+        """Return the created forms, and the reasons why other forms cannot be created, both by name."""
+        created, impossible = {}, {}
+        for recipe in recipes:
+            progress(f"creating {recipe}")
+            try:
+                created[str(recipe)] = self.make(recipe)
+            except ConversionError as error:
+                impossible[str(recipe)] = error.message
+        return created, impossible
+
+    def make(self, recipe: Recipe) -> _Draft:
+        """Create a form, and compare it with the base. Raises ConversionError if a form cannot be created or loaded."""
+        graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
+        if recipe.prune:
+            graph, note = self.prune(graph, recipe.prune)
+            zeros = forms.share_of_zeros(graph)
+            if zeros < recipe.prune - _MISSED_SHARE:
+                note += f"; only {zeros:.1%} of all weights are zero, because embeddings and tables are not pruned"
+        if recipe.fp16:
+            graph = forms.half_precision(graph, self.feeds)
+        if recipe.int8 == "dynamic":
+            graph = forms.int8_dynamic(graph)
+        if recipe.int8 == "static":
+            return self.best_scales(graph, str(recipe), note)
+        return self.draft(graph, str(recipe), note)
+
+    def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
+        """Return the pruned graph and a note. If the original is known, the original is pruned and trained."""
+        if isinstance(self.original, Refused):
+            return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
+        from mlflow_deploy_plugin.wrap.optimization.fine_tuning import pruned_and_tuned
+
+        rows, truth = self.calibration.rows, self.calibration.truth
+        tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
+        return tuned, f"tuned for {self.epochs} epochs"
+
+    def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
+        """Return the int8 form with the smaller loss: scales per channel (which fail for some Gemms) or per tensor."""
+        candidates: list[tuple[float, _Draft]] = []
+        failures = []
+        for per_channel, scales in ((True, "one scale per channel"), (False, "one scale per tensor")):
+            try:
+                quantized = forms.int8_static(graph, self.feeds, per_channel)
+                draft = self.draft(quantized, f"{name}, {scales}", ", ".join(filter(None, [note, scales])))
+            except ConversionError as error:
+                failures.append(error)
+                continue
+            form = LoadedOnnx(OnnxModel.load(draft.folder))
+            compared = compare_with_base(self.base, form, self.calibration.rows)
+            candidates.append((compared.relative_difference, draft))
+        if not candidates:
+            raise failures[0]
+        return min(candidates, key=lambda candidate: candidate[0])[1]
+
+    def draft(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
+        folder, half = self.drafts / name, self.evaluation
+        saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
+        try:
+            self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
+        except (DeadlineExceeded, ProcessCrashed) as error:
+            raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
+        except OnnxserveError as error:
+            raise ConversionError(
+                f"ONNX Runtime cannot run its converted graph ({forms.shown_operators(graph)}): the converters are for "
+                "neural networks. Serve the version without optimization, or try its other forms (auto)"
+            ) from error
+        form = LoadedOnnx(OnnxModel.load(folder))
+        agreement = compare_with_base(self.base, form, half.rows, half.truth, self.metric, self.answers)
+        return _Draft(graph, folder, agreement, note)
+
+
+def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
+    """Return the outcome with the chosen form. The form is within the limit and, if `is_auto`, the fastest form."""
+    within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
+    if is_auto:
+        if faster := [form for form in within if form.cost.is_faster(rows)]:
+            return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
+        of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows combined"
+        return replace(done, reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}")
+    if within:
+        return replace(done, chosen=within[0].name)
+    if done.impossible:
+        ((name, why),) = done.impossible.items()
+        reason = f"the form {name} of {done.base} cannot be created: {why}"
+    else:
+        (form,) = done.forms[1:]
+        lost = form.agreement
+        assert lost is not None
+        limit = f"more than the limit of {done.max_loss:g}"
+        reason = f"{form.name} loses {lost.loss:.4g} ({lost.loss_of}), {limit}: {lost}"
+    return replace(done, is_refused=True, reason=reason)
+
+
+def _log_form(
+    base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, form: MeasuredForm, base_cost: FormCost, name: str
+) -> str:
+    """Log the form to the run of its base, and register it as a version. Raises RegistryUnavailable if this fails."""
+    client, agreement = registry_client(), draft.agreement
+    size_ratio = form.cost.size / base_cost.size
+    ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
+    figures = {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}
+    record = {
+        "base": resolved.source,
+        "base_digest": graph_digest(base),
+        "form": form.name,
+        "note": form.note,
+        "loss_of": agreement.loss_of,
+        **figures,
+    }
+    parity = {
+        "state": "warned" if base.artifact.parity_state != "no-original" else "no-original",
+        "rows": agreement.rows,
+        "problem": f"this is a form of {resolved.source}, {form.name}: {agreement}",
+    }
+    with registry_errors(f"the form of {resolved.source}"):
+        run_id, is_new = _run_of_base(resolved)
+        form_tags = {tags.OPTIMIZED_FROM_TAG: resolved.source, tags.OPTIMIZED_WITH_TAG: form.name}
+        form_tags[PARITY_TAG] = str(parity["state"])
+        if resolved.version.isdigit():
+            of_base = client.get_model_version(resolved.name, resolved.version).tags
+            form_tags |= {key: of_base[key] for key in _LINEAGE if key in of_base}
+        info = log_flavor(
+            saved_form,
+            "model",
+            run_id=run_id,
+            registered_model_name=name,
+            tags=form_tags,
+            base=base.artifact.folder,
+            graph=draft.graph,
+            record=record,
+            parity=parity,
+        )
+        log_metrics(client, run_id, info.model_id, [(f"onnxserve.optimize.{key}", figures[key]) for key in figures])
+        if is_new:
+            client.set_terminated(run_id, "FINISHED")
+    return str(info.registered_model_version)
+
+
+def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
+    """Return the run of the base, or a new run if the run does not exist on this MLflow server."""
+    client = registry_client()
+    if run_id := resolved.aspects.get("run_id", ""):
+        with suppress(MlflowException):  # The run may be deleted, or on another server.
+            if client.get_run(run_id).info.lifecycle_stage == "active":
+                return run_id, False
+    experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
+    return str(client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id), True

@@ -1,0 +1,71 @@
+"""The folder of an optimized version. This module is passed to `mlflow.models.Model.log`, which calls `save_model`."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow.models import Model
+from mlflow.utils.file_utils import get_total_file_size
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns as log_columns
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.convert.onnx_file import ONNX_FILE, write_graph
+from mlflow_deploy_plugin.wrap.evaluation.dataset import reference_rows
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.wrap.flavor.saved_model import PARITY_FILE
+
+
+def save_model(
+    path: str | Path,
+    mlflow_model: Model | None = None,
+    *,
+    base: Path,
+    graph: onnx.ModelProto,
+    record: Mapping[str, object] | None = None,
+    parity: Mapping[str, object] | None = None,
+) -> None:
+    """Write a folder with another graph and the signature, example, reference and environment of `base`.
+
+    `record` is the section `optimization` of the MLmodel file, and `parity` its section `parity` for the onnxserve
+    flavor. Without a record (a draft), the base's reference is kept. Raises ConversionError if the graph is too large.
+    """
+    folder, artifact = Path(path), read_artifact(base)
+    original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
+    weight_files = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
+    left_out = shutil.ignore_patterns(artifact.onnx_file.name, *weight_files)
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=left_out)
+    digests = write_graph(folder, graph)
+    base_model = Model.load(str(base))
+    section = base_model.flavors[artifact.flavor]
+    section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
+    if artifact.flavor == FLAVOR:
+        kept = {name: digest for name, digest in section.get("digests", {}).items() if (folder / name).is_file()}
+        section["digests"] = kept | digests
+        section["parity"] = dict(parity or {})
+        proof = {**section["parity"], "optimization": section["optimization"], "parity_of_base": dict(artifact.parity)}
+        (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
+    model = mlflow_model if mlflow_model is not None else Model()
+    model.flavors, model.signature, model.metadata = base_model.flavors, base_model.signature, base_model.metadata
+    model.saved_input_example_info = base_model.saved_input_example_info
+    model.save(str(folder / MLMODEL))
+    if record is None:
+        return
+    if artifact.reference:  # Drift monitors need the predictions of the form.
+        form, path = LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference
+        table = pq.read_table(path)
+        rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
+        columns = log_columns(form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows))
+        for position, name in enumerate(table.column_names):
+            if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+                values = pa.array(columns[name].tolist(), type=table.column(name).type)
+                table = table.set_column(position, name, values)
+        pq.write_table(table, path, compression="zstd")
+    model.model_size_bytes = get_total_file_size(str(folder))
+    model.save(str(folder / MLMODEL))

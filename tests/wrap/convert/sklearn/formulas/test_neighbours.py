@@ -1,0 +1,210 @@
+"""Each estimator that compares rows with training rows is proven, or its error names the unsupported option."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnxruntime import InferenceSession
+from scipy.sparse import csr_array
+from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.impute import KNNImputer
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.manifold import Isomap, LocallyLinearEmbedding
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.neighbors import (
+    KNeighborsClassifier,
+    KNeighborsRegressor,
+    NearestCentroid,
+    RadiusNeighborsClassifier,
+    RadiusNeighborsRegressor,
+    RadiusNeighborsTransformer,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
+
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.convert.sklearn.conversion import forms
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas import neighbours
+from mlflow_deploy_plugin.wrap.flavor.saved_model import save_model
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+
+ROWS = np.random.default_rng(0).normal(size=(150, 3))
+VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
+THREE = np.digitize(VALUES, [-1, 1])
+GAPS = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "by distance": (KNeighborsRegressor(4, weights="distance"), VALUES),
+    "classes by distance": (KNeighborsClassifier(4, weights="distance", metric="manhattan"), THREE),
+    "several targets": (KNeighborsRegressor(p=3), np.column_stack([VALUES, -VALUES])),
+    "largest difference": (KNeighborsClassifier(metric="chebyshev"), THREE),
+    "angle": (KNeighborsRegressor(metric="cosine"), VALUES),
+    "radius": (RadiusNeighborsRegressor(1.5), VALUES),
+    "radius by distance": (RadiusNeighborsRegressor(1.5, weights="distance"), VALUES),
+    "radius with outliers": (RadiusNeighborsClassifier(1.5, outlier_label=1), THREE),
+    "centroids": (NearestCentroid(), THREE),
+    "equal centroids": (NearestCentroid(metric="manhattan", priors="uniform"), THREE),
+    "shifted means": (MeanShift(), None),
+    "exemplars": (AffinityPropagation(random_state=0), None),
+    "tree of clusters": (Birch(n_clusters=4), None),
+    "clusters cut in two": (BisectingKMeans(5, random_state=0), None),
+    "propagated": (LabelPropagation(), np.where(np.arange(150) % 2, THREE, -1)),
+    "spread to neighbours": (LabelSpreading(kernel="knn"), np.where(np.arange(150) % 2, THREE, -1)),
+    **{f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES) for kernel in ("rbf", "poly", "sigmoid", "laplacian")},
+    "ridge, several targets": (KernelRidge(kernel="cosine"), np.column_stack([VALUES, -VALUES])),
+    "a part of a kernel": (make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()), VALUES),
+    "outliers": (OneClassSVM(nu=0.9), None),
+    "outliers of a line": (OneClassSVM(kernel="linear", nu=0.3), None),
+    "a graph": (make_pipeline(RadiusNeighborsTransformer(radius=1.5), Ridge()), VALUES),
+    "a map": (make_pipeline(Isomap(n_components=2), Ridge()), VALUES),
+    "a patchwork": (make_pipeline(LocallyLinearEmbedding(n_components=2, random_state=0), Ridge()), VALUES),
+}
+
+
+SELDOM = {
+    "largest difference",
+    "angle",
+    "shifted means",
+    "exemplars",
+    "ridge, poly",
+    "ridge, sigmoid",
+    "ridge, laplacian",
+    "outliers of a line",
+}
+SELDOM |= {"ridge, several targets", "spread to neighbours", "equal centroids", "radius by distance", "a graph"}
+CASES = [
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, case in MODELS.items()
+]
+
+
+@pytest.mark.parametrize(("model", "target"), CASES)
+def test_what_compares_with_learned_rows_is_proven(model: Any, target: Any) -> None:
+    assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize("model", [SVR(kernel="linear", C=100), NuSVR(kernel="poly", C=100)])
+def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
+    noise = np.random.default_rng(2).normal(size=len(VALUES))
+
+    report = wrap(model.fit(ROWS, VALUES + noise), ROWS).report
+
+    assert (report.state, "in 64 bits" in report.repair) == ("proven", True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SVC(kernel="linear"),
+        NuSVC(nu=0.2, break_ties=True),
+        SVC(kernel="poly", decision_function_shape="ovo"),
+        pytest.param(SVC(kernel="sigmoid"), marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("labels", [VALUES > 0, np.digitize(VALUES, [-2, -1, 0, 1]).astype(str)], ids=["two", "five"])
+def test_a_machine_votes_in_64_bits_as_the_original(model: Any, labels: Any) -> None:
+    in_64_bits = forms(model.fit(ROWS, labels), {"": ROWS}, "predict", {})[-1]().proto
+
+    session = InferenceSession(in_64_bits.SerializeToString())
+
+    assert session.run(["label"], {session.get_inputs()[0].name: ROWS})[0].tolist() == model.predict(ROWS).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"add_indicator": True}])
+def test_gaps_are_filled_from_the_nearest_rows(options: dict[str, Any]) -> None:
+    model = make_pipeline(KNNImputer(n_neighbors=3, **options), Ridge()).fit(GAPS, VALUES)
+
+    assert wrap(model, GAPS).report.state == "proven"
+
+
+def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_MAX_DIFFERENCES", 100)
+
+    assert wrap(KNeighborsRegressor().fit(ROWS, VALUES), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (KNeighborsClassifier(metric="canberra"), "metric='canberra'"),
+        (KNeighborsRegressor(metric="seuclidean", metric_params={"V": np.ones(3)}), "metric_params="),
+        (RadiusNeighborsClassifier(9.0, outlier_label=7), "an outlier_label that is not a class"),
+        (LabelPropagation(kernel=lambda x, y: np.ones((len(x), len(y)))), "a kernel that is a Python function"),
+        (KernelRidge(kernel=lambda x, y: float(x @ y)), "kernel=<function"),
+        (KernelRidge(kernel="rbf", kernel_params={"gamma": 2}), "KernelRidge with kernel_params"),
+        (make_pipeline(KNNImputer(missing_values=-1), Ridge()), "missing_values other than NaN"),
+        (make_pipeline(Isomap(n_neighbors=None, radius=9.0), Ridge()), "Isomap with a radius"),
+    ],
+)
+def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
+    with pytest.raises(ConversionError, match=words):
+        wrap(model.fit(ROWS, THREE), ROWS)
+
+
+def test_neighbours_of_several_labels_are_refused() -> None:
+    with pytest.raises(ConversionError, match=r"KNeighborsClassifier .*targets"):
+        wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())])
+def test_rows_learned_from_texts_are_proven(model: Any) -> None:
+    texts = [f"{size} {animal}" for size in ("a red", "one blue", "two old") for animal in ("fox", "hen", "dog")] * 5
+    fitted = make_pipeline(TfidfVectorizer(), model).fit(texts, ["fox" in text for text in texts])
+
+    assert wrap(fitted, texts).report.state == "proven"
+
+
+def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_MAX_DENSE", 1)
+    rows = csr_array(np.eye(4))
+
+    with pytest.raises(ConversionError, match=r"4.*4 sparse"):
+        wrap(OneClassSVM().fit(rows), rows)
+
+
+CENTRES = np.random.default_rng(0).normal(np.repeat([16.0, 20.0, 24.0], 50)[:, None], 1.0, (150, 3))
+SENTINELS = (-999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
+CLUSTERS = [
+    KMeans(3, n_init=1, random_state=0),
+    MiniBatchKMeans(3, n_init=1, random_state=0),
+    BisectingKMeans(3, random_state=0),
+    Birch(n_clusters=3),
+    MeanShift(),
+    AffinityPropagation(random_state=0),
+    GaussianMixture(3, random_state=0),
+    GaussianMixture(3, covariance_type="tied", random_state=0),
+    BayesianGaussianMixture(n_components=3, covariance_type="diag", random_state=0),
+    GaussianMixture(3, covariance_type="spherical", random_state=0),
+]
+
+
+@pytest.mark.parametrize("model", CLUSTERS, ids=str)
+def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(model: Any, tmp_path: Path) -> None:
+    pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES)
+    rows = np.concatenate([CENTRES[:30]] * len(SENTINELS))
+    rows[:, 0] = np.repeat(SENTINELS, 30)
+
+    wrapped = wrap(pipeline, CENTRES)
+
+    assert wrapped.report.state == "proven"
+    save_model(tmp_path / "model", wrapped)
+    graph = OnnxModel.load(tmp_path / "model")
+    found = graph.prediction(graph.run(graph.schema.from_array(rows)))
+    assert np.asarray(found).tolist() == pipeline.predict(rows).tolist()
+
+
+def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the generated rows with the graph that skl2onnx makes of KMeans."""
+    model = KMeans(3, n_init=1, random_state=0).fit(CENTRES)
+    monkeypatch.delitem(neighbours.FORMULAS, KMeans)
+
+    report = wrap(model, CENTRES).report
+
+    assert "in 64 bits" in report.repair

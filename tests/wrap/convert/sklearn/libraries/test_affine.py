@@ -1,0 +1,170 @@
+"""Estimators without a converter are converted by the weights that their answers reveal."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
+
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+
+TABLE = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 4)) * [1, 10, 1e4, 0.1], columns=list("abcd"))
+TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
+
+
+class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A risk score as in survival libraries: weights minus the risk of the mean row."""
+
+    def fit(self, rows: Any, target: Any) -> "Hazard":
+        self.coef_, *_ = np.linalg.lstsq(np.asarray(rows), target, rcond=None)
+        self.mean_ = np.asarray(rows).mean(axis=0)
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        return (np.asarray(rows) - self.mean_) @ self.coef_
+
+
+class FirstColumn(Hazard):
+    """A rule that reads one column, so missing values in other columns do not matter."""
+
+    def predict(self, rows: Any) -> Any:
+        return np.asarray(rows)[:, 0] * 2.5
+
+
+class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    def fit(self, rows: Any, target: Any = None) -> "Centred":
+        self.mean_ = np.asarray(rows).mean(axis=0)
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        return np.asarray(rows) - self.mean_
+
+
+class Chosen(Centred):
+    """A step that returns two columns by name and a third column computed from two columns."""
+
+    def transform(self, rows: Any) -> Any:
+        return rows[["c", "a"]].assign(both=rows.b - rows.d)
+
+
+class Known(Centred):
+    """A step with `n_features_in_`, so that it can follow other steps."""
+
+    def fit(self, rows: Any, target: Any = None) -> "Known":
+        self.n_features_in_ = rows.shape[1]
+        super().fit(rows)
+        return self
+
+
+class Turned(Centred):
+    def transform(self, rows: Any) -> Any:
+        return super().transform(rows) @ np.array([[1.0, 2, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]])
+
+
+class CentredByRequest(Centred):
+    """A step whose answer for a row depends on the other rows."""
+
+    def transform(self, rows: Any) -> Any:
+        return np.asarray(rows) - np.asarray(rows).mean(axis=0)
+
+
+class Capped(Centred):
+    def transform(self, rows: Any) -> Any:
+        return np.clip(super().transform(rows), -0.5, 0.5)
+
+
+class Marked(Centred):
+    """A step that treats -999 as missing. The example does not contain -999."""
+
+    def transform(self, rows: Any) -> Any:
+        return np.where(np.asarray(rows) == -999, 0, rows)
+
+
+class FilledIn(Centred):
+    def transform(self, rows: Any) -> Any:
+        return np.nan_to_num(np.asarray(rows))
+
+
+class Surcharged(Hazard):
+    """A regression with a surcharge for a pair of codes that the example does not contain."""
+
+    def predict(self, rows: Any) -> Any:
+        rows = np.asarray(rows)
+        return super().predict(rows) + 50.0 * ((rows[:, 0] == 3) & (rows[:, 3] == 1))
+
+
+class RuleOfThumb(FirstColumn):
+    """A predictor without weights, whose answers for other numbers cannot be predicted."""
+
+    def fit(self, rows: Any, target: Any) -> "RuleOfThumb":
+        self.is_fitted_ = True
+        return self
+
+
+class Timed(Centred):
+    """A scaler of times in seconds since 1970, whose weights are small compared with its intercept."""
+
+    def transform(self, rows: Any) -> Any:
+        return (np.asarray(rows) - 1.6e9) / 1e6
+
+
+class Ridge2(Ridge):  # type: ignore[misc]
+    """A user's subclass of a scikit-learn regression."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Hazard(),
+        FirstColumn(),
+        Ridge2(),
+        make_pipeline(StandardScaler(), Hazard()),
+        make_pipeline(Centred(), Ridge()),
+        make_pipeline(StandardScaler(), Known(), Ridge()),
+        make_pipeline(Centred(), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(Chosen(), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(FunctionTransformer(lambda table: table.drop(columns="b")), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(Turned(), LogisticRegression(max_iter=1000)),
+    ],
+)
+def test_an_affine_estimator_is_proven(model: Any) -> None:
+    target = TARGET > 0 if isinstance(getattr(model, "_final_estimator", None), LogisticRegression) else TARGET
+    assert wrap(model.fit(TABLE, target), TABLE).report.state == "proven"
+
+
+def test_a_matrix_has_columns_without_names() -> None:
+    model = make_pipeline(Centred(), Ridge()).fit(TABLE.to_numpy(), TARGET)
+    assert wrap(model, TABLE.to_numpy()).report.state == "proven"
+
+
+def test_a_weight_beside_a_large_intercept_keeps_its_digits() -> None:
+    step: Any = affine.stand_in(Timed().fit(TABLE), list("abcd"))
+    times = np.full((1, 4), 1.6e9 + 1e5)
+    np.testing.assert_allclose(step.transform(times), 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("step", [CentredByRequest(), Capped(), Marked(), FilledIn()], ids=str)
+def test_another_one_has_no_converter(step: Any) -> None:
+    with pytest.raises(ConversionError, match=f"no converter .*{type(step).__name__}"):
+        wrap(make_pipeline(step, LinearRegression()).fit(TABLE, TARGET), TABLE)
+
+
+@pytest.mark.parametrize("model", [Surcharged(), RuleOfThumb()], ids=str)
+def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any) -> None:
+    with pytest.raises(ConversionError, match=f"no converter .*{type(model).__name__}"):
+        wrap(model.fit(TABLE, TARGET), TABLE)
+
+
+def test_a_step_that_replaces_texts_has_no_converter() -> None:
+    texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
+    rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
+    model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(texts, TARGET)
+    with pytest.raises(ConversionError, match=r"'functiontransformer' .*FunctionTransformer.*string columns"):
+        wrap(model, texts)

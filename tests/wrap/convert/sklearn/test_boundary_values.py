@@ -1,0 +1,97 @@
+import numpy as np
+import pandas as pd
+import pytest
+from feature_engine.outliers import Winsorizer
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import BaggingRegressor
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from mlflow_deploy_plugin.core.errors import ParityError
+from mlflow_deploy_plugin.wrap.convert.converted import MAX_VALUES
+from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+
+
+def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins() -> None:
+    random = np.random.default_rng(0)
+    grid = pd.DataFrame(random.integers(0, 4, (120, 2)).astype(float), columns=["a", "b"])
+
+    with pytest.raises(ParityError):
+        wrap(KNeighborsRegressor(3).fit(grid, random.normal(size=120)), grid)
+
+
+def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    bag = BaggingRegressor(n_estimators=1, bootstrap_features=True, random_state=1).fit(rows, rows[:, 0])
+    (drawn,), (tree,) = bag.estimators_features_, bag.estimators_
+    thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]
+    assert len(set(tree.tree_.feature.tolist())) > 2, "it splits by both copies, and has leaves"
+    assert drawn[0] == drawn[1]
+
+    edges = boundary_values_of(bag, ["a", "b"]).edges["ab"[drawn[0]]]
+
+    assert set(thresholds) <= set(edges)
+
+
+def test_a_tree_of_32_bits_is_tried_at_its_threshold_and_where_roundings_to_it_begin() -> None:
+    rows = np.array([[0.0], [0.1], [0.2], [0.3]])
+    tree = DecisionTreeRegressor().fit(rows, rows[:, 0])
+    thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]
+
+    edges = boundary_values_of(tree, ["a"]).edges["a"]
+
+    assert len(edges) == 2 * len(thresholds)
+    assert set(thresholds) <= set(edges)
+    for middle in set(edges) - set(thresholds):
+        below, above = np.nextafter(middle, [-np.inf, np.inf])
+        (threshold,) = thresholds[np.isclose(thresholds, middle, atol=1e-6)]
+        assert np.float32(below) <= threshold < np.float32(above)
+
+
+def test_of_more_values_than_can_be_tried_some_from_the_first_to_the_last_are() -> None:
+    categories = [f"{number:06}" for number in range(MAX_VALUES + 1)]
+    encoder = OrdinalEncoder().fit(np.array(categories, dtype=object)[:, None])
+
+    tried = boundary_values_of(encoder, ["a"]).categories["a"]
+
+    assert len(set(tried)) == MAX_VALUES
+    assert (tried[0], tried[-1]) == (categories[0], categories[-1])
+
+
+def test_a_step_without_edges_has_none_before_its_scaler_either() -> None:
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"])
+    scaler = StandardScaler().set_output(transform="pandas")
+    model = make_pipeline(scaler, Winsorizer(variables=["a"]), Ridge()).fit(rows, rows.a)
+
+    assert wrap(model, rows).report.state == "proven"
+
+
+def test_a_tree_that_splits_on_missing_values_only_is_proven_behind_a_scaler() -> None:
+    random = np.random.default_rng(0)
+    gaps = pd.DataFrame(random.normal(size=(90, 2)), columns=["a", "b"])
+    gaps.loc[::3, "a"] = np.nan
+    model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(gaps, gaps.a.isna())
+
+    report = wrap(model, gaps).report
+
+    assert model[-1].tree_.threshold[0] == np.inf
+    assert (report.state, report.left_out) == ("proven", {})
+
+
+def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the_others_are_kept() -> None:
+    rows = pd.DataFrame({"city": ["rome", "oslo"] * 30, "a": np.random.default_rng(0).normal(size=60)})
+    columns = make_column_transformer((OrdinalEncoder(), ["city"]), (StandardScaler(), ["a"]))
+    model = make_pipeline(columns, DecisionTreeRegressor()).fit(rows, rows.a)
+    columns.named_transformers_["standardscaler"].inverse_transform = None  # Calling None is an error.
+
+    known = boundary_values_of(model, ["city", "a"])
+    report = wrap(model, rows).report
+
+    assert list(known.left_out) == ["boundary values of ColumnTransformer"]
+    assert (known.edges, known.categories) == ({}, {"city": ("oslo", "rome")})
+    assert (report.state, report.left_out) == ("proven", known.left_out)
+    assert report.as_dict()["left_out"] == known.left_out

@@ -1,0 +1,158 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.wrap.convert.batch import Batch
+from mlflow_deploy_plugin.wrap.convert.comparison import (
+    answer_spread,
+    changes_within_one_step,
+    compare_output,
+    top_margins,
+)
+
+CASES = {
+    "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
+    "another label": ("label", ["a", "b"], ["a", "c"], [0, np.inf]),
+    "several labels a row": ("label", [[1, 0], [1, 1]], [[1, 0], [1, 0]], [0, np.inf]),
+    "probabilities within": ("probabilities", [[0.5, 0.5]], [[0.50005, 0.49995]], [0.5]),
+    "probabilities beyond": ("probabilities", [[0.5, 0.5]], [[0.5003, 0.4997]], [3]),
+    "values by their size": ("values", [1000.0], [1000.05], [0.5]),
+    "NaN is NaN": ("values", [np.nan], [np.nan], [0]),
+    "NaN is no number": ("values", [np.nan, 1.0], [1.0, np.nan], [np.inf, np.inf]),
+    "infinity is infinity": ("values", [np.inf], [np.inf], [0]),
+    "infinity is no number": ("values", [np.inf, 5.0], [5.0, np.inf], [np.inf, np.inf]),
+    "infinity has a sign": ("values", [np.inf], [-np.inf], [np.inf]),
+    "one wrong value among many": ("values", [[1.0, 1000.0]], [[1.0, 1001.0]], [10]),
+}
+
+
+@pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
+def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess: Any) -> None:
+    measured = compare_output(role, np.array(want), np.array(got), spread=0.0)
+
+    np.testing.assert_allclose(measured.excess, excess, rtol=1e-6)
+
+
+def test_values_near_zero_are_measured_on_the_spread() -> None:
+    measured = compare_output("values", np.array([0.0]), np.array([1e-3]), spread=10.0)
+
+    assert measured.excess[0] == pytest.approx(1.0)
+
+
+def test_another_shape_is_beyond_every_tolerance() -> None:
+    assert np.isinf(compare_output("values", np.zeros(2), np.zeros((2, 1)), 1.0).excess).all()
+
+
+def test_margin_is_the_lead_of_the_best_label() -> None:
+    np.testing.assert_allclose(top_margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0])
+    np.testing.assert_allclose(top_margins(np.array([-0.3, 0.1])), [0.3, 0.1])
+
+
+def test_spread_is_that_of_each_value_of_a_row() -> None:
+    answers = np.c_[np.arange(100.0), np.arange(100.0) / 10, np.full(100, 7.0)]
+
+    by_value = answer_spread(answers)
+
+    assert by_value[:2] == pytest.approx([np.std(answers[:, 0]), np.std(answers[:, 1])])
+    assert by_value[2] == pytest.approx(np.std(answers) / 1000)  # This is the resolution of 32-bit floats.
+
+
+def test_spread_of_few_rows_is_that_of_all_their_values() -> None:
+    assert answer_spread(np.array([[1.0, 3.0]])) == 1.0
+    assert answer_spread(np.array([np.nan, np.inf])) == 0.0
+    assert answer_spread(np.array(["a", "b"])) == 0.0
+
+
+def test_row_on_an_edge_is_unstable_and_one_beside_it_is_not() -> None:
+    table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        return (moved.data.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
+
+    assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, True]
+
+
+def test_matrix_is_moved_column_by_column() -> None:
+    matrix = {"": np.array([[0.5, 2.0], [0.7, 2.0]])}
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        return (moved.data[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
+
+    assert changes_within_one_step(Batch(matrix), answers_otherwise).tolist() == [True, False]
+
+
+def test_rows_without_fractions_are_never_unstable() -> None:
+    table = pd.DataFrame({"n": [1, 2]})
+
+    assert changes_within_one_step(Batch(table), lambda moved, origin: np.ones(len(origin), bool)).tolist() == [
+        False,
+        False,
+    ]
+
+
+def test_column_of_nullable_floats_is_moved_too() -> None:
+    table = pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")})
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        assert moved.data.a.dtype == "Float64"
+        return (moved.data.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(False).to_numpy(bool)[origin]
+
+    assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, False]
+
+
+def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
+    table = pd.DataFrame({"age": [3, 4, 5, 6, 999_999_999]})
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        return moved.data.age.to_numpy() % 2 != table.age.to_numpy()[origin] % 2
+
+    assert not changes_within_one_step(Batch(table), answers_otherwise).any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "down", "up"),
+    [
+        ("Int64", [5, 5, 100_000_000], [5, 5, 99_999_984], [5, 5, 100_000_016]),
+        ("int64[pyarrow]", [5, 5, None, 100_000_000], [5, 5, None, 99_999_984], [5, 5, None, 100_000_016]),
+        ("Int64", [5, 5, None, 2**63 - 1], [5, 5, None, 2**63 - 1 - 2**41], [5, 5, None, 2**63 - 1]),
+        ("Int32", [2**31 - 1, -(2**31)], [2**31 - 513, -(2**31)], [2**31 - 1, 512 - 2**31]),
+        ("int32", [2**31 - 1, -(2**31)], [2**31 - 513, -(2**31)], [2**31 - 1, 512 - 2**31]),
+        ("uint32", [0, 2**31, 2**32 - 1], [0, 2**31 - 512, 2**32 - 1025], [512, 2**31 + 512, 2**32 - 1]),
+    ],
+)
+def test_large_integers_are_moved_by_whole_steps_within_their_type(dtype: str, values: Any, down: Any, up: Any) -> None:
+    table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
+    tried: list[int | None] = []
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        assert moved.data.id.dtype == table.id.dtype
+        tried.extend(None if pd.isna(value) else int(value) for value in moved.data.id)
+        return np.zeros(len(origin), bool)
+
+    changes_within_one_step(Batch(table), answers_otherwise)
+
+    assert tried == down + up
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]"])
+def test_a_column_whose_values_are_all_missing_is_not_moved(dtype: str) -> None:
+    table = pd.DataFrame({"id": pd.Series([None, None], dtype=dtype)})
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        return moved.data.id.notna().to_numpy()
+
+    assert not changes_within_one_step(Batch(table), answers_otherwise).any()
+
+
+def test_wide_rows_are_moved_a_few_columns_at_a_time() -> None:
+    sizes = []
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        sizes.append(len(origin))
+        return moved.data[""][:, -1] > 1
+
+    assert changes_within_one_step(Batch({"": np.ones((3, 500))}), answers_otherwise).all()
+    assert sum(sizes) == 3 * 2 * 500
+    assert max(sizes) <= 100

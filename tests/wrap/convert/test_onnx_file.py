@@ -1,0 +1,106 @@
+"""Models whose weights exceed one ONNX file are saved, verified after a download, loaded and served."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pytest
+import requests
+from onnx import TensorProto, helper
+
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.wrap.convert import onnx_file
+from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
+from tests.support.serving import Served
+
+ROWS, WIDTH = 300, 7
+
+
+def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
+    """Return a graph that sums row `id` of all tables."""
+    names = [table.name for table in tables]
+    nodes = [helper.make_node("Gather", [name, "id"], [f"row {name}"]) for name in names]
+    nodes.append(helper.make_node("Sum", [f"row {name}" for name in names], ["rows"]))
+    inputs = [helper.make_tensor_value_info("id", TensorProto.INT64, ["N"])]
+    outputs = [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["N", width])]
+    graph = helper.make_graph(nodes, "lookup", inputs, outputs, tables)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]:
+    """A model that is too large for one file, since the limit is set to one kilobyte here, and its table."""
+    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1024)
+    table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    offset = np.zeros((ROWS, WIDTH), np.float32)
+    return lookup([onnx.numpy_helper.from_array(table, "a"), onnx.numpy_helper.from_array(offset, "b")], WIDTH), table
+
+
+def test_large_weights_lie_beside_the_graph_and_answer_the_same(
+    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
+) -> None:
+    model, table = small
+    for name in ("first", "again"):  # The original keeps its weights.
+        save_model(model, tmp_path / name, input_example={"id": np.arange(5)})
+    folder = tmp_path / "again"
+
+    assert (folder / "model.onnx").stat().st_size < 1024
+    assert (folder / "model.onnx.data").stat().st_size == 2 * 3 * 4096  # Each table begins at a page boundary.
+    assert sorted(read_artifact(folder).digests) == ["model.onnx", "model.onnx.data"]
+    ids = np.array([0, 7, ROWS - 1])
+    np.testing.assert_array_equal(load_model(str(folder)).run({"id": ids})["rows"], table[ids])
+    onnx.checker.check_model(mlflow.onnx.load_model(str(folder)))
+
+
+def test_an_altered_weight_is_found_when_it_is_loaded(
+    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
+) -> None:
+    save_model(small[0], tmp_path / "model")
+    data = tmp_path / "model" / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(InvalidArtifact, match=r"model\.onnx\.data"):
+        load_model(str(tmp_path / "model"))
+    data.unlink()
+    with pytest.raises(InvalidArtifact, match=r"'model\.onnx\.data'"):
+        load_model(str(tmp_path / "model"))
+
+
+def test_a_large_graph_is_checked_without_its_weights(
+    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
+) -> None:
+    model, _ = small
+    model.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(ConversionError, match="NoSuchOperator"):
+        save_model(model, tmp_path / "model")
+
+
+@pytest.mark.long
+def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except for one value each."""
+    rows, width, tables = 550_000, 500, []
+    with (tmp_path / "given.data").open("wb") as file:
+        for number in range(2):
+            start = number * rows * width * 4
+            file.seek(start + 3 * width * 4)
+            file.write(np.float32(number + 1).tobytes())
+            table = TensorProto(name=f"table{number}", data_type=TensorProto.FLOAT, dims=[rows, width])
+            table.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", "given.data"), ("offset", start), ("length", rows * width * 4)):
+                table.external_data.add(key=key, value=str(value))
+            tables.append(table)
+        file.truncate(2 * rows * width * 4)
+    (tmp_path / "given.onnx").write_bytes(lookup(tables, width).SerializeToString())
+
+    save_model(tmp_path / "given.onnx", tmp_path / "model", input_example={"id": np.arange(5)})
+
+    assert (tmp_path / "model" / "model.onnx.data").stat().st_size > 2**31
+    served = serve("-m", str(tmp_path / "model")).wait_ready()
+    answer = requests.post(f"{served.url}/invocations", json={"inputs": {"id": [3, 4]}}, timeout=60)
+    assert answer.json() == {"predictions": [[3.0, *[0.0] * (width - 1)], [0.0] * width]}

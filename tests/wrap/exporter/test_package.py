@@ -1,0 +1,98 @@
+"""Tests of the wheel: its metadata for pip, and its answers without onnxserve."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pandas as pd
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.wrap.exporter.package import wheel_version
+from mlflow_deploy_plugin.wrap.flavor.save import load_model
+from tests.support.guides import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnxserve.export(str(forest), "wheel", tmp_path_factory.mktemp("dist"), name="Flight-Delay").path
+
+
+def test_pip_reads_its_name_its_version_and_what_it_needs(wheel: Path) -> None:
+    assert wheel.name.startswith("flight_delay-0+")
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        metadata = PathDistribution(zipfile.Path(archive, f"{folder}/"))  # type: ignore[arg-type]
+        assert metadata.name == "flight-delay"
+        assert metadata.version == wheel.name.split("-")[1]
+        needs = {one.name: one.specifier for one in map(Requirement, metadata.requires or [])}
+        assert needs.keys() == {"onnxruntime", "numpy"}
+        assert needs["onnxruntime"] == _asked_for()["onnxruntime"]
+        assert metadata.metadata["Requires-Python"] == ">=3.11"
+        recorded = {str(file) for file in metadata.files or []}
+        assert recorded == {name for name in archive.namelist() if not name.endswith("/")}
+
+
+def test_the_same_version_gives_the_same_bytes(wheel: Path, forest: Path, tmp_path: Path) -> None:
+    again = onnxserve.export(str(forest), "wheel", tmp_path / "again.whl", name="flight_delay")
+    assert again.path.read_bytes() == wheel.read_bytes()
+
+
+def _asked_for() -> dict[str, SpecifierSet]:
+    """Return the requirements of the package's extra `cpu`."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = (line for line in setup["options.extras_require"]["cpu"].split("\n") if line and not line.startswith("#"))
+    return {one.name: one.specifier for one in map(Requirement, lines)}
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("3", "3"), ("1.2.0", "1.2.0"), ("m-1F_x", "0+m.1f.x"), ("unknown", "0+unknown"), ("?", "0+unknown")],
+)
+def test_any_version_of_a_model_has_a_form_that_pip_takes(version: str, expected: str) -> None:
+    assert wheel_version(version) == expected
+
+
+@pytest.mark.install
+def test_a_fresh_environment_answers_as_the_served_model(
+    wheel: Path, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    uv = Path(sys.prefix, "bin", "uv")
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, wheel], check=True)
+    listed = subprocess.run([uv, "pip", "list", "--python", python], check=True, capture_output=True, text=True).stdout
+    assert "onnxserve" not in listed
+    forest_rows.to_json(tmp_path / "rows.json", orient="records")
+    command = [str(python), "-I", "-m", "flight_delay", str(tmp_path / "rows.json")]
+
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+
+    served = load_model(str(forest))
+    feeds = served.schema.from_columns({str(column): forest_rows[column].to_numpy() for column in forest_rows})
+    want = served.run(feeds)
+    records = [orjson.loads(line) for line in ran.stdout.splitlines()]
+    assert [record["label"] for record in records] == want["label"].tolist()
+    np.testing.assert_allclose([record["probabilities"] for record in records], want["probabilities"], atol=1e-6)
+    code = "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', 'distance': 9.0}))"
+    ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == [f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']"]
+
+
+def test_a_name_of_a_model_is_no_code(mixed: Path, tmp_path: Path) -> None:
+    name = 'a""";raise SystemExit(7);"""\\'
+    folder = shutil.copytree(mixed, tmp_path / name)
+    wheel = onnxserve.export(str(folder), "wheel", tmp_path, name="harmless").path
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read("harmless/__init__.py").decode()
+    assert (ast.get_docstring(ast.parse(text)) or "").startswith(f"The model {name}, version")

@@ -1,0 +1,183 @@
+"""Tests of the exported runner: all kinds of rows, invalid rows, and its command line."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.wrap.exporter.runner import Model
+from tests.support.models import IDENTITY, parse_graph
+
+FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
+
+
+@pytest.fixture(scope="module")
+def bundle(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnxserve.export(str(mixed), "bundle", tmp_path_factory.mktemp("bundle") / "b").path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Model:
+    return Model(bundle / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        FRAME,
+        {name: FRAME[name].to_numpy() for name in FRAME},
+        {name: FRAME[name].tolist() for name in FRAME},
+        FRAME.to_dict("records"),
+        FRAME.to_numpy(),
+        FRAME.to_numpy().tolist(),
+        FRAME.astype({"hour": float}).to_dict("records"),
+    ],
+    ids=["frame", "arrays", "lists", "records", "array", "rows", "whole numbers as floats"],
+)
+def test_rows_of_every_kind_are_answered_alike(model: Model, rows: Any) -> None:
+    assert model.predict(rows).tolist() == ["yes", "no"]
+    assert model.outputs(rows)["probabilities"].shape == (2, 2)
+
+
+def test_a_model_knows_itself(model: Model) -> None:
+    assert (model.name, model.version) == ("flight-delay", "m-1")
+    assert model.classes == ["no", "yes"]
+    assert model.columns == ["carrier", "distance", "hour", "late"]
+    assert model.predict(FRAME.iloc[0].to_dict()).tolist() == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; expected a string"),
+        ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; expected a string"),
+        ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; expected a value of the type double"),
+        ({"distance": [1, "far"]}, "column 'distance', row 1: 'far'; expected a value of the type double"),
+        ({"late": [True, None]}, "column 'late', row 1: nan; expected a value of the type boolean"),
+        ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; expected a value of the type long"),
+        ({"hour": [None, 9]}, "column 'hour', row 0: nan; expected a value of the type long"),
+        ({"hour": [17, 2**63]}, "column 'hour', row 1: 9223372036854775808; expected a value of the type long"),
+        ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf; expected a value of the type long"),
+        ({"late": [1, 0]}, "column 'late', row 0: 1; expected a value of the type boolean"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(model: Model, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - The test compares the complete message.
+        model.predict({**FRAME.to_dict("list"), **change})
+    assert str(refused.value) == message
+
+
+def test_what_is_missing_is_named(model: Model) -> None:
+    with pytest.raises(ValueError, match=r"'hour' is missing.*'carrier', 'distance', 'hour'"):
+        model.predict(FRAME.drop(columns="hour"))
+    with pytest.raises(ValueError, match=r"\[2, 3\].*\[rows, 4\]"):
+        model.predict(FRAME.to_numpy()[:, :3])
+
+
+def test_a_missing_number_is_nan_and_other_columns_are_not_read(model: Model) -> None:
+    rows = FRAME.assign(distance=[np.nan, 1.0], extra=["a", "b"])
+    assert np.isnan(model.outputs(rows)["probabilities"][0]).all()
+
+
+def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
+    model = Model(onnxserve.export(str(tensor), "onnx", tmp_path / "m.onnx").path)
+    images = np.arange(8.0).reshape(2, 2, 2)
+
+    for rows in (images, images.tolist(), {"image": images}, {"anything": images}):
+        predicted = model.predict(rows)
+        assert predicted["total"].tolist() == [6.0, 22.0]
+        np.testing.assert_array_equal(predicted["doubled"], 2 * images)
+    with pytest.raises(ValueError, match="'image' is missing"):
+        model.predict({"mask": images, "picture": images})
+
+
+def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: Path) -> None:
+    model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
+    rows = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
+
+
+def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(parse_graph(IDENTITY).SerializeToString())
+    with pytest.raises(ValueError, match="`onnxserve export`"):
+        Model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
+def test_its_command_predicts_a_file_without_our_package(bundle: Path, tmp_path: Path, name: str) -> None:
+    rows = tmp_path / name
+    FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(rows, orient="records")
+    command = [sys.executable, "-I", str(bundle / "predict.py"), str(rows)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
+
+
+def test_its_command_reads_what_spreadsheets_and_pandas_write(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes("\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode())
+    _run_command(bundle, rows)
+    assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "carrier,distance,hour\nUA,1,\n", "the column 'late' is missing; the model needs 'carrier', "),
+        ("a.csv", "carrier,distance,hour,late\n", "the file {file} has no rows"),
+        ("a.json", "[]", "the file {file} has no rows"),
+        (
+            "a.csv",
+            "carrier,distance,hour,late\nUA,1,9,0\nUA,far,9,0\n",
+            "column 'distance', row 1: 'far'; expected a value of the",
+        ),
+        (
+            "a.csv",
+            "carrier,distance,hour,late\nUA,1,9.5,0\n",
+            "column 'hour', row 0: 9.5; expected a value of the type long",
+        ),
+        (
+            "a.csv",
+            "carrier,distance,hour,late\nUA,1,9,maybe\n",
+            "column 'late', row 0: 'maybe'; expected a value of the type boo",
+        ),
+        ("a.json", '{"carrier":', "the file {file} cannot be read: Expecting value"),
+        ("a.json", "[1, 2]", "row 0 is 1; expected a record or a list of 4 values"),
+        ("a.csv", None, "the file {file} cannot be read: No such file or directory"),
+        ("a.csv", b"carrier\nK\xf6ln\n", "the file {file} cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_its_command_says_what_is_wrong_in_a_line(
+    bundle: Path, tmp_path: Path, name: str, text: str | bytes | None, message: str
+) -> None:
+    file = tmp_path / name
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit) as ended:
+        _run_command(bundle, file)
+    assert str(ended.value).startswith(f"Error: {message.format(file=file)}")
+
+
+def _run_command(bundle: Path, *files: Path) -> None:
+    runpy.run_path(str(bundle / "predict.py"))["main"]([str(file) for file in files])
+
+
+def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    pd.concat([FRAME] * 5000).to_csv(rows, index=False)
+    command = f"{sys.executable} -I {bundle}/predict.py {rows} | head -n 1"
+    ran = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert (json.loads(ran.stdout)["label"], ran.stderr) == ("yes", "")
+
+
+def test_its_command_says_how_it_is_used(bundle: Path) -> None:
+    with pytest.raises(SystemExit, match=r"ROWS\.csv or ROWS\.json"):
+        _run_command(bundle)

@@ -1,0 +1,179 @@
+"""Tests of TensorFlow Lite: refused models, its environment, and networks that answer like the served model."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python
+from mlflow_deploy_plugin.wrap.flavor.save import save_model
+from tests.support.models import write_model
+
+PAGE = Path(__file__).parents[3] / "docs" / "export.md"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("mixed", "'carrier' contains strings, which tflite does not support"),
+        ("trees", r"operator TreeEnsembleRegressor \(ai.onnx.ml\) is not supported: tflite is for neural networks"),
+    ],
+)
+def test_trees_and_texts_are_refused_before_anything_is_installed(
+    model: str, reason: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.tree import DecisionTreeRegressor
+
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    folder = mixed
+    if model == "trees":
+        rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+        folder = tmp_path / "trees"
+        save_model(DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]), folder, input_example=rows)
+    with pytest.raises(ConversionError, match=f"tflite, because {reason}"):
+        onnxserve.export(str(folder), "tflite", tmp_path / "m.tflite")
+    assert not (tmp_path / "home" / "cache" / "environments").exists()
+
+
+@pytest.mark.long
+def test_without_a_network_one_line_says_so_and_nothing_is_left(
+    tensor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    said: list[str] = []
+    with pytest.raises(ConversionError, match=r"tflite.*: No matching.*index") as one:
+        onnxserve.export(str(tensor), "tflite", tmp_path / "m.tflite", progress=said.append)
+    assert "\n" not in one.value.message
+    assert re.fullmatch(r"installing the tflite converter \(once, \d+ MB\) into /.*", said[0])
+    assert not list((tmp_path / "home" / "cache" / "environments").iterdir())
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Install the converter in two threads over the remains of a killed process; return the progress messages."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("ONNXSERVE_HOME", str(home))
+        _killed_while_installing()
+        said: list[str] = []
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(converter_python, [said.append] * 2)
+        assert first == second
+        yield said
+
+
+def _killed_while_installing() -> None:
+    code = "from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python; converter_python(print)"
+    with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().split()[-1])
+        while not list(folder.parent.glob("*.unfinished")):
+            time.sleep(0.01)
+        process.kill()
+    assert not folder.exists()
+
+
+@pytest.mark.install
+def test_two_first_exports_install_one_environment(environment: list[str]) -> None:
+    assert len(environment) == 1
+    folder = Path(environment[0].rpartition(" ")[2])
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from projects.digits_cnn.fitting import DigitsCNN
+
+    torch.manual_seed(0)
+    save_model(DigitsCNN().eval(), tmp_path / "digits", input_example=np.random.rand(8, 1, 8, 8).astype(np.float32))
+    onnxserve.export(str(tmp_path / "digits"), "tflite", tmp_path / "digits.tflite")
+
+    (example,) = re.findall(r"```python\n(import numpy.*?)```", PAGE.read_text(), re.DOTALL)
+    code = f"{example}print(*scores[1].tolist())"
+    ran = subprocess.run(
+        [converter_python(print), "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    want = OnnxModel.load(tmp_path / "digits").run({"image": np.zeros((2, 1, 8, 8), np.float32)})["output"]
+    np.testing.assert_allclose(np.array(ran.stdout.split(), float), want[1], atol=1e-5)
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = Add(ids, ids) }",
+        'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = Add("a b:0", "/größe") }',
+        "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = {1,2,3,4,5,6}> {map = Conv(image, w)}",
+    ],
+)
+def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Path) -> None:
+    name = graph.partition(" ")[0]
+    model = write_model(tmp_path / name, graph)
+    said: list[str] = []
+    exported = onnxserve.export(str(model), "tflite", tmp_path / f"{name}.tflite", progress=said.append)
+    assert exported.path.is_file()
+    assert exported.rows > 500
+    assert not said
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "fixed (float[4,3] x) => (float[4,3] y) { y = Softmax<axis=0>(x) }",
+        "scaled (float[N,3] x, float[1] by) => (float[N,3] y) { y = Mul(x, by) }",
+    ],
+)
+def test_what_is_no_row_is_given_whole(graph: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    onnxserve.export(str(write_model(tmp_path / "m", graph)), "tflite", tmp_path / "m.tflite", progress=said.append)
+    assert not said
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
+    counts = 'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], ngram_indexes=[0, 1]'
+    graph = f"words (int64[N,4] x) => (float[N,2] y) {{ y = TfIdfVectorizer <{counts}, pool_int64s=[1, 2]> (x) }}"
+    with pytest.raises(ConversionError, match=r"tflite.* TFIDFVECTORIZER") as refused:
+        onnxserve.export(str(write_model(tmp_path / "words", graph)), "tflite", tmp_path / "m.tflite")
+    assert "\n" not in refused.value.message
+    assert not (tmp_path / "m.tflite").exists()
+
+
+@pytest.mark.install
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(kind: str, tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+
+    class Last(torch.nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = getattr(torch.nn, kind)(3, 4, num_layers=2, batch_first=True, bidirectional=True)
+
+        def forward(self, series):  # type: ignore[no-untyped-def]
+            return self.layers(series)[0][:, -1]
+
+    torch.manual_seed(0)
+    series = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
+    save_model(Last().eval(), tmp_path / "series", input_example=series)
+    said: list[str] = []
+    onnxserve.export(str(tmp_path / "series"), "tflite", tmp_path / "series.tflite", progress=said.append)
+    assert not said

@@ -1,0 +1,46 @@
+"""A PMML model answers each row independently, with the types of the file's fields."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support.pmml import DELAY, needs_java, write_pmml
+
+HOURS = DELAY[DELAY.index('<OutputField name="hours"') : DELAY.index("</Output>")]
+INTEGER = DELAY.replace(HOURS, "").replace(
+    'feature="predictedValue" optype="continuous" dataType="double"', 'feature="predictedValue" dataType="integer"'
+)
+
+
+@pytest.mark.long
+@needs_java
+def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path: Path) -> None:
+    from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
+
+    model = PmmlModel(str(write_pmml(tmp_path, INTEGER)))
+    rows = pd.DataFrame({"carrier": ["UA", "AA", None], "distance": [100, np.nan, 100]})
+    answers = model.predict(None, rows)
+
+    assert answers["minutes"].dtype == "Int64"
+    assert answers["minutes"].isna().tolist() == [False, True, False]
+    assert model.predict(None, rows[:1])["minutes"].tolist() == answers["minutes"][:1].tolist() == [8]
+    with pytest.raises(ValueError, match=r"row 2: .*carrier.*ZZ"):
+        model.predict(None, rows.assign(carrier=["UA", "AA", "ZZ"]))
+
+
+@pytest.mark.long
+@needs_java
+def test_a_tensor_has_numbered_fields_and_lightgbm_s_names_lack_spaces(tmp_path: Path) -> None:
+    from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
+
+    carrier, distance = np.array(["UA", "AA"], object), np.array([100, 300])
+    numbered = DELAY.replace('"carrier"', '"x1"').replace('"distance"', '"x2"')
+    outputs = PmmlModel(str(write_pmml(tmp_path, numbered))).outputs({"": np.stack([carrier, distance], axis=1)})
+    assert outputs["delay"].tolist() == [8, 5]
+
+    joined = PmmlModel(str(write_pmml(tmp_path, DELAY.replace('"distance"', '"distance_km"'))))
+    assert joined.outputs({"carrier": carrier, "distance km": distance})["delay"].tolist() == [8, 5]
+    with pytest.raises(ValueError, match="row 1"):
+        joined.outputs({"carrier": carrier, "distance km": np.array([100, np.nan])})
