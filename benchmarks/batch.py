@@ -47,8 +47,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
-from mlflow_deploy_plugin.batch.spark import predict_frame
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+from mlflow_deploy_plugin.ship.batch.spark import predict_frame
 
 NUMBERS = [f"x{number}" for number in range(12)]
 MODELS = {"numbers": NUMBERS, "texts": [*NUMBERS, "carrier", "origin"], "trees": [*NUMBERS, "carrier", "origin"]}

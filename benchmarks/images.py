@@ -30,8 +30,8 @@ from sklearn.ensemble import RandomForestClassifier
 from xgboost import XGBClassifier
 
 from mlflow_deploy_plugin import save_model
-from mlflow_deploy_plugin.images.build import BASE_IMAGE, planned_image
-from mlflow_deploy_plugin.images.engine import build, image_fields
+from mlflow_deploy_plugin.ship.images.build import BASE_IMAGE, planned_image
+from mlflow_deploy_plugin.ship.images.engine import build, image_fields
 
 ROWS = b'{"dataframe_split": {"columns": ["a", "b", "c", "d"], "data": [[5.1, 3.5, 1.4, 0.2]]}}'
 

@@ -41,9 +41,9 @@ from benchmarks.serving import models
 from benchmarks.serving.servers import CLIENT_CORE, Server, free_port, running
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.sizing.load import open_loop, post, random_times
-from mlflow_deploy_plugin.sizing.measure import highest_rate, measure_pod, request_bodies
-from mlflow_deploy_plugin.sizing.plan import PodMeasurement
+from mlflow_deploy_plugin.ship.sizing.load import open_loop, post, random_times
+from mlflow_deploy_plugin.ship.sizing.measure import highest_rate, measure_pod, request_bodies
+from mlflow_deploy_plugin.ship.sizing.plan import PodMeasurement
 
 RATE, P99, SECONDS, BATCH_SIZE = 2000.0, 0.02, 25.0, {"server.max_batch_size": 1}
 _WORDS = ["good", "bad", "fine", "awful", "great", "poor", "nice", "ugly", "excellent", "terrible", "film", "plot"]

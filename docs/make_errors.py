@@ -34,7 +34,7 @@ JOURNEYS = {
     "Wrap": ("wrap",),
     "Promote": ("gate", "evidence", "replay", "controller/rollouts", "ui"),
     "Serve": ("serve",),
-    "Ship": ("deployments", "manifests", "images", "batch", "sizing"),
+    "Ship": ("ship",),
     "Watch": ("monitoring", "controller"),
     "All commands": ("",),
 }

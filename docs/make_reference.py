@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import field_reference
 from mlflow_deploy_plugin.core.spec.types import field_descriptions
-from mlflow_deploy_plugin.manifests.helm import values_schema
+from mlflow_deploy_plugin.ship.manifests.helm import values_schema
 
 PAGE = Path(__file__).with_name("reference.md")
 SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.schema.json"

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
-    from mlflow_deploy_plugin.batch.spark import predict_frame
     from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
     from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
+    from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+    from mlflow_deploy_plugin.ship.batch.spark import predict_frame
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain
     from mlflow_deploy_plugin.wrap.exporter.exporting import export
@@ -49,7 +49,7 @@ __all__ = [
 
 _HOMES = {
     "AsyncClient": ("serve.client.client", "AsyncClient"),
-    "BatchPlan": ("batch.run", "BatchPlan"),
+    "BatchPlan": ("ship.batch.run", "BatchPlan"),
     "Client": ("serve.client.client", "Client"),
     "Prediction": ("serve.client.client", "Prediction"),
     "RetryPolicy": ("serve.client.client", "RetryPolicy"),
@@ -60,9 +60,9 @@ _HOMES = {
     "load_model": ("wrap.flavor.save", "load_model"),
     "log_model": ("wrap.flavor.save", "log_model"),
     "optimize": ("wrap.optimization.optimizer", "optimize"),
-    "predict_frame": ("batch.spark", "predict_frame"),
+    "predict_frame": ("ship.batch.spark", "predict_frame"),
     "robustness": ("wrap.evaluation.curves", "robustness"),
-    "run_batch": ("batch.run", "run_batch"),
+    "run_batch": ("ship.batch.run", "run_batch"),
     "save_model": ("wrap.flavor.save", "save_model"),
     "wrap_model": ("wrap.flavor.registered", "wrap_registered"),
     "wsgi_app": ("serve.embed", "wsgi_app"),

@@ -36,7 +36,7 @@ def requirements_of(extra: str) -> set[str]:
 
 def test_mlflow_finds_the_deployment_target() -> None:
     (target,) = entry_points(group="mlflow.deployments", name="onnxserve")
-    assert target.value == "mlflow_deploy_plugin.deployments.client"
+    assert target.value == "mlflow_deploy_plugin.ship.deployments.client"
 
 
 def test_the_command_is_installed() -> None:

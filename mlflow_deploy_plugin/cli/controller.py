@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.version import __version__
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.retrainings import Retraining
     from mlflow_deploy_plugin.core.store.store import Rollout
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
@@ -76,7 +76,7 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.controller.metrics import start_metrics_server
     from mlflow_deploy_plugin.controller.service import run_controller
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:
         configure_logging(deployments.settings, "controller")

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.cli.options import (
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.core.store.audit import AuditEvent
-    from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+    from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
@@ -172,8 +172,8 @@ def list_endpoints(output: str) -> None:
 
     `onnxserve list` also shows their deployments and monitors.
     """
-    from mlflow_deploy_plugin.deployments.config import traffic_shares
-    from mlflow_deploy_plugin.deployments.description import summarize_endpoints
+    from mlflow_deploy_plugin.ship.deployments.config import traffic_shares
+    from mlflow_deploy_plugin.ship.deployments.description import summarize_endpoints
 
     with opened_deployments() as deployments:
         summaries = summarize_endpoints(deployments)
@@ -207,7 +207,7 @@ def list_(output: str) -> None:
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.schedule import overviews
-        from mlflow_deploy_plugin.deployments.description import describe_endpoints
+        from mlflow_deploy_plugin.ship.deployments.description import describe_endpoints
 
         endpoints = describe_endpoints(deployments)
         monitors = overviews(deployments.store)
@@ -318,7 +318,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
-    from mlflow_deploy_plugin.deployments.description import describe_endpoint
+    from mlflow_deploy_plugin.ship.deployments.description import describe_endpoint
 
     described = describe_endpoint(observed)
     show_result(output, described, _endpoint_lines(described))

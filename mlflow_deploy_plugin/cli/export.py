@@ -27,9 +27,9 @@ from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import parse_latency
-from mlflow_deploy_plugin.manifests.formats import FORMATS
-from mlflow_deploy_plugin.manifests.served import Place, lacks_mlflow_address
-from mlflow_deploy_plugin.sizing.plan import (
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.served import Place, lacks_mlflow_address
+from mlflow_deploy_plugin.ship.sizing.plan import (
     CPU_HOUR_PRICE,
     GB_HOUR_PRICE,
     HEADROOM,
@@ -131,8 +131,8 @@ def build_docker(
     layer, which is identical for identical inputs. An image that fails its --test is kept but not pushed. The image
     meets the container contracts of MLflow, SageMaker, Vertex AI, Azure ML, KServe and Cloud Run.
     """
-    from mlflow_deploy_plugin.images.build import build_image, planned_image
-    from mlflow_deploy_plugin.images.engine import image_sbom, push_image
+    from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
+    from mlflow_deploy_plugin.ship.images.engine import image_sbom, push_image
 
     if not (name or dry_run):
         raise click.UsageError("Missing option '-n' / '--name'.")
@@ -153,7 +153,7 @@ def build_docker(
         size = f"{built.size / 1e6:,.0f} MB"
         click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
         if test and plan.folder:
-            from mlflow_deploy_plugin.images.trial import try_image  # Importing numpy is slow.
+            from mlflow_deploy_plugin.ship.images.trial import try_image  # Importing numpy is slow.
 
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # The container must end with this process.
             trial = try_image(built.name, plan.folder, gpu)
@@ -255,7 +255,7 @@ def size(
     """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.serve.device import require_device
-    from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
+    from mlflow_deploy_plugin.ship.sizing.measure import measure_pod, request_bodies
     from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 
     limit, changes = parse_latency(p99, "--p99"), key_values(config)

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.store import Store
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -125,8 +125,8 @@ def to_names(_context: click.Context, _parameter: click.Parameter, text: str | N
 @contextmanager
 def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
     """Open the user's deployments (of one target). Report long steps on standard error, unless `quiet`."""
-    from mlflow_deploy_plugin.deployments.backends.targets import parse_target
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
+    from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 
     only = parse_target(target) if target else None
     with open_deployments((lambda line: None) if quiet else show_progress, only) as deployments:

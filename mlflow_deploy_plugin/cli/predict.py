@@ -26,9 +26,9 @@ from mlflow_deploy_plugin.core.tabular.files import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.batch.run import BatchProgress
-    from mlflow_deploy_plugin.deployments.batch_prediction import RowBatch, RowFile
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
+    from mlflow_deploy_plugin.ship.batch.run import BatchProgress
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch, RowFile
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
@@ -81,9 +81,9 @@ def feedback(
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
-    from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels, label_sink
     from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+    from mlflow_deploy_plugin.ship.deployments.feedback import check_key_columns, import_labels, label_sink
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)
@@ -188,13 +188,13 @@ def predict(
         raise click.UsageError("specify either -m MODEL_URI or -n DEPLOYMENT")
     if event_time and name is None:
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
-    from mlflow_deploy_plugin.deployments.batch_prediction import (
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
         predict_batch,
         read_rows,
         server_predictor,
         split_by_event_time,
     )
-    from mlflow_deploy_plugin.deployments.scoring import scoring_target
+    from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
 
     input_kind = cast(FileFormat, content_type or format_of(input_path) or "json")
     output_kind = cast(FileFormat, output_type or output_format(output_path, input_kind))
@@ -214,7 +214,7 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            from mlflow_deploy_plugin.batch.table_model import body_predictor  # This imports pyarrow.
+            from mlflow_deploy_plugin.ship.batch.table_model import body_predictor  # This imports pyarrow.
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:
@@ -287,7 +287,7 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     If a batch is killed, repeat the command to continue. _batch.json describes the batch, and _SUCCESS is written when
     the output is complete. The exit status is 1 if a part was skipped.
     """
-    from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
+    from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
 
     if len(set(keep)) < len(keep):
         raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")

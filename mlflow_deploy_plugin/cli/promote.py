@@ -34,11 +34,11 @@ from mlflow_deploy_plugin.core.registry.resolution import check_registered_name
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
     from mlflow_deploy_plugin.evidence.diff import VersionDiff
     from mlflow_deploy_plugin.gate.approval_client import ListedRequest
     from mlflow_deploy_plugin.gate.promotion import Promotion
     from mlflow_deploy_plugin.gate.run import GateRun
+    from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
 
 
 _MOST_CHARACTERS = 60

@@ -18,8 +18,8 @@ from prometheus_client import Gauge
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
-from mlflow_deploy_plugin.deployments.backends.targets import parse_target
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
 

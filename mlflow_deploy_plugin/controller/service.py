@@ -13,10 +13,10 @@ from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, 
 from mlflow_deploy_plugin.controller.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.core.registry.approved_files import changed_files
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.gate.approvals import request_is_over
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_changed_files
 from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY, send_due
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _REPEAT_SECONDS = 5.0
 _FILES_SECONDS = 900.0

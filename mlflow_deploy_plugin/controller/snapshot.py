@@ -8,10 +8,10 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.deployments.backends.targets import DeploymentState
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, MetricsByServer, ServerMetrics
+from mlflow_deploy_plugin.ship.deployments.backends.targets import DeploymentState
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, MetricsByServer, ServerMetrics
 
 
 @dataclass(frozen=True)

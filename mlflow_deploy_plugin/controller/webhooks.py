@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _ENTITIES = ("registered_model", "model_version", "model_version_tag", "model_version_alias")
 _MAX_BYTES, _MAX_AGE_SECONDS, _MAX_OPEN = 1024**2, 300, 100

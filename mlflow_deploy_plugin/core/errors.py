@@ -42,8 +42,8 @@
 The message is for the person who made the mistake: it describes the problem, its location and a correct value.
 `http_status` and `error_code` (a code of MLflow, so that MLflow's clients understand it) are for programs. The errors
 become HTTP responses in `serve/http/responses.py`, gRPC responses in `serve/grpc/service.py`, an `MlflowException` in
-`deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `serve/client/` turns responses into errors
-again.
+`ship/deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `serve/client/` turns responses into
+errors again.
 """
 
 from dataclasses import dataclass

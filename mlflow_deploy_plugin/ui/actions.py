@@ -33,9 +33,9 @@ from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments, rollout_traffic_refusal
-from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, rollout_traffic_refusal
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE
 

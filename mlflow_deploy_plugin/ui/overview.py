@@ -23,15 +23,15 @@ from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_metrics import (
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     MetricsByServer,
     ServerMetrics,
     VersionCounters,
     total_metrics,
 )
-from mlflow_deploy_plugin.deployments.unapproved import answers_of
+from mlflow_deploy_plugin.ship.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows

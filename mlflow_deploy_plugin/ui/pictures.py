@@ -17,9 +17,9 @@ from mlflow_deploy_plugin.core.statedir.history import HISTORY_INTERVALS, Span
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, HistoryByServer, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountedInterval, HistoryByServer, VersionCounters
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 

@@ -42,9 +42,9 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG, PASSED_STATES
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, HELD_OUT_DAYS, LABEL, choose_days
 from projects.flight_delay.fitting import build_pipeline, score
 from projects.flight_delay.training_data import load_training_data

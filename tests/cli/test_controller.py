@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.spec.document import add_variant, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.deployments.config import configure
+from mlflow_deploy_plugin.ship.deployments.config import configure
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT

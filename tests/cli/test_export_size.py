@@ -1,4 +1,4 @@
-"""Tests of the output and the errors of `onnxserve size`. See tests/sizing for the measurement and the plan."""
+"""Tests of the output and the errors of `onnxserve size`. See tests/ship/sizing for the measurement and the plan."""
 
 import json
 import shlex
@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.sizing import measure
+from mlflow_deploy_plugin.ship.sizing import measure
 from tests.support.commands import said
 from tests.support.refusals import mentions
 from tests.support.servers import single_model

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.clusters import kubeconfig
 from tests.support.waiting import wait_until
 

@@ -7,9 +7,9 @@ from mlflow_deploy_plugin.controller.snapshot import served_model, take_snapshot
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.deployments.backends.targets import Observation
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer, parse_server_metrics
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, parse_server_metrics
 from tests.support.metrics_page import PAGE
 from tests.support.refusals import refused
 

@@ -29,8 +29,8 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import LOOK
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.serve.supervisor import open_listener
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.deployments import SIGNATURE, empty_home, weighted_sum
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer

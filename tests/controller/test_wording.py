@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.processes.work import next_fire
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.rollouts import PLAN
 
 

@@ -20,8 +20,8 @@ import onnx
 import pytest
 from mlflow.models import infer_signature
 
-from mlflow_deploy_plugin.images.context import server_context
-from mlflow_deploy_plugin.images.engine import build
+from mlflow_deploy_plugin.ship.images.context import server_context
+from mlflow_deploy_plugin.ship.images.engine import build
 from tests.support.captured_days import TwoDays, two_captured_days
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.images.build import planned_image
-from mlflow_deploy_plugin.images.engine import build, image_fields
+from mlflow_deploy_plugin.ship.images.build import planned_image
+from mlflow_deploy_plugin.ship.images.engine import build, image_fields
 from tests.docker.conftest import HARDENED, ROOT, send
 from tests.docker.test_image import ROWS, log_version
 from tests.support.refusals import mentions

@@ -10,8 +10,8 @@ import requests
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.manifests.formats import FORMATS
-from mlflow_deploy_plugin.manifests.served import Place
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.docker.conftest import Container, run_docker
 from tests.support.waiting import wait_until
 

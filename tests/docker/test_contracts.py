@@ -10,7 +10,7 @@ import pytest
 from mlflow.version import VERSION as MLFLOW_VERSION
 
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
-from mlflow_deploy_plugin.images.build import build_image, planned_image
+from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
 from tests.docker.conftest import HARDENED, Container, run_docker, send
 from tests.support.refusals import mentions
 

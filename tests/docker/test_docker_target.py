@@ -22,8 +22,8 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.deployments.backends import local
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.ship.deployments.backends import local
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.docker.conftest import run_docker
 from tests.support.deployments import SIGNATURE, Models, save_models
 from tests.support.models import FAILING, adder, parse_graph

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.docker.conftest import run_docker
-from tests.manifests.test_helm import NEEDS_HELM, template
+from tests.ship.manifests.test_helm import NEEDS_HELM, template
 from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import wait_until

@@ -16,7 +16,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
-from mlflow_deploy_plugin.images.engine import image_sbom
+from mlflow_deploy_plugin.ship.images.engine import image_sbom
 from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until

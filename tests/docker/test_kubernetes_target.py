@@ -32,8 +32,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.controller.leadership import reached_places
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import ServerMetrics
 from tests.docker.conftest import BASE_IMAGE, ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions

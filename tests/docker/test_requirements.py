@@ -35,7 +35,7 @@ NOT_IMPORTED_BY_US = {"cryptography", "gunicorn", "uvloop"}  # used by PyJWT, a 
 
 
 NOT_TAKEN = [
-    ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.deployments"),
+    ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.ship.deployments"),
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.core.store"),
     ("mlflow_deploy_plugin.core.registry.transitions", "mlflow_deploy_plugin.core.store"),
 ]

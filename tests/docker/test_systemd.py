@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.manifests.formats import FORMATS
-from mlflow_deploy_plugin.manifests.served import Place
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.docker.conftest import BASE_IMAGE, Container, run_docker
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

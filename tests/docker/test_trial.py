@@ -13,8 +13,8 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import BuildFailed
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
-from mlflow_deploy_plugin.images.engine import image_fields
-from mlflow_deploy_plugin.images.trial import try_image
+from mlflow_deploy_plugin.ship.images.engine import image_fields
+from mlflow_deploy_plugin.ship.images.trial import try_image
 from tests.docker.conftest import run_docker
 from tests.docker.test_build_docker import invoke
 from tests.support.models import mixed_model, write_model

@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect
 
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.monitors import judged_window

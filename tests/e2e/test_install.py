@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.images.context import PROJECT_FILES
+from mlflow_deploy_plugin.ship.images.context import PROJECT_FILES
 from tests.support.guides import ROOT, blocks, run_smallest_example, section, shell, walk_by_hand
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
@@ -55,10 +55,10 @@ ROOMS = {
     "grpc": "import mlflow_deploy_plugin.serve.grpc.server, mlflow_deploy_plugin.serve.grpc.service",
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
-    "docker": "import mlflow_deploy_plugin.deployments.backends.docker, mlflow_deploy_plugin.images.engine",
-    "kubernetes": "import mlflow_deploy_plugin.deployments.backends.kubernetes",
+    "docker": "import mlflow_deploy_plugin.ship.deployments.backends.docker, mlflow_deploy_plugin.ship.images.engine",
+    "kubernetes": "import mlflow_deploy_plugin.ship.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.serve.pyfunc.explainer",
-    "spark": "import pyspark.sql, mlflow_deploy_plugin.batch.spark",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.serve.observability.tracing import open_tracer; assert open_tracer()",
 }

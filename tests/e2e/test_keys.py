@@ -10,7 +10,7 @@ from mlflow.deployments import BaseDeploymentClient
 from tritonclient.grpc import InferenceServerClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.deployments import empty_home, save_models
 from tests.support.waiting import free_port, wait_until
 

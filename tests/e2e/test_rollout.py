@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer

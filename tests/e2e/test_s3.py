@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
 from tests.support.models import adder, write_model
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.s3 import NEEDS_S3, own_bucket

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.controller.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.deployments.backends import local
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.backends import local
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions

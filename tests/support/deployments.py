@@ -16,8 +16,8 @@ from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.deployments.backends import local
-from mlflow_deploy_plugin.deployments.backends.targets import parse_target
+from mlflow_deploy_plugin.ship.deployments.backends import local
+from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
 from tests.support.models import parse_graph
 from tests.support.waiting import free_port
 

@@ -17,10 +17,10 @@ from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.inference_log import LogWriter
 from tests.support.waiting import wait_until
 

@@ -28,10 +28,10 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, State
 from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.classifiers import COLUMNS, TRUTH, labelled, write_classifier
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.support.waiting import wait_until

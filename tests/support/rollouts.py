@@ -4,7 +4,7 @@ import math
 
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
-from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
 
 PLAN = RolloutPlan(
     endpoint="flights",

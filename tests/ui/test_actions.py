@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, Stag
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
-from mlflow_deploy_plugin.deployments.backends.targets import Observation
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.gate.promotion import promote
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ui.actions import (
     ALREADY_THERE,
     gate_blocker,

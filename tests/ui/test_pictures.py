@@ -18,10 +18,10 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout
-from mlflow_deploy_plugin.deployments.backends.targets import Observation
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, VersionCounters, parse_server_history
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountedInterval, VersionCounters, parse_server_history
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict

@@ -16,8 +16,6 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
-from mlflow_deploy_plugin.deployments.config import configure, traffic_weights
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
@@ -25,6 +23,8 @@ from mlflow_deploy_plugin.monitoring.result import ModelVersion, describe_span
 from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window, window_at
+from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weights
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 
 def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:

@@ -29,13 +29,13 @@ from mlflow_deploy_plugin.core.store.expiry import expire
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, maintain
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import DAY, list_days, list_files, wrap_log_errors
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
 

@@ -32,13 +32,13 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
-from mlflow_deploy_plugin.deployments.endpoints import left_specs
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, load_datasets
 from mlflow_deploy_plugin.monitoring.result import Engine, WindowRequest
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
+from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0

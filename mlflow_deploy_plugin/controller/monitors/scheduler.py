@@ -20,8 +20,8 @@ from mlflow_deploy_plugin.core.processes.work import WorkRunner
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, resolve_orphaned
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0

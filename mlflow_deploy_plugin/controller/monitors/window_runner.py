@@ -24,13 +24,13 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow, NoteKind
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure, record_result
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[

@@ -24,13 +24,13 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import Json, RetrainingFigures
-from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, hash_rows, splitmix64
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, parse_window
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
+from mlflow_deploy_plugin.ship.deployments.config import check_project
 
 MAX_TRAININGS = 2
 """The maximum number of runs. A training that was killed is restarted once, a training that failed is not."""

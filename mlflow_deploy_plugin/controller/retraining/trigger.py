@@ -19,11 +19,11 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.deployments.config import check_project
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.config import check_project
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.unapproved import require_rollout
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.unapproved import require_rollout
 
 CANDIDATE = "candidate"
 DEFAULT_STEPS = "1,10,50,100"

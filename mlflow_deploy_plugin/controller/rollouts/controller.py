@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.spec.parts import VariantSpec
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseKeeper
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
 
 _MIN_TIMED = 100
 """The number of timed requests that the current version needs before its latency quantiles are used."""

@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.core.spec.document import load_specs
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer, total_metrics
-from mlflow_deploy_plugin.deployments.unapproved import has_answered
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, total_metrics
+from mlflow_deploy_plugin.ship.deployments.unapproved import has_answered
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05

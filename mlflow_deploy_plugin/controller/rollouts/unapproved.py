@@ -8,9 +8,9 @@ from mlflow_deploy_plugin.controller.leadership import log_errors, reaches
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.deployments.config import traffic_weights
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.unapproved import UnapprovedAnswer, current_answers, lacking_approval
+from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.unapproved import UnapprovedAnswer, current_answers, lacking_approval
 
 _log = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ class Endpoint:
 
     Rows captured under the endpoint's name before `rows_since` belong to a deleted endpoint. If there was no earlier
     endpoint of this name, `rows_since` is None. `unapproved` has the models that answer without the approvals that they
-    require (`deployments/unapproved.py`).
+    require (`ship/deployments/unapproved.py`).
     """
 
     name: str

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.child import Child, signal_process
 from mlflow_deploy_plugin.core.registry.connection import child_environment
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from projects.demo.workspace import CHECKOUT
 
 ALIAS = "champion"

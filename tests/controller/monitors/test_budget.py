@@ -21,12 +21,12 @@ from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of

@@ -16,10 +16,10 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.tables import AlertRow
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.controller.monitors.maintenance import is_material
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions
 

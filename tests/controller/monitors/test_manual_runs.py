@@ -19,10 +19,10 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.deployments import empty_home
 from tests.support.guides import run_page
 from tests.support.inference_log import LogWriter

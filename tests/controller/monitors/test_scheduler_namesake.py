@@ -10,7 +10,6 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
@@ -19,6 +18,7 @@ from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until

@@ -14,9 +14,9 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 )
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 

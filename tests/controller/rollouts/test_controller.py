@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants
 from tests.support.waiting import wait_until

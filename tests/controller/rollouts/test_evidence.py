@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step, figures, rejection
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, versions_counted
 

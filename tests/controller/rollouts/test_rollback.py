@@ -19,9 +19,9 @@ from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, n
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer, ServerMetrics, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, ServerMetrics, VersionCounters
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 from tests.support.tracking import tracking_at

@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.unapproved import as_json, permitted_answers
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.unapproved import as_json, permitted_answers
 from tests.support.clocks import Clock
 from tests.support.tracking import tracking_at
 

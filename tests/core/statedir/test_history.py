@@ -9,8 +9,8 @@ import pytest
 from mlflow_deploy_plugin.core.statedir import history
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter, read_history
-from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, parse_server_history
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountedInterval, parse_server_history
 
 OF_VERSION = ("e", "v", "m", "7")
 

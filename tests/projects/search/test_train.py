@@ -19,7 +19,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from projects.search.train import MODEL, Search, deployed_model
 from tests.support.deployments import empty_home
 from tests.support.refusals import refused

@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
-from mlflow_deploy_plugin.manifests.formats import FORMATS
-from mlflow_deploy_plugin.manifests.served import Place
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.support.serving import Served
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until

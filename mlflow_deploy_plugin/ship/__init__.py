@@ -1,0 +1,1 @@
+"""SHIP: deployments and their targets, manifests, images, batch prediction, and the resources that a load needs."""

@@ -1,0 +1,321 @@
+"""A complete batch: resolve the model to one version, predict the missing parts, and write `_SUCCESS`.
+
+Processes on this machine or Spark predict the parts. A part is always a file, so a batch can continue on either engine.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Literal
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker, WorkerPool
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_experiment, log_run
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.core.tabular.files import FileFormat
+from mlflow_deploy_plugin.serve.runtime.session import available_cores
+from mlflow_deploy_plugin.ship.batch.manifest import MANIFEST, BatchOutput, Manifest, list_parts
+from mlflow_deploy_plugin.ship.batch.part import (
+    OnError,
+    Part,
+    PartJob,
+    PartResult,
+    predict_part,
+    read_progress,
+    write_progress,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Engine = Literal["local", "spark"]
+_LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) accepts at most 24 days.
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The parameters of a batch.
+
+    Attributes:
+        input: a file or a folder of files; s3://… is also possible.
+        output: the folder (or s3://…) for the predictions, with one file per input file.
+        keep: the input columns that are written before the outputs.
+        input_format: the format of files whose names do not specify a format.
+        output_format: the format of the output; if it is None, each part keeps its format.
+        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
+        workers: the number of cores of this machine to use; None means all cores. Spark has a separate setting.
+        restart: delete the files of another batch in the output.
+        experiment: the MLflow experiment in which a run records the batch; empty if the batch is not recorded.
+    """
+
+    model_uri: str
+    input: str
+    output: str
+    keep: tuple[str, ...] = ()
+    input_format: FileFormat | None = None
+    output_format: FileFormat | None = None
+    on_error: OnError = "fail"
+    workers: int | None = None
+    device: Device = "cpu"
+    engine: Engine = "local"
+    restart: bool = False
+    experiment: str = ""
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """The progress of one call of `run_batch`. `parts` excludes the parts of earlier calls (`finished_before`)."""
+
+    rows: int
+    parts_done: int
+    parts: int
+    finished_before: int
+    bytes_done: int
+    bytes: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The remaining seconds at the average speed; None if the speed is unknown."""
+        if not self.bytes_done:
+            return None
+        return self.seconds * max(0, self.bytes - self.bytes_done) / self.bytes_done
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch that has ended. `failed` has the reason for each omitted part, by name."""
+
+    model: ResolvedModel
+    progress: BatchProgress
+    rejected: int
+    failed: dict[str, str]
+    run: LoggedRun | None = None
+
+
+Report = Callable[[BatchProgress], None]
+
+
+def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
+    """Predict every part of the input that has no output file yet. `report` is called several times per second.
+
+    Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output belongs to another batch, and
+    OnnxserveError with the file and the row if a part failed. The same call then continues the batch.
+    """
+    plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
+    output = BatchOutput(plan.output)
+    parts = list_parts(plan.input, plan.input_format, plan.output_format)
+    output.refuse_overlap(plan.input)
+    resolved = resolve(plan.model_uri)
+    with output.claimed(), temporary_folder("onnxserve-batch-") as temporary:
+        model = download(resolved.source, temporary)
+        manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
+        finished = output.begin(manifest, plan.restart)
+        waiting = [part for part in parts if part.output not in finished]
+        waiting.sort(key=lambda part: -part.size)  # Large parts are first, so that all cores are busy until the end.
+        progress = temporary / "progress"
+        progress.touch()
+        jobs = [
+            PartJob(part, plan.output, model, plan.keep, plan.on_error, plan.device, progress=str(progress))
+            for part in waiting
+        ]
+        if plan.engine == "spark":
+            from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
+
+            results = predict_parts(jobs, model)
+        else:
+            results = _predict_locally(jobs, plan)
+        tally = _Tally(waiting, len(parts) - len(waiting), progress, report)
+        with results as finishing:
+            failed, rejected = tally.follow(finishing, plan.on_error)
+        result = BatchResult(resolved, tally.now(), rejected, failed)
+        if not failed:
+            last = {"parts": result.progress.parts, "rows": result.progress.rows, "rejected": rejected}
+            digests = {"model": manifest["model"], "input_digest": manifest["input_digest"]}
+            output.finish({**digests, "parts": len(parts), "last_call": last})
+        return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
+
+
+Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
+"""Each iteration yields the jobs that ended since the last iteration: position of the job → its result."""
+
+
+@contextmanager
+def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
+    """Predict the parts in worker processes, which end when the calling process ends."""
+    cores = plan.workers or available_cores()
+    count = max(1, min(cores, len(jobs)))
+    threads = max(1, cores // count)
+    pool = WorkerPool([Worker(partial(_prepare, threads)) for _ in range(count)])
+    slots = list(range(count))
+
+    def predict(job: PartJob) -> PartResult:
+        slot = slots.pop()
+        try:
+            result: PartResult = pool.call(
+                predict_part, replace(job, threads=threads, slot=slot), seconds=_LONGEST_PART_SECONDS
+            )
+        except ProcessCrashed as error:
+            raise OnnxserveError(f"{job.part.name}: {error.message}") from None
+        finally:
+            write_progress(job.progress, slot, 0, 0)  # Clear the slot, because the result has the counts.
+            slots.append(slot)
+        return result
+
+    results: SimpleQueue[Future[PartResult]] = SimpleQueue()
+
+    def finished() -> Finished:
+        left = len(jobs)
+        while left:
+            ended: dict[int, PartResult | OnnxserveError] = {}
+            with suppress(Empty):  # With a queue, the end of a job does not cost a check of all futures.
+                while True:
+                    future = results.get(timeout=0 if ended else _LOOK_SECONDS)
+                    error = future.exception()
+                    if error is not None and not isinstance(error, OnnxserveError):
+                        raise error
+                    ended[numbers[future]] = error or future.result()
+            left -= len(ended)
+            yield ended
+
+    executor = ThreadPoolExecutor(count)
+    try:
+        numbers = {executor.submit(predict, job): number for number, job in enumerate(jobs)}
+        for future in numbers:
+            future.add_done_callback(results.put)
+        yield finished()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        pool.end()
+        executor.shutdown()
+
+
+def _prepare(threads: int) -> None:
+    """Limit the threads of libraries of pyfuncs (torch, boosters), and hide the tracebacks of refused rows."""
+    if threads < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    logging.getLogger("mlflow_deploy_plugin.serve.pyfunc.scorer").setLevel(logging.CRITICAL)
+
+
+class _Tally:
+    def __init__(self, parts: Sequence[Part], finished_before: int, progress: Path, report: Report) -> None:
+        self._parts = parts
+        self._finished_before = finished_before
+        self._progress = progress
+        self._report = report
+        self._begun = time.monotonic()
+        self._total = sum(part.size for part in parts)
+        self._rows = self._done = self._bytes = 0
+
+    def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
+        """Return the reasons for omitted parts, and the number of rejected rows. Raises the error of a failed part."""
+        failed: dict[str, str] = {}
+        rejected = 0
+        for ended in finishing:
+            for number, result in ended.items():
+                part = self._parts[number]
+                self._done += 1
+                self._bytes += part.size
+                if isinstance(result, PartResult):
+                    self._rows += result.rows
+                    rejected += result.rejected
+                elif on_error == "skip-part":
+                    failed[part.name] = result.message
+                else:
+                    raise result
+            self._report(self.now())
+        return failed, rejected
+
+    def now(self) -> BatchProgress:
+        rows, position = read_progress(self._progress)
+        return BatchProgress(
+            self._rows + rows,
+            self._done,
+            len(self._parts),
+            self._finished_before,
+            self._bytes + position,
+            self._total,
+            time.monotonic() - self._begun,
+        )
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri or uri.startswith("file:") else str(absolute_path(uri))
+
+
+def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> Manifest:
+    files = "".join(f"{part.name} {part.state}\n" for part in parts)
+    return {
+        "model": {
+            "uri": resolved.model_uri,
+            "name": resolved.name,
+            "version": resolved.version,
+            "source": resolved.source,
+            "digest": digest,
+        },
+        "input": plan.input,
+        "input_digest": f"sha256:{hashlib.sha256(files.encode()).hexdigest()}",
+        "keep": plan.keep,
+        "on_error": plan.on_error,
+        "format": plan.output_format,
+        "input_format": plan.input_format,
+        "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
+    }
+
+
+def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: Manifest) -> LoggedRun:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # This takes 1 s.
+
+    model, progress = result.model, result.progress
+    params = {"model": model.source, "input": plan.input, "output": plan.output, "on_error": plan.on_error}
+    figures = {
+        "rows": progress.rows,
+        "rejected_rows": result.rejected,
+        "parts": progress.parts,
+        "failed_parts": len(result.failed),
+        "seconds": progress.seconds,
+        "rows_per_second": progress.rows_per_second,
+    }
+
+    def log_content(client: "MlflowClient", run_id: str) -> None:
+        now = int(time.time() * 1000)
+        client.log_batch(
+            run_id,
+            [Metric(name, float(value), now, 0) for name, value in figures.items()],
+            [Param(name, value) for name, value in params.items()],
+        )
+        digest = manifest["input_digest"].removeprefix("sha256:")[:32]
+        source_type = "s3" if plan.input.startswith("s3:") else "local"
+        source = json.dumps({"uri": plan.input})
+        dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
+        models = [LoggedModelInput(model.aspects["model_id"])] if model.aspects.get("model_id") else None
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])], models)
+        client.log_dict(run_id, {key: value for key, value in manifest.items() if key != "parts"}, MANIFEST)
+
+    tags = {"onnxserve.batch.model": model.name, "onnxserve.batch.version": model.version}
+    return log_run(
+        "the run of the batch",
+        f"batch {model.name} {model.version}".strip(),
+        tags,
+        lambda client: get_or_create_experiment(client, plan.experiment),
+        log_content,
+    )

@@ -1,0 +1,146 @@
+"""Batches on Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
+
+The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. Each
+part is a task that reads its file itself. The rows of a DataFrame are Arrow batches (`mapInArrow`,
+https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html). The
+machines need this package with its extra `cpu`.
+"""
+
+import atexit
+import gc
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.processes.spark import NO_CONNECT, spark_context
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.ship.batch.part import PartJob, predict_part
+from mlflow_deploy_plugin.ship.batch.table_model import declared_outputs, load_table_model, takes, with_kept
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+    from pyspark.sql import DataFrame
+
+    from mlflow_deploy_plugin.ship.batch.run import Finished
+
+_LOOK_SECONDS = 0.5
+
+
+@contextmanager
+def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
+    """Predict each part as a Spark task, which reads and writes the part's files. Raises like `spark_context`."""
+    if not jobs:
+        yield iter(())
+        return
+    context = spark_context()
+    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked for pyspark.
+
+    archive = _ship(context, model)
+    results = context.accumulator([], AddingAccumulatorParam([]))
+
+    def task(numbered: tuple[int, PartJob]) -> None:
+        number, job = numbered
+        try:
+            results.add([(number, predict_part(replace(job, model=_shipped(archive), progress="")))])
+        except OnnxserveError as error:
+            results.add([(number, OnnxserveError(error.message))])
+
+    def predict() -> None:
+        context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
+        # The tasks receive no rows, so an RDD suffices. Spark SQL would double the start time.
+        context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
+
+    def finished(running: Future[None]) -> "Finished":
+        seen, is_over = 0, False
+        while not is_over:
+            wait([running], _LOOK_SECONDS)
+            is_over = running.done()
+            ended = results.value[seen:]
+            seen += len(ended)
+            yield dict(ended)
+        if error := running.exception():
+            raise OnnxserveError(f"the Spark job failed: {one_line(error, 300)}")
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(predict)
+        try:
+            yield finished(running)
+        finally:
+            if not running.done():
+                context.cancelJobGroup(archive)
+
+
+def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
+    """Return a Spark DataFrame with the predictions for each row, after the `keep` columns (None: all columns).
+
+    Raises the errors of `resolve` and `download`, and InvalidConfig for a missing column or undeclared outputs.
+    """
+    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # pyspark is an extra.
+    from pyspark.sql.types import StructType
+
+    shipped = download(resolve(model_uri).source, _folder_until_exit())
+    model = load_table_model(shipped)
+    kept = tuple(frame.columns if keep is None else keep)
+    if missing := [name for name in kept if name not in frame.columns]:
+        raise InvalidConfig(
+            f"keep: the column {missing[0]!r} does not exist; the columns are {join_names(frame.columns, missing[0])}"
+        )
+    if missing_columns := model.schema.missing_columns(frame.columns):
+        raise InvalidConfig(missing_columns.message)
+    outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
+    if not outputs.fields:
+        raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
+    if doubled := [name for name in outputs.names if name in kept]:
+        raise InvalidConfig(f"keep: {doubled[0]!r} is also an output of the model; rename the column")
+    schema = StructType([*(frame.schema[name] for name in kept), *outputs.fields])
+    arrow_schema = to_arrow_schema(outputs)
+    if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
+        raise InvalidConfig(NO_CONNECT)
+    archive = _ship(context, shipped)
+    selected = [name for name in frame.columns if name in kept or takes(model.schema, name, kept)]
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        loaded = load_table_model(_shipped(archive))
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            table = pa.Table.from_batches([batch])
+            inputs = table.select([name for name in selected if takes(loaded.schema, name, kept)])
+            try:
+                predicted = loaded.predict(inputs).cast(arrow_schema)
+            except OnnxserveError as error:
+                raise InferenceError(f"a batch of {len(batch)} rows: {error.message}") from None
+            yield from with_kept(table, kept, predicted).combine_chunks().to_batches()
+
+    return frame.select(*selected).mapInArrow(task, schema)
+
+
+def _ship(context: "SparkContext", model: Path) -> str:
+    folder = _folder_until_exit()
+    archive = shutil.make_archive(str(folder / folder.name), "zip", model)
+    context.addArchive(archive)
+    return Path(archive).name
+
+
+def _folder_until_exit() -> Path:
+    """Return an empty folder that exists until exit, because Spark fetches files later, e.g. when a machine joins."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder("onnxserve-batch-"))
+
+
+def _shipped(archive: str) -> Path:
+    from pyspark import SparkFiles
+
+    gc.freeze()  # Spark collects garbage after each task, which takes 65 ms of CPU time for all imported objects.
+    return Path(SparkFiles.get(archive))

@@ -1,0 +1,234 @@
+"""The containers of an endpoint: their options, the reason why they ended, and the conversion of Docker's errors.
+
+Containers run without privileges: as the user who deploys (for root: the user of the image), on a read-only file system
+and without capabilities. A label has a digest of the options whose change requires a new container.
+"""
+
+import hashlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+from docker.errors import APIError, DockerException
+from docker.models.containers import Container
+from docker.types import DeviceRequest, Mount
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.settings import Settings, absolute_path, read_text
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
+from mlflow_deploy_plugin.ship.deployments.backends.supervisor import error_line, server_environment
+from mlflow_deploy_plugin.ship.manifests.served import HOME_FOLDER, USER, Document, asks_mlflow, local_files
+
+ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
+DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
+"""The labels of a container with the digest of its options and with its published address."""
+NETWORK = "onnxserve"
+"""The network of the listeners. Containers on it cannot reach each other."""
+_PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
+_NOT_PASSED_ON = {f"ONNXSERVE_{name}" for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS", "WEBHOOK_SECRET")}
+_LISTENER_MEMORY = 64 * 1024**2
+_LAST_LINES = 100
+_IS_HEALTHY = ("CMD", "python", "-m", "mlflow_deploy_plugin.serve.cloud")
+_KILLED = 128 + signal.SIGKILL
+
+
+def server_name(endpoint: str) -> str:
+    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker refuses a name of one letter.
+
+
+def listener_name(endpoint: str) -> str:
+    return f"{endpoint}-listener"
+
+
+def volume_name(endpoint: str) -> str:
+    return f"onnxserve-{endpoint}"
+
+
+def home_folder(endpoint: str, settings: Settings) -> Path:
+    """Return the folder with the files of an endpoint's servers. Containers mount the folder at the same path."""
+    return settings.home_path / "docker" / endpoint
+
+
+def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
+    """Return a server's arguments for `containers.create`. Raises InvalidConfig if a required file is missing."""
+    container, is_host = spec.container, spec.container.network == "host"
+    for field in ("grpc_port", "metrics_port"):
+        if getattr(spec.server, field) is not None and not is_host:
+            raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
+    secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
+    own = {**container.environment, **container.secret_files, **secrets}
+    mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
+    url = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
+    options: Document = {
+        "image": container.image_for(spec.server),
+        "entrypoint": ["onnxserve"],
+        "network": container.network or "bridge",
+        "mounts": mounts if is_host else [*mounts, Mount(HOME_FOLDER, volume_name(spec.name))],
+        "pids_limit": container.pids,
+        "healthcheck": {"test": [*_IS_HEALTHY, url]},
+        **_hardened(),
+    }
+    if container.cpus is not None:
+        options["nano_cpus"] = int(container.cpus * 1e9)
+    if container.memory_bytes is not None:
+        options |= {"mem_limit": container.memory_bytes, "memswap_limit": container.memory_bytes}
+    if spec.server.is_on_nvidia:
+        options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
+    parts = [image_id, options, own, spec.server.model_dump(mode="json"), container.restart]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    environment = {**_environment(spec, settings), **own}
+    return {**options, "environment": environment, "labels": {**_labels(spec, settings), DIGEST: digest}}
+
+
+def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
+    """Return the arguments of `containers.create` for the listener, without its network."""
+    host, port = spec.server.host.strip("[]"), spec.server.port
+    return {
+        "image": spec.container.image_for(spec.server),
+        "entrypoint": ["python", "-m", "mlflow_deploy_plugin.serve.listener"],
+        "command": [f"{HOME_FOLDER}/listener", str(port)],
+        "name": listener_name(spec.name),
+        "labels": _labels(spec, settings),
+        "ports": {f"{port}/tcp": ("127.0.0.1" if host == "localhost" else host, port)},
+        "mounts": [Mount(HOME_FOLDER, volume_name(spec.name))],
+        "healthcheck": {"test": ["NONE"]},
+        "mem_limit": _LISTENER_MEMORY,
+        "pids_limit": 32,
+        "restart_policy": {"Name": "unless-stopped"},
+        **_hardened(),
+    }
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    share(folder)
+
+
+def share(path: Path) -> None:
+    """Give the group the owner's rights on a file or folder, because root's containers run in the owner's group."""
+    mode = path.stat().st_mode
+    if os.getuid() == 0 and mode & 0o070 != (mode & 0o700) >> 3:
+        path.chmod(mode | (mode & 0o700) >> 3)
+
+
+def check_registry(uri: str, is_host: bool) -> None:
+    """Raise InvalidConfig if a container (with `is_host`: on the host's network) cannot reach the registry at `uri`."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
+        raise InvalidConfig(
+            f"the registry {parts.scheme or 'file'}:… is a file of this machine, which a container cannot read: start "
+            "`mlflow server` on it, and set MLFLOW_TRACKING_URI to the server's address"
+        )
+    if not is_host and is_loopback(parts.hostname or ""):
+        raise InvalidConfig(
+            f"containers cannot reach {uri}, this machine's loopback: set -C container.network=host; or let "
+            "`mlflow server --host` listen on docker0's address (172.17.0.1), and set MLFLOW_TRACKING_URI to it"
+        )
+
+
+def end_of(container: Container) -> str:
+    state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
+    if state["OOMKilled"]:
+        return f"is out of memory: set -C container.memory_bytes=… to more than {limit:,} bytes"
+    if state["ExitCode"] in (126, 127):
+        return "has no command `onnxserve`: set -C container.image=… to an onnxserve image"
+    if state["ExitCode"] == _KILLED and not state["Restarting"]:
+        return f"was killed (exit status {_KILLED})"  # The log does not explain a kill.
+    lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
+    words = error_line([line for line in lines if line]) or state["Error"]
+    again = " and is restarted repeatedly" if state["Restarting"] else ""
+    return f"has ended with exit status {state['ExitCode']}{again}" + (f": {words}" if words else "")
+
+
+@contextmanager
+def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
+    try:
+        yield
+    except APIError as error:
+        engine_error = explanation(error)
+        if spec is not None and re.search(r"port is already allocated|address already in use", engine_error):
+            raise InvalidConfig(
+                f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…"
+            ) from None
+        if "is already in use by container" in engine_error:
+            raise AlreadyExists(f"another container has the name: {engine_error}") from None
+        if "Range of CPUs" in engine_error:
+            raise InvalidConfig(f"container.cpus: {engine_error}") from None
+        if missing := re.search(r"network (\S+) not found", engine_error):
+            raise InvalidConfig(f"container.network: the Docker network {missing[1]} does not exist") from None
+        if "could not select device driver" in engine_error:
+            raise InvalidConfig(
+                "the server computes on a GPU, but the NVIDIA container toolkit is not installed in this engine"
+            ) from None
+        if "bind source path does not exist" in engine_error:
+            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {engine_error}") from None
+        raise DeploymentFailed(f"Docker reports: {engine_error}") from None
+    except (DockerException, requests.RequestException) as error:
+        raise DeploymentFailed(f"Docker does not answer: {error}") from None
+
+
+def explanation(error: APIError) -> str:
+    return one_line(error.explanation or error)
+
+
+def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
+    address = f"{spec.server.host}:{spec.server.port}@{spec.container.network or NETWORK}"
+    return {ENDPOINT: spec.name, HOME: str(settings.home_path), ADDRESS: address}
+
+
+def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
+    """Return the paths of this machine to mount in the server's container: path → True if the mount is read-only."""
+    files = local_files(spec)
+    if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
+        if settings.keys_file is None:
+            raise InvalidConfig(
+                "server.api_keys of a container reads the keys from a file: run `onnxserve keys export > keys.json`, "
+                "and set ONNXSERVE_KEYS_FILE=keys.json for this command"
+            )
+        files.append(str(settings.keys_file.absolute()))
+    mounts = dict.fromkeys(files, True)
+    if ":" not in (log := settings.inference_log):
+        for folder in (Path(log), *Path(log).glob("_*")):
+            make_folder(folder, 0o755)
+        mounts[log] = False
+    return {**mounts, str(home_folder(spec.name, settings)): False}
+
+
+def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
+    folder, is_host = home_folder(spec.name, settings), spec.container.network == "host"
+    variables = server_environment(folder, settings)
+    if asks_mlflow(spec):
+        check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)
+    own = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
+    if settings.keys_file is not None:
+        own["KEYS_FILE"] = str(settings.keys_file.absolute())
+    if not is_host:
+        own["LISTENER"] = f"{HOME_FOLDER}/listener"
+    passed_on = {key: value for key, value in variables.items() if key.startswith(_PASSED_ON)}
+    passed_on = {key: value for key, value in passed_on.items() if key not in _NOT_PASSED_ON}
+    return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in own.items()}}
+
+
+def _secret(name: str, path: str) -> str:
+    if not path.startswith(("/", "~")):  # The next command may have another working directory.
+        raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
+    return read_text(absolute_path(path), f"container.secrets.{name}: the file").rstrip("\n")
+
+
+def _hardened() -> Document:
+    return {
+        "user": f"{os.getuid() or USER}:{os.getgid()}",
+        "read_only": True,
+        "tmpfs": {"/tmp": ""},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "init": True,
+    }

@@ -1,0 +1,331 @@
+"""Deployments in containers of this machine's Docker engine.
+
+`NAME` is the server. Its state folder is mounted from the host at the same path, so that other processes can read it
+and a change of the spec does not need a new container. `NAME-listener` has the published port, and passes its listening
+socket to the servers (`serve/listener.py`). A container with another image starts next to the serving container,
+accepts from the same socket when it is ready, and takes over the name while the old container completes its requests.
+With `container.network: host` there is no listener, and replacing a server causes a short outage.
+
+    HOME/docker/NAME/SLOT     the state folder of one server; each new server has another slot
+    HOME/docker/NAME/cache    the downloaded models
+    HOME/deployments/NAME     a link to the state folder of the current server
+    volume onnxserve-NAME     the Unix socket that passes the listening socket
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.models.images import Image
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.statedir import files
+from mlflow_deploy_plugin.core.statedir.models import ServerState
+from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
+from mlflow_deploy_plugin.ship.deployments.backends import containers, served_state
+from mlflow_deploy_plugin.ship.deployments.backends.containers import (
+    ADDRESS,
+    SLOT,
+    docker_errors,
+    home_folder,
+    server_name,
+)
+from mlflow_deploy_plugin.ship.deployments.backends.local import check_port
+from mlflow_deploy_plugin.ship.deployments.backends.served_state import MachineBackend, ServedState
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation, Progress
+from mlflow_deploy_plugin.ship.manifests.served import Document
+
+_KEPT = (files.FOLLOWED, files.CONTROL, MASK_KEY)
+"""The files of a state folder that are copied for the next server."""
+
+
+@dataclass
+class DockerBackend(MachineBackend):
+    """Servers in containers of the Docker engine at DOCKER_HOST, by default this machine's engine."""
+
+    _connected: docker.DockerClient | None = field(default=None, init=False)
+
+    def lives(self, pid: int) -> bool:
+        return True  # The process ids are from the container, in which gunicorn removes the files of dead workers.
+
+    def apply(self, spec: EndpointSpec, progress: Progress) -> str:
+        """Serve `spec`, whose port is set. A change of the image, `server` or `container` needs a new container.
+
+        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if another
+        container has this name.
+        """
+        with docker_errors(spec):
+            self._settle(spec.name)
+            image = self._image(spec, progress)
+            containers.make_folder(home_folder(spec.name, self.settings))
+            options = containers.server_options(spec, self.settings, image.id)
+            server = self._server(spec.name)
+            digest = server.labels.get(containers.DIGEST) if server is not None and server.status == "running" else None
+            if digest == options["labels"][containers.DIGEST]:
+                self._start_listener(spec)
+                folder = self.settings.state_dir(spec.name)
+                before = self.state_before(folder)
+                files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
+                self._wait(spec, folder, server, before, progress)
+            else:
+                self._replace(spec, server, options, progress)
+        return served_state.server_url(spec.server)
+
+    def observe(self, spec: EndpointSpec) -> Observation:
+        with docker_errors(spec):
+            server = self._server(spec.name)
+            listener = self._listener(spec.name)
+            is_running = server is not None and server.status == "running"
+            ended = f"its container {containers.end_of(server)}" if server is not None and not is_running else ""
+        name, folder = spec.name, self.settings.state_dir(spec.name)
+        log = f"docker logs {server.name}" if server is not None else ""
+        if server is None or not is_running:
+            gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
+            return self.observe_absent(name, ended or gone, log)
+        if spec.container.network != "host" and (listener is None or listener.status != "running"):
+            reason = f"the container {containers.listener_name(name)}, which has its port, is not running"
+            return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
+        written = files.read_state(folder / files.SERVER, ServerState)
+        started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
+        if written is None or written.started_at < started - 1:  # The file is from an earlier start.
+            return Observation("starting", served_state.STARTING, log=log)
+        observation = self.observe_server(spec, folder, written, log)
+        restarts = written.restarts + server.attrs["RestartCount"]
+        return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
+
+    def stop(self, name: str) -> None:
+        """Stop the containers of an endpoint. Open requests are completed, or aborted after the grace period."""
+        with docker_errors():
+            for server in self._servers(name):
+                self._stop(server)
+            if (listener := self._listener(name)) is not None:
+                listener.stop()
+        if (folder := self.settings.state_dir(name)).exists():
+            (folder / served_state.STOPPED).touch()
+
+    def remove(self, name: str) -> None:
+        with docker_errors():
+            for server in self._servers(name):
+                self._end(server)
+            if (listener := self._listener(name)) is not None:
+                listener.remove(v=True, force=True)
+            # Containers of another home may use the volume.
+            unused = {"name": f"^{containers.volume_name(name)}$", "dangling": True}
+            for volume in self._engine.volumes.list(filters=unused):
+                volume.remove()
+        self.settings.state_dir(name).unlink(missing_ok=True)
+        shutil.rmtree(home_folder(name, self.settings), ignore_errors=True)
+
+    def is_running(self, name: str) -> bool:
+        with docker_errors():
+            server = self._server(name)
+        return server is not None and server.status in ("running", "restarting")
+
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        with docker_errors():
+            if (server := self._server(name)) is None:
+                return
+            part = b""
+            for piece in server.logs(tail=lines, follow=follow, stream=True):
+                *complete_lines, part = (part + piece).split(b"\n")
+                yield from (line.decode(errors="replace") for line in complete_lines)
+
+    @property
+    def _engine(self) -> docker.DockerClient:
+        # With cached_property, Python 3.11 would block all backends of the process while one engine does not answer.
+        if self._connected is None:
+            try:
+                self._connected = docker.from_env()
+            except DockerException:
+                where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+                hint = "start it, or set DOCKER_HOST to another engine"
+                if (path := urlsplit(where).path) and os.path.exists(path) and not os.access(path, os.W_OK):
+                    hint = "this user has no access; add it to the group `docker`"
+                raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
+        return self._connected
+
+    def _slot(self, name: str) -> str:
+        """Return the slot (folder name) of the current server; empty until the first server is ready."""
+        link = self.settings.state_dir(name)
+        return link.readlink().name if link.is_symlink() else ""
+
+    def _containers(self, name: str) -> list[Container]:
+        labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
+        return [*self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)]
+
+    def _servers(self, name: str) -> list[Container]:
+        return [item for item in self._containers(name) if SLOT in item.labels]
+
+    def _listener(self, name: str) -> Container | None:
+        return next((container for container in self._containers(name) if SLOT not in container.labels), None)
+
+    def _server(self, name: str) -> Container | None:
+        slot = self._slot(name)
+        return next((container for container in self._servers(name) if container.labels[SLOT] == slot), None)
+
+    def _check_names(self, name: str) -> None:
+        for container in (server_name(name), containers.listener_name(name)):
+            try:
+                labels = self._engine.containers.get(container).labels
+            except NotFound:
+                continue
+            home, endpoint = labels.get(containers.HOME), labels.get(containers.ENDPOINT)
+            if (home, endpoint) == (str(self.settings.home_path), name):
+                continue
+            whose = f"belongs to ONNXSERVE_HOME={home}" if home else "does not belong to onnxserve"
+            whose = f"belongs to the endpoint {endpoint!r}" if home == str(self.settings.home_path) else whose
+            hint = "" if home else f", or `docker rm {container}`"
+            raise AlreadyExists(f"a container {container!r} exists and {whose}: choose another name{hint}")
+
+    def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
+        """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if the pull fails."""
+        name = spec.container.image_for(spec.server)
+        try:
+            return self._engine.images.get(name)
+        except ImageNotFound:
+            if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
+                raise InvalidConfig(
+                    f"there is no local image {name!r}: `make images` builds onnxserve:cpu and onnxserve:gpu; set "
+                    "another image with -C container.image=…"
+                ) from None
+        progress(f"{spec.name}: pulling {name}")
+        try:
+            return self._engine.images.pull(name)
+        except APIError as error:
+            raise InvalidConfig(
+                f"the image {name!r} is not local and cannot be pulled: {containers.explanation(error)}"
+            ) from None
+
+    def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
+        name, labels = spec.name, options["labels"]
+        self._check_names(name)  # Stop nothing if a name belongs to another container.
+        listener = self._listener(name)
+        running = [item for item in (server, listener) if item is not None and item.status == "running"]
+        addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
+        if labels[ADDRESS].partition("@")[0] not in addresses:
+            check_port(spec.server.host, spec.server.port or 0)  # Check before any container is stopped.
+        earlier = self._slot(name)
+        slot = earlier or "1"
+        takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]
+        if takes_over:
+            slot = str(int(earlier) + 1)
+        elif server is not None:
+            self._end(server)
+        folder = home_folder(name, self.settings) / slot
+        containers.make_folder(folder)
+        for name_of_file in (files.SERVER, files.AGENT, served_state.STOPPED):
+            (folder / name_of_file).unlink(missing_ok=True)
+        shutil.rmtree(folder / "workers", ignore_errors=True)
+        for file in _KEPT if takes_over else ():
+            with suppress(FileNotFoundError):
+                shutil.copy(folder.with_name(earlier) / file, folder / file)
+                containers.share(folder / file)
+        files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
+        self._start_listener(spec)
+        progress(f"{name}: starting a container of {options['image']}")
+        new = None
+        try:
+            new = self._engine.containers.create(
+                **{**options, "labels": {**labels, SLOT: slot}},
+                name=f"{server_name(name)}.{slot}",
+                command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
+            )
+            new.start()
+            self._wait(spec, folder, new, ServedState(), progress)
+            # Set the restart policy only now, because a restart would hide a crash from `_wait`.
+            new.update(restart_policy={"Name": spec.container.restart})
+        except BaseException:
+            if new is not None:  # Let the container complete accepted requests.
+                self._end(new)
+            if takes_over:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif (listener := self._listener(name)) is not None:  # Free the port.
+                listener.remove(v=True, force=True)
+            raise
+        link = self.settings.state_dir(name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{name}.link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder)
+        temporary.replace(link)
+        self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        """Stop all servers except the current server, even after a crash, and give the current server its name."""
+        slot = self._slot(name)
+        for server in self._servers(name):
+            if server.labels[SLOT] == slot:
+                continue
+            self._end(server)
+            folder = home_folder(name, self.settings) / server.labels[SLOT]
+            spool = folder.with_name(slot or "1") / files.SPOOL
+            for segment in (folder / files.SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
+                containers.make_folder(spool)
+                segment.replace(spool / segment.name)
+            shutil.rmtree(folder, ignore_errors=True)
+        server = self._server(name)
+        if server is not None and server.name != server_name(name):
+            server.rename(server_name(name))
+
+    def _start_listener(self, spec: EndpointSpec) -> None:
+        """Start the container with the published port. With `container.network: host`, there is no listener."""
+        options, network = containers.listener_options(spec, self.settings), spec.container.network
+        listener = self._listener(spec.name)
+        if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
+            listener.remove(v=True, force=True)
+            listener = None
+        if network == "host":
+            return
+        if listener is None:
+            listener = self._engine.containers.create(**options, network=network or self._network())
+            if network is not None:  # Other containers reach the listener by the endpoint's name.
+                joined = self._engine.networks.get(network)
+                joined.disconnect(listener)
+                joined.connect(listener, aliases=[spec.name])
+        try:
+            listener.start()  # A running listener is not restarted.
+        except APIError:
+            listener.remove(v=True, force=True)
+            raise
+
+    def _network(self) -> str:
+        """Return the id of the listeners' network. If a race has created two networks, return the older network."""
+        if not (networks := self._engine.networks.list(names=[f"^{containers.NETWORK}$"])):
+            options = {"com.docker.network.bridge.enable_icc": "false"}
+            self._engine.networks.create(containers.NETWORK, driver="bridge", options=options)
+            networks = self._engine.networks.list(names=[f"^{containers.NETWORK}$"])
+        return str(min(networks, key=lambda network: network.attrs["Created"]).id)
+
+    def _wait(self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, log: Progress) -> None:
+        is_new = before.spec is None
+
+        def why_ended() -> str:
+            server.reload()
+            # OOMKilled is reliable only for a new container: later, it may be outdated or refer to a single worker.
+            is_killed = is_new and server.attrs["State"]["OOMKilled"]
+            lives = server.status in ("created", "running") and not is_killed
+            return "" if lives else f"its container {containers.end_of(server)}"
+
+        self.wait_until_served(spec, folder, before, why_ended, log)
+
+    def _stop(self, server: Container) -> None:
+        """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
+        spec = served_state.written_spec(
+            home_folder(server.labels[containers.ENDPOINT], self.settings) / server.labels[SLOT]
+        )
+        server_spec = spec.server if spec is not None else ServerSpec()
+        server.stop(timeout=server_spec.stop_seconds)  # This does nothing if the server has ended.
+
+    def _end(self, server: Container) -> None:
+        self._stop(server)
+        server.remove(v=True, force=True)

@@ -1,0 +1,511 @@
+"""Deployments on Kubernetes: the objects of `ship/manifests/kubernetes.py` are applied to a namespace and then watched.
+
+Server-side apply changes only differences, so after a crash the same call completes the work. A change of variants
+reaches running pods through the ConfigMap, and the pods' state files show whether they serve the change. The state of
+the objects is polled, because a watch stream may break.
+"""
+
+import hashlib
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from urllib.parse import urlsplit
+
+from sqlalchemy import make_url
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.settings import Settings, workspace_environment
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback
+from mlflow_deploy_plugin.core.statedir.files import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Wanted, WorkerState
+from mlflow_deploy_plugin.ship.deployments.backends import kubernetes_status, served_state
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused, Cluster
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
+from mlflow_deploy_plugin.ship.deployments.backends.served_state import ServedState
+from mlflow_deploy_plugin.ship.deployments.backends.supervisor import error_line
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation, Progress
+from mlflow_deploy_plugin.ship.manifests.kubernetes import CONTAINER, endpoint_labels, kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.served import (
+    OWNER,
+    STATE_FOLDER,
+    Document,
+    Place,
+    http_port,
+    lacks_mlflow_address,
+)
+
+_KINDS = (
+    *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),
+    *("Service", "NetworkPolicy", "ConfigMap", "ServiceAccount"),
+)
+"""The kinds of objects of an endpoint, in the order of deletion."""
+_OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
+_CUSTOM = ("HTTPRoute", "ServiceMonitor")
+"""The kinds of custom resources, on which the Kubernetes role `edit` has no rights."""
+_REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
+_SPEC_DIGEST = "onnxserve/spec"
+_REPLICAS = "onnxserve/replicas"
+"""The annotation of a Deployment with the last applied `kubernetes.replicas`; absent if it has an autoscaler."""
+_POLL_SECONDS = 0.5
+_AT_ONCE = 8
+_LOG_LINES = 50
+_STOP_MARGIN_SECONDS = 60
+_LOG_QUEUE = 10_000
+_MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+_NO_MLFLOW = (
+    "the pods cannot reach MLflow at {uri}: set -C container.environment.MLFLOW_TRACKING_URI=… to an address that they "
+    "can reach, or set -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
+)
+_READ_STATE = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+def lives(file):
+    try:
+        os.kill(int(file.stem), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    return True
+files = [folder / name for name in sys.argv[2:]] + [one for one in folder.glob("workers/*.json") if lives(one)]
+print(json.dumps({str(one.relative_to(folder)): one.read_text() for one in files if one.is_file()}))
+"""
+
+_READ_PAGE = """
+import pathlib, ssl, sys, urllib.request
+url, key = sys.argv[1], pathlib.Path(sys.argv[2])
+headers = {"Authorization": "Bearer " + key.read_text()} if key.is_file() else {}
+any_name = ssl._create_unverified_context() if url.startswith("https:") else None  # of the host for callers
+try:
+    request = urllib.request.Request(url, headers=headers)
+    sys.stdout.buffer.write(urllib.request.urlopen(request, timeout=float(sys.argv[3]), context=any_name).read())
+except OSError as error:
+    sys.exit(f"{url}: {error}")
+"""
+
+
+@dataclass
+class KubernetesBackend:
+    settings: Settings
+    namespace: str
+    _cluster: Cluster = field(init=False)
+    _may_look: bool = field(default=True, init=False)
+    _refusals: dict[str, RefusedPods] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._cluster = Cluster(self.namespace, self.settings.kube_context)
+
+    def apply(self, spec: EndpointSpec, progress: Progress) -> str:
+        """Serve `spec`. After a failure, ready pods continue to run, and objects of other owners are restored.
+
+        Raises the errors of `Backend.apply`, and AlreadyExists if objects of this name belong to another owner.
+        """
+        running = self._cluster.get("Deployment", spec.name)
+        environment = pod_environment(spec, running)
+        documents = kubernetes_documents(
+            spec, Place(self.namespace, environment | workspace_environment(), self._owner)
+        )
+        kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
+        objects = [self._cluster.get(kind, name) for kind, name in kinds]
+        # Refuse objects of other owners, into which the applied fields would be merged.
+        others = [existing for existing in objects if existing is not None and not self._is_ours(existing)]
+        if others and not spec.kubernetes.force_conflicts:
+            kind, owner = others[0]["kind"], _owner_of(others[0])
+            raise errors.AlreadyExists(
+                f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
+                f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
+                "kubernetes.force_conflicts=true takes it over"
+            )
+        try:
+            self._serve(spec, running, documents, progress)
+        except BaseException:  # This includes Ctrl-C.
+            for document in others:
+                with suppress(errors.DeploymentFailed):  # Only the first failure is reported.
+                    self._cluster.put_back(document)
+            raise
+        return self._url(spec)
+
+    def _serve(
+        self, spec: EndpointSpec, running: Document | None, documents: list[Document], progress: Progress
+    ) -> None:
+        pods = self._living_pods(spec.name) if running is not None else []
+        states = zip(pods, self._read_pods(pods), strict=True)
+        before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
+        is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
+        if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
+            # Without its autoscaler, the Deployment needs the number of pods of the spec.
+            self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
+        for document in documents:
+            if document["kind"] == "Deployment":
+                # Read the Deployment again, because an autoscaler may have scaled it while the pods were read.
+                document["spec"]["replicas"] = count = pod_count(spec, self._cluster.get("Deployment", spec.name))
+                if not is_scaled and count != replicas:
+                    kept = f"{spec.name}: keeps {count} pods, which were set by another manager"
+                    progress(f"{kept}; kubernetes.force_conflicts=true sets {replicas}")
+                document["metadata"]["annotations"] |= {} if is_scaled else {_REPLICAS: str(replicas)}
+            self._cluster.apply(document, spec.kubernetes.force_conflicts)
+        kinds = {document["kind"] for document in documents}
+        for kind in _OPTIONAL:
+            if kind not in kinds:
+                self._delete(kind, spec.name)
+        progress(f"{spec.name}: applied to namespace {self.namespace}")
+        (served,) = (document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap")
+        digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
+        for pod in pods:  # A changed annotation makes kubelet read the ConfigMap now, not in 90 s.
+            with suppress(errors.DeploymentFailed):  # The pod may be gone, or the user may not change it.
+                self._cluster.merge("Pod", pod["metadata"]["name"], digest)
+        self._wait_until_served(spec, before, progress)
+
+    def observe(self, spec: EndpointSpec) -> Observation:
+        deployment = self._own_deployment(spec.name)
+        if deployment is None:
+            gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` recreates it"
+            return Observation("failed", gone)
+        count = deployment["spec"].get("replicas", 1)
+        if count == 0:
+            return Observation("stopped", f"`onnxserve start {spec.name}` starts it")
+        ready = deployment.get("status", {}).get("readyReplicas", 0)
+        pods = self._living_pods(spec.name)
+        trouble = self._trouble(deployment, pods)
+        reason = trouble.text if trouble is not None else kubernetes_status.pending_rollout(deployment)
+        states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
+        if not ready:
+            return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
+        applied_specs = [served_state.compare_applied(spec, state) for state in states]
+        agents = [state.agent for state in states if state.agent is not None]
+        return Observation(
+            "running",
+            reason or next((item.pending for item in applied_specs if item.pending), ""),
+            url=self._url(spec),
+            restarts=sum(kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods),
+            wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
+            workers=tuple(
+                worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # Pids are only unique within a pod.
+                for number, state in enumerate(states)
+                for worker in state.workers
+            ),
+            errors={name: error for item in applied_specs for name, error in item.errors.items()},
+            refused=next((agent.refused for agent in agents if agent.refused), ()),
+            registry_error=next((agent.error for agent in agents if agent.error), ""),
+            shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
+        )
+
+    def server_pages(
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
+    ) -> Mapping[str, bytes | errors.Refused]:
+        """Return a page of each ready pod by pod name, or the reason why the pod does not return it.
+
+        The request runs inside the pod with a key that only the server's user can read, because the API server's proxy
+        does not forward `Authorization` and has no client certificate. A terminating pod is included while it answers.
+        """
+        self._own_deployment(spec.name)
+        url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
+        command = ["python", "-c", _READ_PAGE, url, f"{STATE_FOLDER}/{LOCAL_KEY}", str(timeout_seconds)]
+
+        def read(pod: Document) -> bytes | errors.Refused:
+            try:
+                return self._cluster.execute(pod["metadata"]["name"], command).encode()
+            except errors.DeploymentFailed as error:
+                return errors.Refused(error.message)
+
+        pods = [pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            pages = zip(pods, pool.map(read, pods), strict=True)
+        return {
+            pod["metadata"]["name"]: page
+            for pod, page in pages
+            if isinstance(page, bytes) or "deletionTimestamp" not in pod["metadata"]
+        }
+
+    def place(self, name: str) -> str:
+        """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment of this
+        name, InvalidConfig for the Deployment of another owner, and DeploymentFailed if the API server refuses."""
+        if self._own_deployment(name) is None:
+            raise errors.NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
+        return self._cluster.namespace_uid()
+
+    def stop(self, name: str) -> None:
+        """Scale to 0 pods, and wait until the pods have completed their requests."""
+        if (deployment := self._own_deployment(name)) is not None:
+            self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
+            self._wait_until_gone(name, deployment)
+
+    def remove(self, name: str) -> None:
+        deployment = self._cluster.get("Deployment", name)
+        for kind in _KINDS:
+            self._delete(kind, name)
+        if deployment is not None and self._is_ours(deployment):
+            self._wait_until_gone(name, deployment)
+
+    def is_running(self, name: str) -> bool:
+        deployment = self._cluster.get("Deployment", name)
+        return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
+
+    def poll_registry(self, name: str) -> None:
+        with suppress(errors.OnnxserveError):  # The agents also poll on a schedule.
+            self._own_deployment(name)
+            for pod in self._living_pods(name):
+                self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
+
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        """Yield the last log lines of each pod, with the pod's name. If `follow` is set, then yield new lines."""
+        self._own_deployment(name)
+        names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
+        for pod in names:
+            yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
+        if not follow:
+            return
+        written: queue.Queue[str | errors.DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
+
+        def read(pod: str) -> None:
+            """Put the new lines of a pod's log into the queue. When the log ends, put None or the error into it."""
+            last, since = "", 1
+            try:
+                while self._cluster.get("Pod", pod) is not None:
+                    begun = time.monotonic()
+                    for line in self._cluster.follow_log(pod, since):
+                        stamp, _, text = line.partition(" ")
+                        if stamp > last:  # After a reconnect, skip repeated lines.
+                            last = stamp
+                            written.put(f"{pod}: {text}")
+                    since = int(time.monotonic() - begun) + 5
+                    time.sleep(_POLL_SECONDS)
+                written.put(None)
+            except errors.DeploymentFailed as error:
+                written.put(error)
+
+        for pod in names:
+            threading.Thread(target=read, args=(pod,), daemon=True).start()
+        living = len(names)
+        while living:
+            line = written.get()
+            if isinstance(line, errors.DeploymentFailed):
+                raise line
+            if line is None:
+                living -= 1
+            else:
+                yield line
+
+    @contextmanager
+    def reached(self, spec: EndpointSpec) -> Iterator[str]:
+        """Yield a local address that is forwarded to a ready pod. Raises NotReady if no pod is ready."""
+        self._own_deployment(spec.name)
+        ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
+        if not ready:
+            raise errors.NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
+        with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
+            yield f"{spec.server.scheme}://{address}"
+
+    def _url(self, spec: EndpointSpec) -> str:
+        """Return the address of an endpoint for callers: the public address, or the address within the cluster."""
+        if spec.kubernetes.host is not None:
+            return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
+        return f"{spec.server.scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
+
+    @cached_property
+    def _owner(self) -> str:
+        """Return this process's store as a text: the owner of its objects, which other stores do not change."""
+        url = make_url(self.settings.store_url)
+        where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
+        return f"{url.render_as_string(hide_password=True)}{where}"
+
+    def _is_ours(self, document: Document) -> bool:
+        return _owner_of(document) == self._owner
+
+    def _own_deployment(self, name: str) -> Document | None:
+        """Return the endpoint's Deployment, or None.
+
+        Raises InvalidConfig if another store (or a tool such as GitOps) owns the Deployment.
+        """
+        deployment = self._cluster.get("Deployment", name)
+        if deployment is not None and not self._is_ours(deployment):
+            whose = f"the store {owner}" if (owner := _owner_of(deployment)) else "no store"
+            raise errors.InvalidConfig(
+                f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not to {self._owner}: set "
+                "ONNXSERVE_STORE_URI to the same text as for the command that created it, or set "
+                "kubernetes.force_conflicts=true to take it over"
+            )
+        return deployment
+
+    def _delete(self, kind: str, name: str) -> bool:
+        try:
+            document = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
+        except ApiRefused as error:
+            if error.status != 403 or kind not in _CUSTOM:
+                raise
+            return False  # A user without rights on the kind has created no such object.
+        if document is None or not self._is_ours(document):
+            return False
+        self._cluster.delete(kind, name)
+        return True
+
+    def _living_pods(self, name: str) -> list[Document]:
+        """Return the endpoint's pods that are not terminating, of all revisions of its Deployment."""
+        pods = self._cluster.find("Pod", endpoint_labels(name))
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def _read_pods(self, pods: list[Document]) -> list[ServedState | None]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(self._read_pod, pods))
+
+    def _read_pod(self, pod: Document) -> ServedState | None:
+        """Return the state files of a pod, or None if they cannot be read."""
+        if "running" not in kubernetes_status.container_status(pod).get("state", {}):
+            return None
+        command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
+        try:
+            files = json.loads(self._cluster.execute(pod["metadata"]["name"], command))
+            return ServedState(
+                spec=load_specs(files[SPEC])[0] if SPEC in files else None,
+                agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
+                wanted=Wanted.model_validate_json(files[WANTED]) if WANTED in files else Wanted(),
+                workers=tuple(
+                    WorkerState.model_validate_json(text) for name, text in files.items() if name.startswith("workers/")
+                ),
+            )
+        except ApiRefused as error:
+            self._may_look = self._may_look and error.status != 403
+            return None
+        except (errors.OnnxserveError, ValueError):
+            return None
+
+    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
+        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last log line of a pod, on failure."""
+        unready: list[Document] = []
+
+        def pending() -> str:
+            try:
+                deployment = self._cluster.get("Deployment", spec.name)
+                if deployment is None:
+                    raise errors.DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
+                pending_work = kubernetes_status.pending_rollout(deployment)
+                pods = self._newest_pods(deployment) if pending_work != kubernetes_status.UNSEEN else []
+                trouble = self._trouble(deployment, pods)
+                if trouble is not None and trouble.is_final:
+                    raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
+                unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
+                pending_work = pending_work or self._pending_spec(spec, pods, before)
+                return f"{pending_work}: {trouble.text}" if pending_work and trouble is not None else pending_work
+            except ApiRefused as error:
+                if not error.may_pass:
+                    raise
+                return error.message  # Poll again: the pods also start without this answer.
+
+        def last_words() -> str:
+            return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
+
+        served_state.wait_while_pending(
+            spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words
+        )
+
+    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
+        """Return the work that pods must do to serve `spec`; empty if all pods serve it. Raises DeploymentFailed."""
+        for pod, state in zip(pods, self._read_pods(pods), strict=True):
+            name = pod["metadata"]["name"]
+            if state is None and self._may_look:
+                return f"the state of pod {name} cannot be read"
+            if state is None:
+                continue  # Without the right to read the state, trust the pod's readiness.
+            applied = served_state.compare_applied(spec, state)
+            if failure := served_state.served_failure(applied, spec, before.get(name, ServedState()), state.agent):
+                raise errors.DeploymentFailed(f"{spec.name}: {failure}")
+            if applied.pending:
+                return f"{applied.pending} (pod {name})"
+        return ""
+
+    def _newest_pods(self, deployment: Document) -> list[Document]:
+        name = deployment["metadata"]["name"]
+        revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
+        sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
+        newest = [item for item in sets if item["metadata"].get("annotations", {}).get(_REVISION) == revision]
+        hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
+        return [pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes]
+
+    def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
+        """Return the reason why pods do not become ready. A final reason takes precedence."""
+        name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
+        troubles = [
+            trouble for condition in conditions if (trouble := kubernetes_status.quota_trouble(condition)) is not None
+        ]
+        if troubles:
+            refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
+            all_pods = self._cluster.find("Pod", endpoint_labels(name))
+            ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
+            troubles = [replace(item, is_final=refused.is_final(ending, time.monotonic())) for item in troubles]
+        else:
+            self._refusals.pop(name, None)
+        for pod in pods:
+            if (trouble := kubernetes_status.pod_trouble(pod)) is not None:
+                words = self._last_words(pod) if trouble.wrote else ""
+                troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
+        return next((item for item in troubles if item.is_final), next(iter(troubles), None))
+
+    def _last_words(self, pod: Document) -> str:
+        """Return the line of a pod's log that best explains why the pod has ended or is not ready."""
+        name = pod["metadata"]["name"]
+        lines = self._cluster.pod_log(name, _LOG_LINES, previous=True)
+        line = error_line(lines or self._cluster.pod_log(name, _LOG_LINES))
+        return f": {line}" if line else ""
+
+    def _wait_until_gone(self, name: str, deployment: Document) -> None:
+        seconds = deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+        deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
+        while self._cluster.find("Pod", endpoint_labels(name)) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+def _owner_of(document: Document) -> str:
+    """Return the store that owns an object; empty if the object was not applied by onnxserve."""
+    return str(document["metadata"].get("annotations", {}).get(OWNER, ""))
+
+
+def pod_count(spec: EndpointSpec, running: Document | None) -> int:
+    """Return the number of pods that a Deployment should have.
+
+    With an autoscaler, a running Deployment keeps its pods, even outside the new bounds. Without an autoscaler, it
+    keeps a number of pods that a user or an external tool has set, until `kubernetes.replicas` changes.
+    """
+    kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
+    if not (running and now):
+        return max(1, kubernetes.replicas)
+    applied = running["metadata"].get("annotations", {}).get(_REPLICAS)
+    is_unchanged = applied == str(kubernetes.replicas) and not kubernetes.force_conflicts
+    return now if is_unchanged or kubernetes.is_autoscaled else kubernetes.replicas
+
+
+def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
+    """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods can reach them.
+
+    The Deployment's addresses take precedence, so that a later command with another MLflow does not replace the pods.
+    Raises InvalidConfig if a model is in the registry and no reachable address of the registry is known.
+    """
+    is_needed = lacks_mlflow_address(spec)
+    if running is not None:
+        containers = running["spec"]["template"]["spec"]["containers"]
+        variables = [variable for item in containers if item["name"] == CONTAINER for variable in item.get("env", ())]
+        values = {item["name"]: item["value"] for item in variables if item["name"] in _MLFLOW and item.get("value")}
+        kept = {name: value.replace("$$", "$") for name, value in values.items()}
+        if kept or not is_needed:
+            return kept
+    import mlflow  # The import takes a second, and `list` does not need it.
+
+    uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
+    if len(set(uris.values())) == 1:
+        del uris["MLFLOW_REGISTRY_URI"]  # If unset, the registry is the tracking server, which the spec may set.
+    reachable = {
+        variable: str(uri)
+        for variable, uri in uris.items()
+        if (parts := urlsplit(str(uri))).scheme in ("http", "https")
+        and not is_loopback(parts.hostname or "")
+        and parts.password is None  # Readers of the Deployment would see a password.
+    }
+    if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
+        raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
+    return reachable

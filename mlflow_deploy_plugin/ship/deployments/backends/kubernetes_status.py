@@ -1,0 +1,101 @@
+"""The status of Deployments and pods from the API server, as one line each."""
+
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.ship.manifests.kubernetes import CONTAINER
+from mlflow_deploy_plugin.ship.manifests.served import Document
+
+UNSEEN = "waiting for the cluster to plan the rollout"
+_RETRY_MARGIN_SECONDS = 10
+_PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+
+
+@dataclass(frozen=True)
+class PodTrouble:
+    """The reason why a pod does not become ready. If `is_final` is True, waiting does not help.
+
+    If `wrote` is True, the container wrote to its log before it ended, and the last log line is part of the reason.
+    """
+
+    text: str
+    is_final: bool
+    wrote: bool = False
+
+
+def pending_rollout(deployment: Document) -> str:
+    """Return the pending work of a Deployment; empty if all its pods are of the newest revision and ready."""
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return UNSEEN
+    count = deployment["spec"].get("replicas", 1)
+    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    if updated < count:
+        return f"{updated} of {count} pods are started"
+    if status.get("replicas", 0) > updated:
+        return f"{status['replicas'] - updated} old pods must still end"
+    if available < updated:
+        return f"{available} of {count} pods are ready"
+    return ""
+
+
+def quota_trouble(condition: Document) -> PodTrouble | None:
+    """Return the quota or the policy of the cluster that refuses pods, according to a condition of a Deployment."""
+    if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+        return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
+    return None
+
+
+@dataclass
+class RefusedPods:
+    """The refusal of pods by a quota, which may end by itself. Times are from the monotonic clock.
+
+    A quota also counts terminating pods, and the cluster doubles the wait after each failed try. After the last pod has
+    ended, the next wait is at most the time since the first refusal (`since`). This wait ends by `waits_until`.
+    """
+
+    since: float
+    waits_until: float = 0.0
+
+    def is_final(self, is_ending: bool, now: float) -> bool:
+        """Return True if the quota will still refuse the pods later. `is_ending` is True while a pod is terminating."""
+        if is_ending:
+            self.waits_until = now + (now - self.since) + _RETRY_MARGIN_SECONDS
+        return now > self.waits_until
+
+
+def pod_trouble(pod: Document) -> PodTrouble | None:
+    """Return why a pod does not become ready, according to its status; None if there is no problem."""
+    name = pod["metadata"]["name"]
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            # This is not final, because an autoscaler may add a node.
+            return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
+    status = container_status(pod)
+    state, last = status.get("state", {}), status.get("lastState", {})
+    waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
+    if ended.get("reason") == "OOMKilled":
+        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
+        killed = f"pod {name} was killed because it was out of memory (OOMKilled); container.memory_bytes is {limit}"
+        return PodTrouble(killed, not is_ready(pod))
+    code, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
+    # ErrImagePull contains the reason. The pull is retried, and the code becomes ImagePullBackOff.
+    if code in _PENDING_IMAGE or code == "ErrImagePull":
+        return PodTrouble(f"pod {name}: {code}: {message}", code in _PENDING_IMAGE)
+    if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+        return PodTrouble(f"pod {name} cannot start: {message}", True)
+    if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not is_ready(pod):
+        how = f"exit status {ended.get('exitCode')}"
+        return PodTrouble(f"pod {name} ends repeatedly ({how})", True, wrote=True)
+    return None
+
+
+def container_status(pod: Document) -> Document:
+    statuses: list[Document] = pod.get("status", {}).get("containerStatuses", [])
+    return next((status for status in statuses if status["name"] == CONTAINER), {})
+
+
+def is_ready(pod: Document) -> bool:
+    """Return True if a Service sends requests to the pod. The container's status would stay ready on a lost node."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

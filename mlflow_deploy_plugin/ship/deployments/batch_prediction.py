@@ -1,0 +1,394 @@
+"""Batch prediction of the rows of a file, by the server of a deployment or by a model in this process.
+
+Only one batch of rows is in memory, except for a JSON document, which is read completely. Rows are sent in the format
+of the file (Parquet rows as Arrow), so that the server decodes them like any other request.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from itertools import groupby, islice
+from typing import IO, TYPE_CHECKING, Any
+
+import orjson
+
+from mlflow_deploy_plugin.core.column_names import PREDICTION
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
+from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, first_line, json_lines, open_parquet
+from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
+from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
+from mlflow_deploy_plugin.serve.protocols import arrow
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import CSV, JSON, load_json
+from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
+from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
+
+_TRIES = 6
+
+Predictor = Callable[[str, bytes, bool], object]
+"""A function that takes the content type and the body of an /invocations request, and returns the predictions. The last
+argument is True for rows of a failed request that are sent again to find the refused row."""
+_Rows = Any
+"""A sliceable batch of rows, as the reader of the file returns it: a list, or a `pyarrow.RecordBatch`."""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows that are predicted with one request.
+
+    Attributes:
+        places: the position of each row in the file, such as `line 7` or `row 12`.
+        content_type: the content type of the request body that `encode` returns.
+        position: the position in the file at which these rows end, in bytes or rows.
+    """
+
+    records: _Rows
+    places: Sequence[str]
+    content_type: str
+    encode: Callable[[_Rows], bytes]
+    position: int = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def body(self) -> bytes:
+        return self.encode(self.records)
+
+    def part(self, start: int, stop: int) -> "RowBatch":
+        return replace(self, records=self.records[start:stop], places=self.places[start:stop])
+
+    def halves(self) -> tuple["RowBatch", "RowBatch"]:
+        middle = len(self) // 2
+        return self.part(0, middle), self.part(middle, len(self))
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The rows of a file. `length` is the file's length in the unit of `RowBatch.position`; None if it is unknown."""
+
+    name: str
+    length: int | None
+    batches: Iterator[RowBatch]
+
+
+def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
+    """Return the rows of an open file in batches of `batch_rows`.
+
+    Raises InvalidRequest, possibly during the iteration, if the file is not in the format `kind` or has no rows.
+    """
+    match kind:
+        case "csv":
+            return RowFile(name, _length(file), _csv(file, name, batch_rows))
+        case "jsonl":
+            return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
+        case "json":
+            records, encode = _sliceable(_parse_json(file.read(), name), name)
+            document_batch = RowBatch(records, [f"row {row} (from 0)" for row in range(len(records))], JSON, encode)
+            parts = [
+                document_batch.part(start, start + batch_rows) for start in range(0, len(document_batch), batch_rows)
+            ]
+            return RowFile(name, len(parts), (replace(part, position=number) for number, part in enumerate(parts, 1)))
+        case "parquet":
+            return _parquet(file, name, batch_rows)
+
+
+@contextmanager
+def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Predictor]:
+    """Yield a predictor that sends the rows to a server, with retries while the server is overloaded or being changed.
+
+    Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model receives Arrow rows as JSON, so that
+    MLflow's functions parse the rows and encode the predictions. If `event_time` is set, it is a column with the same
+    time in all rows of a body (`split_by_event_time`).
+    """
+    url = f"{target.url}/invocations"
+    with ServerSession() as session:
+
+        def predict(content_type: str, body: bytes, is_repeated: bool) -> object:
+            headers = {REPEATED_HEADER: "1"} if is_repeated else {}
+            if event_time:
+                headers["X-Event-Time"] = _as_time(_key_columns(content_type, body, (event_time,))[event_time][0])
+            if content_type == arrow.STREAM and target.has_pyfunc:
+                content_type, body = JSON, _arrow_as_json(body)
+            document, prediction_id = post(
+                session, url, body, content_type, target.timeout_seconds, _TRIES, headers=headers
+            )
+            predictions: object = document.get("predictions")
+            if not target.keys:
+                return predictions
+            return _with_keys(predictions, _key_columns(content_type, body, target.keys), prediction_id)
+
+        yield predict
+
+
+def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
+    """Return the keys and the prediction of each row, or `predictions` unchanged if the columns differ in length."""
+    outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
+    lists = [*outputs, *columns.values()]
+    if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
+        return predictions
+    label_columns = LabelColumns()
+    return [
+        {
+            **{name: values[row] for name, values in columns.items()},
+            label_columns.prediction_id: prediction_id,
+            label_columns.row: row,
+            **(prediction if isinstance(prediction, dict) else {PREDICTION: prediction}),
+        }
+        for row, prediction in enumerate(_split_by_row(predictions, len(lists[0]), "the answer"))
+    ]
+
+
+def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[RowBatch]:
+    """Yield the rows of a batch in parts, each with one time in `column`. An empty column yields the batch unchanged.
+
+    Raises InvalidRequest if the column is missing, or with the position of a row without a time.
+    """
+    if not column:
+        yield batch
+        return
+    times = _key_columns(batch.content_type, batch.body, (column,)).get(column)
+    if times is None:
+        raise InvalidRequest(f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time")
+    moments = []
+    for time, place in zip(times, batch.places, strict=True):
+        try:
+            moments.append(_as_time(time))
+        except ValueError:
+            raise InvalidRequest(
+                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is expected"
+            ) from None
+    start = 0
+    for _, rows in groupby(moments):
+        stop = start + len(list(rows))
+        yield batch.part(start, stop)
+        start = stop
+
+
+def _as_time(value: object) -> str:
+    """Return a time as in RFC 3339. A time without an offset is in UTC. Raises ValueError for any other value."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, datetime.min.time())
+    if not isinstance(value, datetime):
+        raise ValueError("not a time")
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+
+
+def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
+    if content_type == CSV:
+        header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
+        positions = {name: header.index(name) for name in keys if name in header}
+        return {name: [row[position] or None for row in rows] for name, position in positions.items()}
+    if content_type == JSON:
+        document = load_json(body)
+        taken = {name: mlflow_protocol.take_column(document, name) for name in keys}
+        return {name: values for name, values in taken.items() if values is not None}
+    table = _read_arrow(body)
+    return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}
+
+
+def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
+    """Return one plain value per row of a batch. Raises InvalidRequest with the position of a refused row."""
+    try:
+        return _split_by_row(predict(batch.content_type, batch.body, False), len(batch), f"{name}, {batch.places[0]}")
+    except BodyTooLarge:
+        if len(batch) == 1:
+            raise
+        return [row for half in batch.halves() for row in predict_batch(predict, name, half)]
+    except (InvalidRequest, InferenceError) as error:
+        raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
+
+
+def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+    header = b""
+
+    def rows() -> Iterator[tuple[bytes, str, int]]:
+        nonlocal header
+        width = 0
+        for record in csv_records(file):
+            width = width or len(record.fields)
+            if fault := record.fault(width):
+                raise InvalidRequest(f"{name}, line {record.line}: {fault}")
+            if header:
+                yield record.raw, f"line {record.line}", record.position
+            else:
+                header = record.raw
+
+    return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
+
+
+def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+    def rows() -> Iterator[tuple[object, str, int]]:
+        first: object = None
+        for count, (number, line, position) in enumerate(json_lines(file)):
+            record = _parse_json(line, f"{name}, line {number}")
+            if count % batch_rows == 0:
+                first = record
+            if isinstance(record, dict) != isinstance(first, dict):
+                raise InvalidRequest(f"{name}, line {number}: some lines are JSON objects, and others are not")
+            yield record, f"line {number}", position
+
+    return _in_batches(rows(), batch_rows, JSON, _rows_body)
+
+
+def _in_batches(
+    rows: Iterator[tuple[object, str, int]], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
+) -> Iterator[RowBatch]:
+    while batch := list(islice(rows, batch_rows)):
+        records, places, positions = zip(*batch, strict=True)
+        yield RowBatch(records, places, content_type, encode, positions[-1])
+
+
+def _rows_body(records: Sequence[object]) -> bytes:
+    form = "dataframe_records" if isinstance(records[0], dict) else "instances"
+    return orjson.dumps({form: records})
+
+
+def _parse_json(text: bytes, where: str) -> object:
+    try:
+        return load_json(text, subject="")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error.message}") from None
+
+
+def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], bytes]]:
+    """Return the rows of a JSON document, and a function that encodes some of the rows as a document of the same form.
+
+    The document has one of MLflow's forms, or is a list of rows or records, a mapping of columns, or one record.
+    """
+    if isinstance(document, list):
+        return document, _rows_body
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows")
+    form = next((form for form in BODY_FORMS if form in document), None)
+    extras = {key: value for key, value in document.items() if key != form} if form else {}
+    content = document[form] if form else document
+    if isinstance(content, list):
+        return content, lambda rows: orjson.dumps({**extras, form: rows})
+    if form == "dataframe_split" and isinstance(content, dict) and isinstance(content.get("data"), list):
+        head = {key: value for key, value in content.items() if key not in ("data", "index")}
+        return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
+    lengths = set()
+    if isinstance(content, dict):
+        lengths = {len(values) if isinstance(values, list) else -1 for values in content.values()}
+    if len(lengths) == 1 and -1 not in lengths:
+
+        def encode(rows: list[tuple[object, ...]]) -> bytes:
+            columns = dict(zip(content, zip(*rows, strict=True), strict=True))
+            return orjson.dumps({**extras, form or "inputs": columns})
+
+        return list(zip(*content.values(), strict=True)), encode
+    if lengths == {-1}:
+        return [content], _rows_body  # The document is a single record.
+    raise InvalidRequest(f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected")
+
+
+def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
+    import pyarrow as pa  # No other format needs pyarrow.
+
+    def encode(records: pa.RecordBatch) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, records.schema) as writer:
+            writer.write_batch(records)
+        encoded: bytes = sink.getvalue().to_pybytes()
+        return encoded
+
+    def batches(parquet: "ParquetFile") -> Iterator[RowBatch]:
+        row = 0
+        try:
+            for records in parquet.iter_batches(batch_size=batch_rows):
+                places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
+                row += len(records)
+                yield RowBatch(records, places, arrow.STREAM, encode, row)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidRequest(f"{name}: row {row} and later rows cannot be read: {first_line(error)}") from None
+
+    try:
+        parquet = open_parquet(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
+    return RowFile(name, parquet.metadata.num_rows, batches(parquet))
+
+
+def _read_arrow(body: bytes) -> "Table":
+    import pyarrow as pa  # No other format needs pyarrow.
+
+    return pa.ipc.open_stream(body).read_all()
+
+
+def _arrow_as_json(body: bytes) -> bytes:
+    """Convert an Arrow body to a JSON body, with bytes in base64 and infinity as the word that MLflow parses.
+
+    Raises InvalidRequest if a value has no JSON form, such as a time span.
+    """
+
+    def plain(value: bytes | Decimal | date) -> str | float:
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode()
+        return float(value) if isinstance(value, Decimal) else value.isoformat()
+
+    table = _read_arrow(body)
+    try:
+        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        split = {"columns": table.column_names, "data": list(rows)}
+        return json.dumps({"dataframe_split": split}, default=plain).encode()
+    except (AttributeError, ValueError, OverflowError) as error:  # Some time values raise the last two errors.
+        raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
+
+
+def _length(file: IO[bytes]) -> int | None:
+    try:
+        return os.fstat(file.fileno()).st_size if file.seekable() else None
+    except OSError:  # A file in memory has no file descriptor.
+        return None
+
+
+def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
+    """Return one prediction per row from the server's answer: a list, or a mapping from each output to a list."""
+    if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
+        lengths = {len(values) for values in predictions.values()}
+        if lengths == {count}:
+            return [dict(zip(predictions, row, strict=True)) for row in zip(*predictions.values(), strict=True)]
+    if isinstance(predictions, list) and len(predictions) == count:
+        return predictions
+    answer = f"{len(predictions)} predictions" if isinstance(predictions, list) else f"a {type(predictions).__name__}"
+    raise OnnxserveError(f"{where}: the model returned {answer} for {count} rows; one prediction per row is required")
+
+
+def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
+    """Return the error of the first row that is refused in a request of its own; without such a row, `error`."""
+    if len(batch) == 1:
+        return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
+    first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
+    if first and first == last == error.message:
+        return f"{name}: {first}"
+    if first:
+        return f"{name}, {batch.places[0]}: {without_row_number(first)}"
+    while len(batch) > 1:
+        refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
+        if refused is None:  # Each half is accepted, but not the batch.
+            return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
+        batch = refused
+    return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"
+
+
+def _batch_error(predict: Predictor, batch: RowBatch) -> str:
+    try:
+        predict(batch.content_type, batch.body, True)
+    except (InvalidRequest, InferenceError) as error:
+        return error.message
+    return ""

@@ -1,0 +1,225 @@
+"""Labels of earlier predictions. They are sent to the endpoint's server or, without a server, masked and logged."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from uuid import uuid4
+
+import orjson
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelEntry
+from mlflow_deploy_plugin.serve.inference_log.labels import Label, LabelMatches, labels_table, write_labels
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, match_labels, view_schema, view_tables
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.protocols import feedback as feedback_protocol
+from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post
+
+_TRIES = 8
+_TIMEOUT_SECONDS = 30.0
+_BATCH_ROWS = 2000
+_MASKED = re.compile(r"[0-9a-f]{32}")
+_NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
+
+
+@dataclass(frozen=True)
+class LabelMasking:
+    """The key columns that are hashed in the log. `key` is the file with the hash key, `refusal` why it is missing."""
+
+    columns: frozenset[str] = frozenset()
+    key: Path | None = None
+    refusal: str = _NO_KEY
+
+    def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
+        """Return the labels in the format of the log. Raises InvalidConfig if the key of a masked column is missing."""
+        mask = ColumnMask(self.key) if self.key else None
+        labels = []
+        for entry in entries:
+            feedback, key = entry.feedback, entry.feedback.key
+            if key and (masked := self.columns & key.keys()):
+                if mask is None:
+                    raise InvalidConfig(f"{', '.join(sorted(masked))} {self.refusal}")
+                key = mask.hash_values(key, self.columns)
+            labels.append(
+                Label(feedback.prediction_id, feedback.row, key, feedback.label, received_us, segment, entry.number)
+            )
+        return labels_table(labels)
+
+
+@dataclass
+class LabelSink:
+    """The destination of an endpoint's labels: its server, or the inference log if the server does not answer.
+
+    Attributes:
+        url: the URL of the server; empty if it is not running.
+        keys: the key columns of the endpoint's spec, which rows may contain.
+        only_server: True if labels must not be written to the log when the server does not answer.
+        destinations: a dict whose keys are the destinations used so far (the server's URL, the log), in order.
+    """
+
+    log: InferenceLog
+    endpoint: str
+    url: str
+    masking: LabelMasking
+    keys: tuple[str, ...] = ()
+    only_server: bool = False
+    segment: str = field(default_factory=lambda: f"file-{uuid4().hex}")
+    destinations: dict[str, None] = field(default_factory=dict)
+
+    def store(self, session: ServerSession, entries: Sequence[LabelEntry]) -> list[BadRow]:
+        """Store labels, and return the labels that the server refuses. Raises the errors of `import_labels`."""
+        if self.url:
+            try:
+                url = f"{self.url.rstrip('/')}/endpoints/{self.endpoint}/feedback"
+                refused = _post_labels(session, url, entries)
+                self.destinations[self.url] = None
+                return refused
+            except NotReady:
+                if self.only_server:
+                    raise
+                self.url = ""
+        now = datetime.now(UTC)
+        table = self.masking.table(entries, int(now.timestamp() * 1_000_000), self.segment)
+        write_labels(self.log.location, self.endpoint, now.strftime("%Y-%m-%d"), table)
+        self.destinations[self.log.location.shown] = None
+        return []
+
+
+@dataclass(frozen=True)
+class LabelImport:
+    accepted: int
+    bad: int
+    destinations: tuple[str, ...]
+    matches: LabelMatches | None
+
+
+def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
+    stored = deployments.store.endpoint(endpoint)
+    if stored is None:
+        return LabelSink(log, endpoint, "", _masking_without_spec(deployments.settings, log, endpoint))
+    key = deployments.settings.state_dir(endpoint) / MASK_KEY
+    capture = stored.spec.capture
+    masking = LabelMasking(frozenset(capture.mask), key if key.exists() else None)
+    return LabelSink(log, endpoint, deployments.get_endpoint(endpoint).observation.url, masking, capture.keys)
+
+
+def import_labels(
+    sink: LabelSink, rows: Iterable[LabelEntry | BadRow], report_bad: Callable[[BadRow], None], match: bool
+) -> LabelImport:
+    """Store the labels of a file in batches. With `match`, count the labels whose row is in the log.
+
+    Raises NotReady if the server does not answer and the log may not be used, and OnnxserveError if the log is
+    unavailable. After an error, the labels stored so far remain, and the file can be imported again.
+    """
+    matches = LabelMatches() if match else None
+    readable = sink.masking if sink.masking.key else LabelMasking()
+    accepted = bad = 0
+    with ServerSession() as session:
+        remaining = iter(rows)
+        while batch := list(islice(remaining, _BATCH_ROWS)):
+            entries = [row for row in batch if isinstance(row, LabelEntry)]
+            refused = sink.store(session, entries) if entries else []
+            if matches is not None and entries:
+                places = {row.place for row in refused}
+                matches.add(readable.table([entry for entry in entries if entry.place not in places], 0, ""))
+            accepted += len(entries) - len(refused)
+            bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
+            for row in bad_rows:
+                report_bad(row)
+            bad += len(bad_rows)
+    if matches is not None:
+        match_labels(sink.log, sink.endpoint, matches)
+    return LabelImport(accepted, bad, tuple(sink.destinations), matches)
+
+
+def check_key_columns(
+    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
+) -> frozenset[str]:
+    """Return the columns of the key that contain numbers or booleans in the log.
+
+    A key column may be missing in the log if the log has no rows yet, or if the column is in `keys` (the endpoint's
+    `capture.keys`). Any other missing column raises InvalidConfig with the nearest name.
+    """
+    hours = log.hours(endpoint)
+    if not key or not hours:
+        return frozenset()
+    schema = view_schema(log, View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False))
+    if not set(key) <= set(schema.names):
+        schema = view_schema(log, View(endpoint, labels=False))
+    columns = schema.names
+    for name in key:
+        if name not in columns and name not in keys:
+            raise InvalidConfig(f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}")
+    types = {name: schema.field(name).type for name in key if name in columns}
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return frozenset(name for name, kind in types.items() if any(is_type(kind) for is_type in is_number))
+
+
+def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
+    """Return the masking of an endpoint outside the store, from the specs of servers on this machine.
+
+    If there are no specs, a column is masked if its logged values look like masks.
+    """
+    specs = left_specs(endpoint, settings)
+    if not specs:
+        refusal = (
+            f"looks masked in the log, and no spec of {endpoint} is on this machine: send these labels through its "
+            "server (--url), or by prediction id"
+        )
+        return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
+    columns = frozenset(name for _, spec in specs for name in spec.capture.mask)
+    keys = {key.read_bytes(): key for folder, _ in specs if (key := folder / MASK_KEY).exists()}
+    if len(keys) > 1:
+        files = " and ".join(sorted(map(str, keys.values())))
+        return LabelMasking(columns, None, f"is masked in the log, and several keys are possible: {files}")
+    return LabelMasking(columns, next(iter(keys.values()), None))
+
+
+def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
+    """Return the model's columns in whose newest logged rows a value looks like a hash of a masked column."""
+    hours = log.hours(endpoint)
+    if not hours:
+        return frozenset()
+    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
+    schema = view_schema(log, view)
+    texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
+    rows = next(iter(view_tables(log, view, texts)), None)
+    if rows is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name in texts & set(rows.column_names)
+        if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
+    )
+
+
+def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
+    """Post labels to a server, with retries while the server is overloaded. Return the refused labels.
+
+    Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all labels.
+    """
+    body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
+    try:
+        post(session, url, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
+    except (InvalidRequest, BodyTooLarge) as error:
+        if len(entries) == 1:
+            return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
+        middle = len(entries) // 2
+        return _post_labels(session, url, entries[:middle]) + _post_labels(session, url, entries[middle:])
+    return []
+
+
+def _feedback_document(entry: LabelEntry) -> dict[str, object]:
+    feedback = entry.feedback
+    if feedback.key is not None:
+        return {"key": feedback.key, "label": feedback.label}
+    row = {} if feedback.row is None else {"row": feedback.row}
+    return {"prediction_id": feedback.prediction_id, **row, "label": feedback.label}

@@ -1,0 +1,434 @@
+"""The life cycle of deployments, for `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
+
+An endpoint is a server; a deployment is a variant of its endpoint. The server keeps answering during a change, and
+every worker serves the change when the call returns. Only a change of the spec's `server` section restarts the server.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.registry.connection import login_name, set_service_timeouts
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias, current_version, move_version
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.spec.document import (
+    add_variant,
+    empty_endpoint,
+    new_endpoint,
+    remove_monitor,
+    remove_variant,
+)
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.history import HISTORY, Span, read_history
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
+from mlflow_deploy_plugin.ship.deployments import server_metrics
+from mlflow_deploy_plugin.ship.deployments.backends.targets import LOCAL, Observation, Target, parse_target
+from mlflow_deploy_plugin.ship.deployments.config import (
+    Config,
+    absolute_model_uri,
+    check_monitors,
+    configure,
+    sets_weight,
+)
+from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.server_metrics import HistoryByServer, MetricsByServer, read_page
+
+_PAGE_SECONDS = 5.0
+_OBSERVED_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Deployment:
+    name: str
+    endpoint: Endpoint
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class StageFollower:
+    """A deployment that follows a stage, the alias that it is to follow instead, and the version of the stage."""
+
+    deployment: str
+    stage_uri: str
+    alias_uri: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Deployments:
+    """All deployments and endpoints of the store.
+
+    Every change is audited with its reason `why` and its `actor`, by default the user of this process. `progress`
+    receives one line per long step. If `target` is set, only deployments at this target are visible and created.
+    Otherwise the deployments of all targets are visible, and new deployments are created on this machine.
+    """
+
+    store: Store
+    settings: Settings
+    progress: Callable[[str], None]
+    target: Target | None = None
+
+    def create(self, name: str, model_uri: str, config: Config, endpoint: str | None = None) -> Deployment:
+        """Serve a model under a new name, if necessary in a new endpoint. Return when the server is ready.
+
+        The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
+
+        Raises AlreadyExists, NotFound, RegistryUnavailable, InvalidConfig if a name or a field of `config` is invalid,
+        and DeploymentFailed if the server did not become ready, after the deployment was removed.
+        """
+        stored = self.store.endpoint(endpoint or name)
+        if stored is not None and not self._sees(stored):
+            raise AlreadyExists(f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`")
+        if stored is None:
+            model_uri = absolute_model_uri(model_uri)
+            spec = new_endpoint(endpoint or name, model_uri, variant=name)
+            is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).is_on_this_machine
+            if not is_in_image:
+                resolve(model_uri)  # Refuse an unknown model before the server is started.
+            spec = self._configured(spec, config)
+            self._endpoints.create(spec)
+            return self.get(name, endpoint)
+        if endpoint is None and name not in stored.spec.variants:
+            raise AlreadyExists(f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it")
+        if endpoint is None:
+            raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
+        return self.add(endpoint, name, model_uri, config)
+
+    def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
+        """Change a deployment, and start its server. Raises like `create`. A change that cannot be served is undone."""
+        endpoint_name = self._find(name, endpoint).name
+        model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
+        self._change(endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config)
+        return self.get(name, endpoint_name)
+
+    def delete(self, name: str, endpoint: str | None = None) -> None:
+        """Delete a deployment. Raises NotFound if it does not exist.
+
+        Without `endpoint`, the last deployment of an endpoint of the same name is deleted together with the endpoint.
+        Otherwise, the endpoint is kept. Raises InvalidConfig if no remaining deployment would answer the endpoint's
+        traffic, and DeploymentFailed if the server fails without the deployment.
+        """
+        endpoint_name = self._find(name, endpoint).name
+        with self._endpoints.lock(endpoint_name):
+            stored = self.store.endpoint(endpoint_name)
+            if stored is None or name not in stored.spec.variants:  # Another process has deleted the deployment.
+                raise self._no_deployment(name, endpoint)
+            if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
+                self._endpoints.remove(endpoint_name)
+            else:
+                try:
+                    remaining = remove_variant(stored.spec, name)
+                except InvalidConfig as error:
+                    hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
+                    raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
+                self._endpoints.change(stored, remaining)
+
+    def get(self, name: str, endpoint: str | None = None) -> Deployment:
+        stored = self._find(name, endpoint)
+        return Deployment(name, stored, self._endpoints.observe(stored).observation)
+
+    def reached(self, stored: Endpoint) -> AbstractContextManager[str]:
+        """Yield an address at which this machine reaches an endpoint's running server."""
+        return self._endpoints.backend(stored).reached(stored.spec)
+
+    def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS) -> MetricsByServer:
+        """Return the counters of each server of an endpoint; an empty mapping if no server answers."""
+        pages = self._server_pages(observed, "/metrics", timeout_seconds)
+        return {
+            server: read_page(page, lambda content: server_metrics.parse_server_metrics(content.decode()))
+            for server, page in pages.items()
+        }
+
+    def server_history(
+        self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
+    ) -> HistoryByServer:
+        """Return the history that each server of an endpoint has stored, even after a local server was stopped."""
+        name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
+        pages: Mapping[str, bytes | Refused]
+        if (folder / HISTORY).is_dir():
+            pages = {name: read_history(folder, span)}
+        else:
+            pages = self._server_pages(observed, f"/metrics/history?span={span}", timeout_seconds)
+        histories = {server: read_page(page, server_metrics.parse_server_history) for server, page in pages.items()}
+        return histories or {name: Refused("the server is not running")}
+
+    def place(self, endpoint: str) -> str:
+        """Return an id of the server's machine or cluster. Raises NotFound, and the errors of `Backend.place`."""
+        return self._endpoints.backend(self._require(endpoint)).place(endpoint)
+
+    def list(self, endpoint: str | None = None) -> list[Deployment]:
+        """Return all deployments, or only those of `endpoint`. Raises NotFound if the endpoint does not exist."""
+        if endpoint is not None:
+            self._require(endpoint)
+        return [
+            Deployment(name, observed.endpoint, observed.observation)
+            for observed in self.list_endpoints(None if endpoint is None else [endpoint])
+            for name in observed.endpoint.spec.variants
+        ]
+
+    def start(self, name: str) -> None:
+        """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
+        with self._locked(self._find_server(name)) as stored:
+            if not stored.spec.variants:
+                raise InvalidConfig(f"the endpoint {stored.name!r} has no deployment that could be served")
+            self._endpoints.serve(stored)
+            self.store.record("start", endpoint=stored.name)
+
+    def stop(self, name: str) -> None:
+        """Stop the server of a deployment; `start` starts it again. Raises NotFound."""
+        with self._locked(self._find_server(name)) as stored:
+            self._endpoints.backend(stored).stop(stored.name)
+            self.store.record("stop", endpoint=stored.name)
+
+    def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
+        """Create an endpoint for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
+        self._endpoints.create(self._configured(empty_endpoint(name), config), why)
+        return self.get_endpoint(name)
+
+    def update_endpoint(
+        self, endpoint: str, config: Config, why: str = "", actor: str | None = None, restores: bool = False
+    ) -> ObservedEndpoint:
+        """Change fields of an endpoint, all or none. `restores` is True for a rollback, which needs no approvals.
+
+        Raises the errors of `update`.
+        """
+        audit: dict[str, Any] = {"why": why, "actor": actor, "restores": restores}
+        self._change(endpoint, lambda spec: self._configured(spec, config), config, **audit)
+        return self.get_endpoint(endpoint)
+
+    def set_traffic(
+        self,
+        endpoint: str,
+        weights: Config,
+        why: str = "",
+        actor: str | None = None,
+        by_rollout: bool = False,
+        restores: bool = False,
+    ) -> ObservedEndpoint:
+        """Set the weights of all variants but shadows (default: 0). Only `by_rollout` allows this during a rollout.
+
+        `restores` is True if the traffic returns to the earlier version, which needs no approvals.
+        """
+        config = {"traffic": weights}
+        audit: dict[str, Any] = {"action": "traffic", "why": why, "actor": actor, "restores": restores}
+        self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
+        return self.get_endpoint(endpoint)
+
+    def follow_alias(
+        self, endpoint: str, alias: str, deployment: str | None = None, why: str = "", is_trial: bool = False
+    ) -> Sequence[StageFollower]:
+        """Make the deployments that follow a stage (or only `deployment`) follow an alias. Return these deployments.
+
+        The version in the stage gets the alias first, so the server keeps serving this version without a reload. If an
+        earlier call was interrupted, this call completes it. With `is_trial`, no change is made.
+
+        Raises the errors of `update`, AlreadyExists during a rollout, NotFound if the stage has no version, and
+        InvalidConfig if no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
+        """
+        with self._locked(endpoint) as stored:
+            self.store.require_no_rollout(endpoint)
+            if deployment is not None:
+                self._find(deployment, endpoint)  # Raises NotFound.
+            followers = _stage_followers(stored.spec, alias, deployment)
+            if is_trial:
+                return followers
+            if not followers:
+                self._endpoints.serve(stored)  # An interrupted call may have stored the spec without applying it.
+                return followers
+            for follower in followers:
+                move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
+            models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
+            detail = {"stages": {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}}
+            self._endpoints.change(stored, configure(stored.spec, models), action="follow", why=why, detail=detail)
+        return followers
+
+    def delete_endpoint(self, endpoint: str, why: str = "") -> None:
+        """Complete open requests, then delete the endpoint and its deployments. Raises NotFound without an endpoint."""
+        if endpoint in self.store.names():  # Check before the name is used for a lock file.
+            if self.target not in (None, target := self._endpoints.target_of(endpoint)):
+                raise NotFound(f"the endpoint {endpoint!r} is at `-t {target}`")
+            with self._endpoints.lock(endpoint):
+                if endpoint in self.store.names():
+                    self._endpoints.remove(endpoint, why)
+                    return
+        raise unknown_endpoint(endpoint, self.store.names())
+
+    def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
+        return self._endpoints.observe(self._require(endpoint))
+
+    def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
+        """Return the endpoints, sorted by name. `progress` receives a line per unreadable endpoint.
+
+        Endpoints are observed in parallel, so that a hanging cluster does not delay the others.
+        """
+        for unreadable in self.store.unreadable():
+            self.progress(unreadable.reason)
+        with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
+            return [
+                *pool.map(self._endpoints.observe, (item for item in self._seen() if only is None or item.name in only))
+            ]
+
+    def add(
+        self, endpoint: str, name: str, model_uri: str, config: Config, why: str = "", actor: str | None = None
+    ) -> Deployment:
+        """Add a deployment to an existing endpoint. Raises the errors of `create`, and NotFound for the endpoint."""
+        model_uri = absolute_model_uri(model_uri)
+        self._change(
+            endpoint, lambda spec: self._configured(add_variant(spec, name, model_uri), config), why=why, actor=actor
+        )
+        return self.get(name, endpoint)
+
+    def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
+        """Remove a deployment, but not its endpoint. A missing deployment is ignored. Raises like `delete`."""
+        with self._locked(endpoint) as stored:
+            if name in stored.spec.variants:
+                self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
+
+    def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
+        """Remove a monitor from an endpoint. Its results are kept. Raises NotFound."""
+        self._require(endpoint).spec.monitor(monitor)
+        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), why=why)
+
+    def poll_registry(self, model: str) -> None:
+        """Make the agents of servers that follow the model poll the registry now, because the registry has changed."""
+        for stored in self.store.endpoints():
+            references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
+            if any(uri.followed and uri.name == model for uri in references):
+                with suppress(OnnxserveError):  # The agent also polls on a schedule.
+                    self._endpoints.backend(stored).poll_registry(stored.name)
+
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        """Yield the last log lines of a deployment's server; with `follow`, also new lines. Raises NotFound."""
+        endpoint_name = self._find_server(name)
+        yield from self._endpoints.target_of(endpoint_name).backend(self.settings).logs(endpoint_name, lines, follow)
+
+    @property
+    def _endpoints(self) -> Endpoints:
+        return Endpoints(self.store, self.settings, self.progress, self.target or LOCAL)
+
+    def _sees(self, stored: Endpoint) -> bool:
+        return self.target is None or parse_target(stored.target) == self.target
+
+    def _server_pages(
+        self, observed: ObservedEndpoint, path: str, timeout_seconds: float
+    ) -> Mapping[str, bytes | Refused]:
+        if not observed.observation.url:  # The URL is empty while the server does not answer.
+            return {}
+        stored = observed.endpoint
+        try:
+            return self._endpoints.backend(stored).server_pages(stored.spec, path, timeout_seconds)
+        except OnnxserveError as error:
+            return {stored.name: Refused(error.message)}
+
+    def _seen(self) -> Sequence[Endpoint]:
+        return [stored for stored in self.store.endpoints() if self._sees(stored)]
+
+    def _require(self, endpoint: str) -> Endpoint:
+        stored = self.store.require_endpoint(endpoint)
+        if not self._sees(stored):
+            raise NotFound(f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`")
+        return stored
+
+    @contextmanager
+    def _locked(self, endpoint: str) -> Iterator[Endpoint]:
+        self._require(endpoint)  # Check before the name is used for a lock file.
+        with self._endpoints.lock(endpoint):
+            yield self._require(endpoint)
+
+    def _change(
+        self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
+    ) -> None:
+        """Change an endpoint. Raises InvalidConfig during a rollout if a weight is among the changed `fields`."""
+        with self._locked(endpoint) as stored:
+            refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
+            if refused is not None:
+                raise InvalidConfig(refused.reason)
+            self._endpoints.change(stored, changed(stored.spec), **audit)
+
+    def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
+        """Return `spec` with the fields of `config`, after checking its monitors. Raises the errors of `configure`."""
+        changed = configure(spec, config)
+        check_monitors(changed, config, self.progress)
+        return changed
+
+    def _find(self, name: str, endpoint: str | None) -> Endpoint:
+        """Return the endpoint of a deployment: `endpoint`, the endpoint of this name, or the only endpoint with it."""
+        stored = [item for item in self._seen() if name in item.spec.variants and endpoint in (None, item.name)]
+        own = [item for item in stored if item.name == name]
+        if len(stored) > 1 and not own:
+            names = ", ".join(item.name for item in stored)
+            raise InvalidConfig(f"the endpoints {names} each have a deployment {name!r}: select one with --endpoint")
+        if not stored:
+            raise self._no_deployment(name, endpoint)
+        return (own or stored)[0]
+
+    def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
+        namesake = self.store.endpoint(endpoint or name)
+        if namesake is not None and not self._sees(namesake):
+            return NotFound(f"the deployment {name!r} is not at {self.target}, but at `-t {namesake.target}`")
+        where = f" in endpoint {endpoint!r}" if endpoint else ""
+        message = f"there is no deployment {name!r}{where}"
+        if endpoint is not None and namesake is None:
+            return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
+        if endpoint is None and namesake is not None:
+            return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
+        stored = [item for item in self._seen() if endpoint in (None, item.name)]
+        known = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
+        others = f"there are {join_names(known, name)}" if known else "there are no deployments yet"
+        return NotFound(f"{message}{did_you_mean(name, known, others)}")
+
+    def _find_server(self, name: str) -> str:
+        return name if name in self.store.names() else self._find(name, None).name
+
+
+@contextmanager
+def open_deployments(progress: Callable[[str], None], target: Target | None = None) -> Iterator[Deployments]:
+    set_service_timeouts()
+    settings = load_settings()
+    with closing(open_store(settings.store_url, login=login_name)) as store:
+        yield Deployments(store, settings, progress, target)
+
+
+def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
+    """Return why a live rollout forbids a change of weights (its next step would undo it); None without a rollout."""
+    if not store.rollouts(endpoint, live=True):
+        return None
+    return Refused(
+        f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout {endpoint} --abort` "
+        "aborts the rollout and restores the previous traffic"
+    )
+
+
+def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
+    """Return the deployments to convert; none if they already follow the alias. Raises like `follow_alias`."""
+    models = {name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)}
+    uris = {name: parse_model_uri(model) for name, model in models.items()}
+    stages = {name: uri for name, uri in uris.items() if uri.kind == "stage"}
+    if not stages and not any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
+        served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
+        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
+    followers: list[StageFollower] = []
+    for name, uri in stages.items():
+        stage_uri, alias_uri = models[name], StageOrAlias(alias=alias).uri(uri.name)
+        version, holder = resolve(stage_uri).version, current_version(parse_model_uri(alias_uri))
+        if holder not in ("", version):
+            raise InvalidConfig(
+                f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
+                f"`onnxserve promote {uri.name} {version} --to @{alias}` moves the alias to version {version}; or "
+                "specify another alias with --alias"
+            )
+        for other in followers:
+            if other.alias_uri == alias_uri and other.version != version:
+                raise InvalidConfig(
+                    f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and version {version} for "
+                    f"{name!r}: convert each deployment with --deployment and a different --alias"
+                )
+        followers.append(StageFollower(name, stage_uri, alias_uri, version))
+    return followers

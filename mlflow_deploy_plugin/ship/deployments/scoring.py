@@ -1,0 +1,135 @@
+"""Predictions and explanations from a deployment's server, for any input that MLflow's clients accept.
+
+The request body has one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+import orjson
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS, encode_json, is_pandas_frame
+from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
+from mlflow_deploy_plugin.ship.deployments.description import describe
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
+from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post, post_for_events
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
+
+
+@dataclass(frozen=True)
+class ScoringTarget:
+    url: str
+    timeout_seconds: float
+    keys: tuple[str, ...]
+    answering: tuple[Deployment, ...]
+
+    @cached_property
+    def has_pyfunc(self) -> bool:
+        return any(describe(deployment)["flavor"] == PYTHON_FUNCTION for deployment in self.answering)
+
+
+@contextmanager
+def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
+    """Yield the server of a deployment, or of an endpoint (which selects a deployment by its traffic).
+
+    Raises InvalidConfig if neither is specified or the deployment shares its endpoint's traffic, NotFound if it does
+    not exist, and NotReady if the server is not running.
+    """
+    observed: Deployment | ObservedEndpoint
+    if name is not None:
+        observed = deployments.get(name, endpoint)
+    elif endpoint is not None:
+        observed = deployments.get_endpoint(endpoint)
+    else:
+        raise InvalidConfig("specify a deployment or an endpoint")
+    stored, observation = observed.endpoint, observed.observation
+    answering = [variant for variant, weight in traffic_weights(stored.spec).items() if weight > 0]
+    if name is not None and answering != [name]:
+        raise InvalidConfig(
+            f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends its traffic to "
+            f"{', '.join(answering)}: use --endpoint {stored.name}"
+        )
+    if not observation.url:
+        raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
+    with deployments.reached(stored) as url:
+        spec = stored.spec
+        deployed = tuple(Deployment(variant, stored, observation) for variant in answering)
+        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, deployed)
+
+
+def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
+    """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the errors of `server_client.post`."""
+    body = encode_body(inputs)
+    with ServerSession() as session:
+        document, _ = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
+    if route == "invocations" and "predictions" not in document:
+        raise OnnxserveError(f"the server at {target.url} answered without predictions")
+    return document
+
+
+def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
+    """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the errors of `post_for_events`."""
+    body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
+    with ServerSession() as session:
+        yield from post_for_events(session, f"{target.url}/invocations", body, target.timeout_seconds)
+
+
+def encode_body(inputs: object) -> bytes:
+    """Return the JSON body for inputs of any type that `client.encode_json` accepts. Raises InvalidRequest.
+
+    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms, the original document is encoded.
+    """
+    document = _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
+    return encode_json(document or inputs)
+
+
+def original_document(inputs: object) -> object:
+    """Return the JSON document of `mlflow deployments predict -I FILE`; for other callers, return `inputs`.
+
+    MLflow passes the frame that `pandas.read_json` makes from the file. pandas converts texts to numbers or dates,
+    rounds floats, and does not recognise MLflow's forms. The file is read again unless pandas wrote it.
+    """
+    context = click.get_current_context(silent=True)
+    command = getattr(context.command.callback, "__module__", "") if context is not None else ""
+    if context is None or command != _MLFLOW_CLI_MODULE or not is_pandas_frame(inputs):
+        return inputs
+    path = context.params.get("input_path")
+    try:
+        document = orjson.loads(Path(path).read_bytes()) if path else None
+    except (OSError, orjson.JSONDecodeError):  # Leave URLs, compressed files and NaN to pandas.
+        document = None
+    if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
+        # Only DataFrame.to_json writes a mapping of mappings, such as {"a": {"0": 1, "1": 3}}.
+        is_of_pandas = all(isinstance(values, dict) for values in document.values())
+        return inputs if is_of_pandas else document
+    return inputs if document is None else document
+
+
+def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | None:
+    """Return the document from which `pandas.read_json` made `frame`; None if it was not in one of MLflow's forms.
+
+    From such a document, pandas makes a frame whose only column has the name of the form, such as `inputs`.
+    """
+    if list(frame.columns) not in [[form] for form in BODY_FORMS]:
+        return None
+    form = str(frame.columns[0])
+    column = frame[form]
+    cells = [None if is_missing else cell for cell, is_missing in zip(column.tolist(), column.isna(), strict=True)]
+    if all(isinstance(key, str) for key in frame.index):
+        document = dict(zip(frame.index, cells, strict=True))
+        is_split = {"columns", "data"} <= document.keys()
+        return {form: document} if form in ("inputs", "instances") or is_split else None
+    return {form: cells}

@@ -1,0 +1,129 @@
+"""Docker's command line: builds, pushes and logins to ECR. A failure raises an error with one line."""
+
+import base64
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from typing import IO, Any
+
+from mlflow_deploy_plugin.core.errors import BuildFailed, NotInstalled, Unauthenticated
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.ship.images.context import BuildContext
+
+_ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?")
+_CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
+_NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
+_KEPT = 40
+_RIGHTS = "--user 10001 --network none --read-only --cap-drop ALL --security-opt no-new-privileges --init"
+MINIMAL_RIGHTS = (*_RIGHTS.split(), "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
+
+
+def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Build the context's image as `tag` with `docker build` options, and return its `image_fields`.
+
+    Raises BuildFailed, with Docker's last message, if there is no engine, the build failed, or the builder does not
+    store its images in the engine. Raises NotInstalled if the docker command is missing.
+    """
+    with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
+        context.write(archive)
+        archive.seek(0)
+        docker("build", "-t", tag, *options, "-", stdin=archive, report=report, what=f"the image {tag} was not built")
+    fields = image_fields(tag)
+    if fields is None:
+        raise BuildFailed(
+            f"the image {tag} was built but is not in the engine: set BUILDX_BUILDER=default, the builder that stores "
+            "images in the engine"
+        )
+    return fields
+
+
+def image_fields(name: str) -> dict[str, Any] | None:
+    """Return the fields of `docker image inspect` for a local image, or None. Raises BuildFailed, NotInstalled."""
+    if not docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
+        return None
+    return {**json.loads(docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
+
+
+def push_image(name: str, report: ProgressCallback) -> str:
+    """Push an image to the registry with which its name begins, and return the digest of the pushed image.
+
+    For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials and creates a missing repository.
+    Other registries use the credentials of `docker login`. Raises BuildFailed if the registry refuses or does not
+    answer, NotInstalled if ECR needs boto3, and Unauthenticated if AWS refuses the credentials.
+    """
+    host, _, repository = name.partition("/")
+    if ecr := _ECR.fullmatch(host):
+        user, password = _ecr_login(ecr["account"], ecr["region"], re.sub("[:@].*", "", repository))
+        login = ("login", "--username", user, "--password-stdin", host)
+        docker(*login, text=password, what=f"the login to {host} failed")
+    pushed = docker("push", name, report=report, what=f"the image {name} was not pushed")
+    digest = re.search(r"digest: (sha256:[0-9a-f]{64})", pushed)
+    return digest[1] if digest else ""
+
+
+def image_sbom(name: str) -> bytes:
+    """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
+    lister = ("--entrypoint", "python", name, "-m", "mlflow_deploy_plugin.ship.images.sbom")
+    return docker("run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed").encode()
+
+
+def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        raise NotInstalled("a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'") from None
+    try:
+        client = boto3.client("ecr", region_name=region)
+        token = client.get_authorization_token(registryIds=[account])["authorizationData"][0]["authorizationToken"]
+        try:
+            client.describe_repositories(registryId=account, repositoryNames=[repository])
+        except client.exceptions.RepositoryNotFoundException:
+            client.create_repository(registryId=account, repositoryName=repository)
+    except (BotoCoreError, ClientError) as error:
+        raise Unauthenticated(f"the login to ECR in {region} failed: {one_line(error)}") from None
+    user, _, password = base64.b64decode(token).decode().partition(":")
+    return user, password
+
+
+def docker(
+    *arguments: str, what: str, stdin: IO[bytes] | None = None, text: str = "", report: ProgressCallback | None = None
+) -> str:
+    """Run `docker ARGUMENTS` and return its output. If `report` is set, the output includes standard error.
+
+    The command reads `stdin` or `text`. `report` receives each line immediately. Error messages begin with `what`.
+    """
+    try:
+        process = subprocess.Popen(
+            ["docker", *arguments],
+            stdin=stdin or (subprocess.PIPE if text else subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if report else subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError:
+        raise NotInstalled(f"{what}: the docker command is not installed") from None
+    with process:
+        try:
+            if report is None:
+                output, errors = process.communicate(text or None)
+            else:
+                output = ""
+                for line in process.stdout or ():
+                    report(line.rstrip("\n"))
+                    output += line
+                errors = output
+        except BaseException:
+            process.kill()  # After Ctrl-C, the command would otherwise create its container later.
+            process.wait()
+            raise
+    if process.returncode:
+        words = [clean for line in errors.splitlines()[-_KEPT:] if (clean := _NOISE.sub("", line).strip())]
+        causes = [line for line in words[:-1] if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]]
+        reason = "; ".join([*causes[-1:], *words[-1:]]) or f"docker ended with status {process.returncode}"
+        raise BuildFailed(f"{what}: {reason}")
+    return output

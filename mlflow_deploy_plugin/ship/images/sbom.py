@@ -1,0 +1,47 @@
+"""List the installed packages as a bill of materials: `python -m mlflow_deploy_plugin.ship.images.sbom`, run in an
+image.
+
+The format is CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/). It contains the Python distributions and, if dpkg
+is available, Debian packages, but no times or random numbers, so that equal images produce equal documents.
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distributions
+from urllib.parse import quote
+
+
+def bill_of_materials() -> dict[str, object]:
+    components = [
+        _component("pypi", it.name.lower().replace("_", "-"), it.version, it.metadata.json.get("license_expression"))
+        for it in distributions()
+    ]
+    if shutil.which("dpkg-query"):
+        command = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        release = platform.freedesktop_os_release()
+        for name, version, architecture in map(str.split, listed.splitlines()):
+            distro = f"{release.get('ID', 'debian')}-{release.get('VERSION_ID', '')}".rstrip("-")
+            kind, qualifiers = f"deb/{release.get('ID', 'debian')}", f"?arch={architecture}&distro={distro}"
+            components.append(_component(kind, name, version, qualifiers=qualifiers))
+    unique = {str(component["purl"]): component for component in components}
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "components": [unique[purl] for purl in sorted(unique)],
+    }
+
+
+def _component(kind: str, name: str, version: str, licence: object = None, qualifiers: str = "") -> dict[str, object]:
+    purl = f"pkg:{kind}/{quote(name)}@{quote(version, safe='')}{qualifiers}"
+    component: dict[str, object] = {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl}
+    return component | ({"licenses": [{"expression": licence}]} if licence else {})
+
+
+if __name__ == "__main__":
+    json.dump(bill_of_materials(), sys.stdout, indent=1)

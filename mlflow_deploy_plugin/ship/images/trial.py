@@ -1,0 +1,93 @@
+"""Test an image before it ships: run it with minimal rights and no network, and compare its answers with its version's.
+
+The image's own Python sends the request with `docker exec`, because a container without a network publishes no port.
+"""
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from mlflow_deploy_plugin.core.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.serve.client.rows import decode_tensors, encode_tensors
+from mlflow_deploy_plugin.serve.runtime.feeds import array_bytes
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.ship.images.engine import MINIMAL_RIGHTS, docker
+from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows
+
+TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
+LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
+_MANY_BYTES = 8 * 2**20  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
+_EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
+_ASK = """
+import json, os, sys, time, urllib3
+from mlflow_deploy_plugin.serve.cloud import is_healthy
+seconds, length, body = json.load(sys.stdin)
+server = urllib3.HTTPConnectionPool("127.0.0.1", int(os.environ.get("ONNXSERVE_PORT", 8080)), timeout=seconds)
+end = time.monotonic() + seconds
+while not is_healthy():
+    if time.monotonic() > end:
+        sys.exit(f"its server is not ready within {seconds:g} s")
+    time.sleep(0.02)
+name = server.request("POST", "/v2/repository/index").json()[0]["name"]
+headers = {"Inference-Header-Content-Length": str(length)}
+answer = server.request("POST", f"/v2/models/{name}/infer", body=body.encode("latin-1"), headers=headers)
+if answer.status != 200:
+    sys.exit(answer.json()["error"])
+print(json.dumps([int(answer.headers["Inference-Header-Content-Length"]), answer.data.decode("latin-1")]))
+"""
+
+
+@dataclass(frozen=True)
+class ImageTrial:
+    """A passed test on `rows` ("5 example rows"): `seconds` until the answer, and the memory as in `docker stats`."""
+
+    rows: str
+    max_difference: float
+    seconds: float
+    memory: str
+
+
+def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMIT_SECONDS) -> ImageTrial:
+    """Run an image, and compare its outputs with the outputs of its version, an MLmodel folder, on this machine.
+
+    Raises BuildFailed if the server does not start or answer in `seconds`, InvalidConfig if the version refuses its
+    `known_rows`, and ParityError if a number differs by more than the tolerance. The container is always removed.
+    """
+    model = OnnxModel.load(folder)
+    source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
+    try:
+        rows = known_rows(model.artifact, model.schema, most=10)
+        if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
+            rows = {name: array[:1] if array.ndim else array for name, array in rows.items()}
+        outputs = model.run(model.schema.from_columns(rows))
+        head, data = encode_tensors(rows, None)
+    except (InvalidRequest, InferenceError) as error:
+        raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log a valid input_example") from None
+    expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
+    failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
+    rights, tolerance = ((*MINIMAL_RIGHTS, "--gpus", "all"), GPU_TOLERANCE) if gpu else (MINIMAL_RIGHTS, TOLERANCE)
+    question = json.dumps([seconds, len(head), (head + data).decode("latin-1")])
+    began = time.monotonic()
+    try:
+        docker("run", "-d", "--name", name, *rights, image, what=failure)
+        try:
+            text = docker("exec", "-i", name, "python", "-c", _ASK, text=question, what=failure)
+        except BuildFailed as error:
+            log = docker("logs", "--tail", "1", name, what=error.message, report=lambda line: None).strip()[:500]
+            status = docker("inspect", "-f", _EXIT_STATUS, name, what=error.message).strip()
+            reason = f"{failure}: its server ended with status {status}" if status else error.message
+            raise BuildFailed(f"{reason}; its log ends with: {log or 'no line'}") from None
+        answered = time.monotonic() - began
+        memory = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure).split()[0]
+    finally:
+        with suppress(BuildFailed):
+            docker("rm", "-f", "-v", name, what=failure)
+    length, answer = json.loads(text)
+    largest = check_outputs(expected, decode_tensors(answer.encode("latin-1"), length), tolerance, failure)
+    count = model.schema.count_rows(rows)
+    return ImageTrial(f"{count} {source} row{'s' * (count != 1)}", largest, answered, memory)

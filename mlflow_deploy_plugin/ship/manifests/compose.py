@@ -1,0 +1,112 @@
+"""An endpoint as a Docker Compose project: compose.yaml, and a mounted folder with the spec.
+
+The folder is mounted, because a container does not see the replacement of a single mounted file.
+"""
+
+from collections.abc import Mapping
+
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
+from mlflow_deploy_plugin.ship.manifests.served import (
+    HOME_FOLDER,
+    SERVE,
+    SPEC_FILE,
+    SPEC_FOLDER,
+    USER,
+    Document,
+    Place,
+    dump_documents,
+    environment_of,
+    http_port,
+    local_files,
+    machine_name,
+    refuse_strangers,
+    served_spec,
+)
+
+SECRETS = "/run/secrets"
+
+
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return compose.yaml and the mounted spec. Raises InvalidConfig if the endpoint would be open without auth.
+
+    The service listens on the address `server.host` of this machine, by default on loopback.
+    """
+    server, container = spec.server, spec.container
+    if not is_loopback(server.host):
+        refuse_strangers(spec, f"server.host {server.host}")
+    environment = environment_of(spec, place)
+    if container.secrets:
+        environment["ONNXSERVE_SECRETS"] = SECRETS
+    served = served_spec(spec, server.host if container.network == "host" else None)
+    url = reachable_url(served.server.host, http_port(spec), server.scheme)
+    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
+    service: Document = {
+        "image": container.image_for(server),
+        "command": SERVE,
+        "environment": environment,
+        "secrets": list(container.secrets),
+        "user": f"{USER}:{USER}",
+        "init": True,
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "tmpfs": ["/tmp"],
+        "volumes": [
+            *(
+                {"type": "bind", "source": source, "target": target, "read_only": True}
+                for source, target in mounts.items()
+            ),
+            {"type": "volume", "source": "state", "target": HOME_FOLDER},
+        ],
+        "healthcheck": {
+            "test": ["CMD", "python", "-m", "mlflow_deploy_plugin.serve.cloud", url],
+            "interval": "10s",
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": "10m",  # The server fetches and loads models in this period.
+        },
+        "restart": container.restart,
+        "stop_grace_period": f"{server.stop_seconds}s",
+        "deploy": {"resources": _resources(spec)},
+        **_network(spec),
+    }
+    document: Document = {
+        "name": machine_name(spec, place).lower().replace(".", "-"),
+        "services": {spec.name: {key: value for key, value in service.items() if value not in ({}, [])}},
+        "volumes": {"state": {}},
+    }
+    if container.secrets:
+        document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
+    if container.network not in (None, "host"):
+        document["networks"] = {container.network: {"external": True}}
+    # Write "$$" for "$", because Compose reads a single "$" as the beginning of a shell variable.
+    return {
+        "compose.yaml": dump_documents([document]).replace("$", "$$"),
+        f"{spec.name}/{SPEC_FILE}": dump_spec(served),
+    }
+
+
+def _resources(spec: EndpointSpec) -> Document:
+    container, server = spec.container, spec.server
+    limits: Document = {"pids": container.pids}
+    if container.cpus is not None:
+        limits["cpus"] = str(container.cpus)
+    if container.memory_bytes is not None:
+        limits["memory"] = str(container.memory_bytes)
+    if not server.is_on_nvidia:
+        return {"limits": limits}
+    device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
+    device |= {"device_ids": [str(device_id) for device_id in server.device_ids]} if server.device_ids else {"count": 1}
+    return {"limits": limits, "reservations": {"devices": [device]}}
+
+
+def _network(spec: EndpointSpec) -> Document:
+    server, network = spec.server, spec.container.network
+    if network == "host":
+        return {"network_mode": "host"}
+    at = server.host if ":" not in server.host else f"[{server.host}]"
+    at = "127.0.0.1" if at == "localhost" else at
+    ports = [f"{at}:{port}:{port}" for port in (http_port(spec), server.grpc_port, server.metrics_port) if port]
+    return {"ports": ports, **({"networks": [network]} if network is not None else {})}

@@ -1,0 +1,215 @@
+"""Load a pod of a model on this machine: `onnxserve serve` with all its processes, pinned to the cores of a pod.
+Another core sends the requests."""
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.child import die_with_parent, read_log_tail
+from mlflow_deploy_plugin.core.processes.worker import Worker
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
+from mlflow_deploy_plugin.core.statedir.models import ServerState
+from mlflow_deploy_plugin.serve.client.rows import encode_json
+from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import available_cores
+from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random_times
+from mlflow_deploy_plugin.ship.sizing.plan import Load, PodMeasurement, count_pods
+from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
+
+_BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
+"""The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1 was tried again."""
+SECONDS, STEADY_SECONDS = 5.0, 25.0
+"""The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
+_TRIES = 3  # A load that fails is repeated, because a short disturbance must not lower the rate.
+_STEP, _RESOLUTION, _LEAST_REQUESTS = 4.0, 1.05, 100
+_FIRST_REQUESTS, _FIRST_UTILIZATION, _MOST_BODIES, _CALL_SECONDS, _POLL_SECONDS = 8, 0.2, 64, 3600.0, 0.05
+_OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", "ca_certs", "grpc_port")
+"""Fields of `server` that the measured server does not have: its client has no key and no certificate."""
+
+
+def request_bodies(folder: Path, rows: int) -> list[bytes]:
+    """Return up to 64 bodies of `/invocations` with `rows` rows each: rows of the input example of the version in
+    `folder`, otherwise of its reference or random rows. A model whose input is not rows receives its example unchanged.
+    Raises InvalidConfig if the example does not fit the signature, or if nothing describes the rows."""
+    artifact, example = read_served_artifact(folder), folder / INPUT_EXAMPLE
+    if artifact.undescribed:
+        if not example.is_file():
+            raise InvalidConfig("the model has no input example and no signature of rows: log it with input_example=…")
+        return [example.read_bytes()]
+    schema = pyfunc_schema(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxModel.load(folder).schema
+    try:
+        known = known_rows(artifact, schema, _MOST_BODIES)
+    except InvalidRequest as error:
+        raise InvalidConfig(f"the model refuses its own example: {error.message}; log a valid input_example") from None
+    if no_batch_dimension_reason(artifact):
+        return [encode_json(known)]
+    count = schema.count_rows(known)
+    positions = [(start + np.arange(rows)) % count for start in range(min(count, _MOST_BODIES))]
+    return [encode_json(take_rows(known, picked)) for picked in positions]
+
+
+def measure_pod(
+    spec: EndpointSpec, folder: Path, bodies: Sequence[bytes], rate: float, p99: float, progress: ProgressCallback
+) -> PodMeasurement:
+    """Search the highest rate of a pod at which the 99th percentile of the latency is at most `p99` seconds. Then
+    measure a new pod at its share of `rate` requests per second.
+
+    The pod serves the version in `folder` with the workers and threads (by default 1) of `spec.server`, and with its
+    batch size, otherwise with the size that has the highest rate. The `bodies` of `/invocations` are sent in turn.
+    Raises InvalidConfig if the version refuses its example, no rate meets `p99`, or the machine has too few cores, and
+    DeploymentFailed if the server did not start or has ended.
+    """
+    if sys.platform != "linux":
+        raise InvalidConfig("sizing pins processes to cores, which needs Linux: use a Linux machine or container")
+    workers, threads, cores = spec.server.workers, spec.server.intra_op_num_threads or 1, available_cores()
+    if workers * threads >= cores:
+        raise InvalidConfig(
+            f"server.workers={workers} with {threads} threads each, and a client, need {workers * threads + 1} cores, "
+            f"but this machine has {cores}: use another machine"
+        )
+    fields = {f"server.{name}": "" for name in _OF_CALLERS} | {f"variants.{spec.name}.model": str(folder)}
+    spec = apply_config(spec, {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads})
+    requests, best, size = [post("/invocations", body) for body in bodies], None, 0
+    for batch_size in (spec.server.max_batch_size,) if spec.server.max_batch_size else _BATCH_SIZES:
+        if batch_size == size:
+            continue
+        with _started(spec, batch_size, requests) as pod:
+            first_rate = best.rate * (_GAIN if batch_size > size else 1 / _GAIN) if best else 0.0
+            load = pod.highest_load(p99, first_rate, progress)
+        if best is None or load.holds(p99):
+            best, size = load, batch_size
+        best.require(p99)
+    assert best is not None  # There is at least one batch size.
+    share = rate / count_pods(rate, best.rate)
+    with _started(spec, size, requests) as pod:
+        load, memory = pod.load(share, STEADY_SECONDS, p99), pod.memory_bytes()
+    load.require(math.inf)  # A higher rate has met `p99`, so a higher latency comes from other processes.
+    version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return PodMeasurement(workers, threads, size, best, load, memory, version_bytes)
+
+
+def highest_rate(holds: Callable[[float], bool], rate: float) -> float:
+    """Return the highest rate that holds, within 5 %, or 0 if the first `rate` does not hold."""
+    low, high = 0.0, math.inf
+    while high > low * _RESOLUTION and (low or high == math.inf):
+        low, high = (rate, high) if holds(rate) else (low, rate)
+        rate = low * _STEP if high == math.inf else math.sqrt(low * high)
+    return low
+
+
+@dataclass(frozen=True)
+class _Pod:
+    """A running server, and `open_loop` in a process on another core."""
+
+    process: psutil.Process
+    send: Callable[[Times], tuple[float, str]]
+
+    def highest_load(self, p99: float, first_rate: float, progress: ProgressCallback) -> Load:
+        """Return the highest load that holds, or the load at the first rate (by default a fifth of the pod's rate)."""
+        loads: dict[float, Load] = {}
+
+        def holds(rate: float) -> bool:
+            # The queue of a rate that is 5 % too high must exceed the limit at the end of the load.
+            seconds = max(SECONDS, p99 / (_RESOLUTION - 1), _LEAST_REQUESTS / rate)
+            loads[rate] = load = self.load(rate, seconds, p99)
+            progress(f"{rate:,.1f} requests/s: p99 {load.p99 * 1e3:.3g} ms")
+            return load.holds(p99)
+
+        first_rate = first_rate or _FIRST_UTILIZATION * _FIRST_REQUESTS / self.send(np.zeros(_FIRST_REQUESTS))[0]
+        return loads[highest_rate(holds, first_rate) or first_rate]
+
+    def load(self, rate: float, seconds: float, p99: float) -> Load:
+        """Send a load, up to three times until it holds `p99`. Return the load with the lowest latency."""
+        loads: list[Load] = []
+        while len(loads) < _TRIES and not (loads and loads[-1].holds(p99)):
+            before, began = self._cpu_seconds(), time.monotonic()
+            sent = self.send(random_times(rate, seconds, len(loads)))
+            cpus, other_cpus = ((self._cpu_seconds() - before) / (time.monotonic() - began)).tolist()
+            loads.append(Load(rate, *sent, cpus, max(0.0, other_cpus)))
+        return min(loads, key=lambda load: (load.error, load.p99))
+
+    def memory_bytes(self) -> int:
+        """Return the peak memory of all processes in a container: each file once, each shared page of a fork once. The
+        proportional set size is too small, because unrelated processes of this machine map the same libraries."""
+        if sys.platform != "linux":
+            raise NotImplementedError  # `measure_pod` refuses other systems.
+        private, files = 0, dict[str, int]()
+        for process in [self.process, *self.process.children(recursive=True)]:
+            peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
+            private += int(peak.split()[0]) * 1024 - process.memory_info().rss if peak else 0
+            for part in process.memory_maps():
+                is_file = part.path.startswith("/")
+                private += part.anonymous if is_file else part.pss
+                files[part.path] = max(files.get(part.path, 0), part.rss - part.anonymous if is_file else 0)
+        return private + sum(files.values())
+
+    def _cpu_seconds(self) -> Times:
+        """Return [2] CPU seconds: of the pod, and of the processes on this machine that this process did not start."""
+        if sys.platform != "linux":
+            raise NotImplementedError  # `measure_pod` refuses other systems.
+        every, own = psutil.cpu_times(), psutil.Process()
+        trees = [[root, *root.children(recursive=True)] for root in (self.process, own)]
+        pod, mine = (sum(sum(process.cpu_times()[:2]) for process in tree) for tree in trees)
+        return np.array([pod, sum(every) - every.idle - every.iowait - mine])
+
+
+@contextmanager
+def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> Iterator[_Pod]:
+    """Serve `spec`, and yield the pod when it is ready."""
+    if sys.platform != "linux":
+        raise NotImplementedError  # `measure_pod` refuses other systems.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    spec = apply_config(spec, {"server.port": port, "server.max_batch_size": batch_size})
+    cores = sorted(os.sched_getaffinity(0))[: spec.server.workers * (spec.server.intra_op_num_threads or 1) + 1]
+    with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
+        (state_dir / SPEC).write_text(dump_spec(spec))
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", str(state_dir / SPEC)]
+        server = subprocess.Popen(
+            [*command, "--state-dir", str(state_dir)],
+            stdout=log,
+            stderr=log,
+            # The captured rows must not be added to the user's inference log.
+            env={**os.environ, "ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""},
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
+            process_group=0,
+        )
+        client, process = Worker(), psutil.Process(server.pid)
+        try:
+            process.cpu_affinity(cores[:-1])
+            client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)
+            end = time.monotonic() + load_settings().ready_timeout_seconds
+            while (state := read_state(state_dir / SERVER, ServerState)) is None or state.phase != "serving":
+                if server.poll() is not None or time.monotonic() > end:
+                    raise psutil.NoSuchProcess(server.pid)
+                time.sleep(_POLL_SECONDS)
+            yield _Pod(process, partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS))
+        except psutil.NoSuchProcess:
+            line = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1].removeprefix("Error: ")
+            raise DeploymentFailed(f"the measured server is not available: {line}") from None
+        finally:
+            client.end()
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(spec.server.stop_seconds)
+            server.kill()

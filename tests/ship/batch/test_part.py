@@ -1,0 +1,383 @@
+"""Tests of predicting one file: formats, order, kept columns, bad rows."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of
+from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
+from tests.support.models import tensor_model, write_model
+
+from .conftest import flights, labels, write
+
+Predict = Callable[..., PartResult]
+
+
+@pytest.fixture
+def predict(model: Path, tmp_path: Path) -> Predict:
+    def call(path: Path, name: str, **options: Any) -> PartResult:
+        given, made = format_of(str(path)), format_of(name)
+        assert given
+        assert made
+        part = Part(path.name, str(path), name, given, made, path.stat().st_size, state="")
+        return predict_part(PartJob(part, str(tmp_path / "out"), **{"model": model, **options}))
+
+    return call
+
+
+def read(path: Path) -> dict[str, list[Any]]:
+    match path.suffix:
+        case ".parquet":
+            return pq.read_table(path).to_pydict()
+        case ".csv":
+            return pyarrow.csv.read_csv(path).to_pydict()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {name: [line[name] for line in lines] for name in lines[0]}
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("made", ["csv", "jsonl", "parquet"])
+def test_each_format_becomes_each_format(predict: Predict, tmp_path: Path, given: FileFormat, made: FileFormat) -> None:
+    rows = flights(2000)
+
+    result = predict(write(rows, tmp_path / f"rows.{given}"), f"made.{made}", keep=("id",))
+
+    assert result == PartResult(2000, 0)
+    found = read(tmp_path / "out" / f"made.{made}")
+    assert [int(number) for number in found["id"]] == rows["id"].to_pylist()
+    assert found["prediction"] == labels(rows)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"made.{made}"]
+
+
+def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_path: Path) -> None:
+    rows = flights(200_000)
+
+    predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
+
+    made = pq.read_table(tmp_path / "out" / "made.parquet")
+    assert made.column_names == ["id", "ts", "prediction"]
+    assert made["id"].equals(rows["id"])
+    assert made["prediction"].to_pylist() == labels(rows)
+
+
+def test_kept_columns_of_a_csv_file_stay_as_they_are_written(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace("1_0", "10"))
+
+    predict(path, "made.jsonl", keep=("note", "id"))
+
+    assert read(tmp_path / "out" / "made.jsonl") == {"note": ['a "b",\nc'], "id": ["007"], "prediction": ["yes"]}
+
+
+def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("carrier,distance,hour,late\nUA,NA,5.0,True\nUA,1e3,6,0\n")
+
+    predict(path, "made.csv")
+
+    assert read(tmp_path / "out" / "made.csv") == {"prediction": ["no", "yes"]}
+
+
+def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict: Predict, tmp_path: Path) -> None:
+    image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
+
+    predict(path, "made.jsonl", keep=("id",), model=tensor_model(tmp_path / "tensor"))
+
+    assert read(tmp_path / "out" / "made.jsonl") == {
+        "id": [1, 2],
+        "doubled": [[[2.0, 4.0], [6.0, 8.0]], [[0.0, 0.0], [0.0, 2.0]]],
+        "total": [10.0, 1.0],
+    }
+
+
+def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict: Predict, tmp_path: Path) -> None:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
+    graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
+    path = tmp_path / "rows.csv"
+    path.write_text("id,a,b\n7,1,2\n8,3,4\n")
+
+    predict(path, "made.jsonl", keep=("id",), model=write_model(tmp_path / "pair", graph, signature))
+
+    assert read(tmp_path / "out" / "made.jsonl") == {"id": ["7", "8"], "y": [[2.0, 4.0], [6.0, 8.0]]}
+
+
+def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict: Predict, tmp_path: Path) -> None:
+    rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
+    path = write(rows, tmp_path / "rows.parquet")
+
+    assert predict(path, "made.parquet", on_error="skip-row") == PartResult(19_999, 1)
+    predict(path, "kept.parquet", on_error="skip-row", keep=("carrier",))
+
+    assert read(tmp_path / "out" / "made.parquet")["prediction"] == labels(rows.slice(1))
+    kept = pq.read_table(tmp_path / "out" / "kept.parquet")
+    assert (kept.schema.field("carrier").type, kept["carrier"].to_pylist()) == (
+        pa.string(),
+        rows["carrier"].to_pylist()[1:],
+    )
+    rejected = json.loads((tmp_path / "out/_rejected/made.parquet.jsonl").read_text())
+    assert (rejected["row"], rejected["content"]["carrier"]) == (0, None)
+
+
+def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
+    graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
+    folder = write_model(tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}])
+    path = tmp_path / "rows.csv"
+    path.write_text("x\n1\n2\n3\n")
+
+    predict(path, "made.csv", model=folder)
+
+    assert read(tmp_path / "out" / "made.csv") == {"y": [2, 4, 6]}
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
+def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+    rows = flights(0)
+    path = tmp_path / f"rows.{given}"
+    if given == "csv":
+        path.write_text("id,carrier,distance,hour,late")  # The line end is missing.
+    elif given == "jsonl":
+        path.write_text("\n")
+    else:
+        write(rows, path)
+
+    assert predict(path, "made.parquet", keep=("id",)).rows == 0
+
+    kept = [] if given == "jsonl" else ["id"]  # JSON Lines without lines do not specify a type for `id`.
+    assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*kept, "prediction"]
+
+
+BAD = {
+    "csv": "id,carrier,distance,hour,late\n0,AA,1,1,true\n1,AA,1\n2,UA,far,1,true\n3,UA,1,1,false\n4,UA,9,1,0,x\n"
+    "5,AA,2,2,1\n",
+    "jsonl": "\n".join(
+        [
+            '{"id": 0, "carrier": "AA", "distance": 1, "hour": 1, "late": true}',
+            '{"id": 1, "carrier"',
+            '{"id": 2, "carrier": "UA", "distance": "far", "hour": 1, "late": true}',
+            '{"id": 3, "carrier": "UA", "distance": 1, "hour": 1.0, "late": false}',
+            "[4]",
+            '{"id": 5, "carrier": "AA", "distance": 2, "hour": 2, "late": true}',
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl"])
+def test_bad_rows_are_left_out_and_kept_with_their_reason(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+    path = tmp_path / f"rows.{given}"
+    path.write_text(BAD[given])
+
+    result = predict(path, "d=1/made.jsonl", keep=("id",), on_error="skip-row")
+
+    assert result == PartResult(3, 3)
+    made = read(tmp_path / "out" / "d=1" / "made.jsonl")
+    assert [int(number) for number in made["id"]] == [0, 3, 5]
+    assert made["prediction"] == ["yes", "yes", "yes"]
+    rejected = [json.loads(line) for line in (tmp_path / "out/_rejected/d=1/made.jsonl.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rejected] == [1, 2, 4]
+    assert "far" in rejected[1]["why"] or "string" in rejected[1]["why"] or "str" in rejected[1]["why"]
+    assert "far" in str(rejected[1]["content"])
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl"])
+def test_the_first_bad_row_ends_the_part_with_its_place(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+    path = tmp_path / f"rows.{given}"
+    path.write_text(BAD[given])
+
+    with pytest.raises(OnnxserveError, match=rf"^rows\.{given}: row 1 "):
+        predict(path, "made.jsonl")
+
+    assert not (tmp_path / "out" / "made.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "column", "value", "message"),
+    [(4, "hour", 1, r"column 'hour' \(long\): null; an"), (5, "late", True, "column 'late' is null; true or false")],
+)
+def test_a_row_that_the_model_refuses_is_named(
+    predict: Predict, tmp_path: Path, place: int, column: str, value: int, message: str
+) -> None:
+    values = pa.array([None if row == 77_777 else value for row in range(100_000)])
+    path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
+
+    with pytest.raises(InvalidRequest, match=rf"^rows\.parquet: row 77777.*{message}"):
+        predict(path, "made.parquet", threads=3)
+
+    assert predict(path, "made.parquet", on_error="skip-row") == PartResult(99_999, 1)
+
+
+MISTAKES = {
+    "a missing column": (lambda rows: rows.drop_columns("hour"), {}, "column 'hour' is missing"),
+    "a kept column that is not there": (lambda rows: rows, {"keep": ("day",)}, "--keep day: no such column"),
+    "a type that no number has": (
+        lambda rows: rows.set_column(4, "hour", rows["ts"]),
+        {},
+        "column 'hour' has Arrow's type string; numbers are expected",
+    ),
+    "a column of the model that stands twice": (
+        lambda rows: rows.append_column("hour", rows["id"]),
+        {},
+        "column 'hour' is duplicated",
+    ),
+    "a kept column that stands twice": (
+        lambda rows: rows.append_column("id", rows["id"]),
+        {"keep": ("id",)},
+        "column 'id' is duplicated",
+    ),
+    "a kept column with the output's name": (
+        lambda rows: rows.append_column("prediction", rows["id"]),
+        {"keep": ("prediction",)},
+        "--keep prediction: it is also an output of the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(predict: Predict, tmp_path: Path, mistake: str) -> None:
+    change, options, message = MISTAKES[mistake]
+    path = write(change(flights(10)), tmp_path / "rows.parquet")
+
+    with pytest.raises(OnnxserveError, match=rf"^rows\.parquet: {message}"):
+        predict(path, "made.parquet", on_error="skip-row", **options)
+
+
+HEADER = "id,carrier,distance,hour,late"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", f"{HEADER},größe\n".encode("latin-1"), "its header is not in UTF-8"),
+        ("rows.csv", f"{HEADER}\n".encode("utf-16"), "its header is not in UTF-8"),
+        ("rows.csv", f"{HEADER},hour\n0,AA,1,1,true,1\n".encode(), "column 'hour' is duplicated"),
+        ("rows.csv", b'id,"carrier,distance\n0,AA,1\n', "its header is not valid CSV: "),
+    ],
+)
+def test_a_text_that_does_not_fit_is_refused_in_one_line(
+    predict: Predict, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(InvalidRequest, match=message):
+        predict(path, "made.parquet", on_error="skip-row")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("bad", "rows"),
+    [
+        (b'1,AA,1,1,"true', 3),
+        (b'1,"AA,1,1,true', 3),
+        (b'1,"AA,1,1,true', 350_000),  # The bad row is in the first of several blocks.
+        (b"1,A\xc5,1,1,true", 3),
+    ],
+)
+def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
+    predict: Predict, tmp_path: Path, bad: bytes, rows: int
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(f"{HEADER}\n0,AA,1,1,true\n".encode() + bad + b"\n2,AA,1,1,true" * rows)
+
+    with pytest.raises(InvalidRequest, match=r"^rows\.csv: row 1 "):
+        predict(path, "made.csv")
+    assert predict(path, "made.csv", on_error="skip-row") == PartResult(rows + 1, 1)
+
+    rejected = json.loads((tmp_path / "out/_rejected/made.csv.jsonl").read_text())
+    assert (rejected["row"], rejected["content"]) == (1, bad.decode(errors="replace"))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"null",
+        b'{"carrier": "AA", "distance": 1, "hour": 2.5, "late": true}',
+        b'{"carrier": "AA", "distance": true, "hour": 1, "late": true}',
+        b'{"carrier": "M\xfc", "distance": 1, "hour": 1, "late": true}',
+    ],
+)
+def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
+    predict: Predict, tmp_path: Path, bad: bytes, number: int
+) -> None:
+    lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*lines[:number], bad, *lines[number:]]))
+
+    assert predict(path, "made.jsonl", on_error="skip-row") == PartResult(3, 1)
+
+    assert json.loads((tmp_path / "out/_rejected/made.jsonl.jsonl").read_text())["row"] == number
+
+
+@pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
+def test_a_text_that_is_no_whole_number_is_a_bad_row(predict: Predict, tmp_path: Path, hour: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{HEADER}\n0,AA,1,1,true\n1,AA,1,{hour},true\n2,AA,1,1.0,true\n")
+
+    assert predict(path, "made.csv", on_error="skip-row") == PartResult(2, 1)
+
+    assert "column 'hour' (long)" in (tmp_path / "out/_rejected/made.csv.jsonl").read_text()
+
+
+def test_a_damaged_file_is_named(predict: Predict, tmp_path: Path) -> None:
+    path = write(flights(10), tmp_path / "rows.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+
+    with pytest.raises(InvalidRequest, match=r"^rows\.parquet:.*format parquet"):
+        predict(path, "made.parquet")
+
+
+def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(flights(50_000), path, row_group_size=10_000, compression="none")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200_000] = bytes(200_000)
+    path.write_bytes(content)
+
+    with pytest.raises(OnnxserveError, match=r"^rows\.parquet: "):
+        predict(path, "made.parquet")
+
+    assert list((tmp_path / "out").rglob("*.parquet")) == []
+
+
+def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(flights(1000), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    distance = pq.read_metadata(path).row_group(0).column(3)
+    content[distance.data_page_offset + distance.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(OnnxserveError, match=r"^rows\.parquet:.*row 0.*CRC"):
+        predict(path, "made.parquet")
+
+
+def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Path) -> None:
+    graph = "same (double[N,1] x) => (double[N,1] y) { y = Identity(x) }"
+    folder = write_model(tmp_path / "same", graph, [{"name": "x", "type": "double", "required": True}])
+    values = np.random.default_rng(0).normal(size=1000)
+    path = tmp_path / "rows.csv"
+    path.write_text("x\n" + "\n".join(map(repr, values.tolist())))
+
+    predict(path, "made.parquet", model=folder)
+
+    assert read(tmp_path / "out" / "made.parquet")["y"] == values.tolist()
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_of_a_csv_file_is_named(predict: Predict, tmp_path: Path, mark: str, name: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
+    with pytest.raises(OnnxserveError, match=f"rows.csv: the CSV separates its columns with {name}"):
+        predict(path, "made.csv")

@@ -1,0 +1,521 @@
+"""Tests of complete batches: folders, kills, other models, other inputs, buckets, runs."""
+
+import gzip
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from typing import Any
+
+import boto3
+import mlflow
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, OnnxserveError
+from mlflow_deploy_plugin.core.tabular.files import unfinished_stem
+from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
+from mlflow_deploy_plugin.ship.batch import manifest
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch
+from tests.support.models import mixed_model
+from tests.support.pyfuncs import Days
+from tests.support.refusals import mentions
+from tests.support.services.s3 import s3_server
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port, wait_until
+
+from .conftest import flights, labels, write
+
+COMMAND = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "batch"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def fill(folder: Path, parts: int, rows: int = 500) -> Path:
+    for part in range(parts):
+        write(flights(rows, part), folder / f"day={part % 3}" / f"{part}.parquet")
+    return folder
+
+
+@pytest.mark.long
+def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 4)
+    (source / "_SUCCESS").touch()
+    (source / ".part.crc").touch()
+    told: list[BatchProgress] = []
+
+    result = run_batch(BatchPlan(str(model), str(source), str(tmp_path / "out"), ("id",), workers=2), told.append)
+
+    assert files(tmp_path / "out") == [
+        "_SUCCESS",
+        "_batch.json",
+        *(f"day={part % 3}/{part}.parquet" for part in (0, 3, 1, 2)),
+    ]
+    for part in range(4):
+        made = pq.ParquetFile(tmp_path / "out" / f"day={part % 3}" / f"{part}.parquet").read()
+        assert made["id"].to_pylist() == flights(500, part)["id"].to_pylist()
+        assert made["prediction"].to_pylist() == labels(flights(500, part))
+    assert (result.progress.rows, result.progress.parts_done, result.rejected, result.failed) == (2000, 4, 0, {})
+    assert told[-1].rows == 2000
+    assert told[-1].seconds_left == 0
+    assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["parts"] == 4
+
+
+KILLED = """
+import os, signal, sys
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+
+def kill(progress):
+    if progress.parts_done >= 3:
+        os.killpg(0, signal.SIGKILL)
+
+run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
+"""
+
+
+@pytest.mark.long
+def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
+    source, out, temporary = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
+    begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
+    killed = subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
+        begin, start_new_session=True, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
+    assert not (out / "_SUCCESS").exists()
+    (out / "day=1" / ".4.parquet.unfinished").write_bytes(b"half of a file")
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if not path.name.startswith(".")}
+    assert 3 <= len(first) < 40
+    for path in first:
+        pq.read_metadata(path)  # This raises if the file is incomplete.
+    assert list(temporary.glob("onnxserve-batch-*"))
+
+    again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert again.returncode == 0, again.stderr
+    assert f"{len(first)} finished earlier" in again.stdout
+    assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items())
+    assert pq.read_table(out).num_rows == 40 * 4000
+    assert list(temporary.glob("onnxserve-*")) == []
+
+
+@pytest.mark.long
+def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+    run_batch(plan)
+    assert run_batch(plan).progress.finished_before == 1
+    other = mixed_model(tmp_path / "other")
+    (other / "note.txt").write_text("of another training")
+
+    def refusal(**options: Any) -> str:
+        with pytest.raises(AlreadyExists) as refused:
+            run_batch(BatchPlan(**{**vars(plan), **options}))
+        assert "--restart" in refused.value.message
+        return refused.value.message
+
+    assert mentions(refusal(model_uri=str(other)), f"--output {out}", "mixed", str(other))
+    assert mentions(refusal(keep=("id",)), "keep []", "['id']")
+    write(flights(20), source / "day=0" / "0.parquet")
+    assert mentions(refusal(), str(source), "day=0/0.parquet has changed")
+    write(flights(20), source / "new.parquet")
+    (source / "day=0" / "0.parquet").unlink()
+    assert "day=0/0.parquet is gone" in refusal()
+
+    assert run_batch(BatchPlan(**{**vars(plan), "restart": True})).progress.rows == 20
+    assert files(out) == ["_SUCCESS", "_batch.json", "new.parquet"]
+
+
+@pytest.mark.long
+def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
+    plan = BatchPlan(str(model), str(source), str(out), on_error="skip-part", workers=1)
+    run_batch(plan)
+    write(flights(10), bad)
+    write(flights(20), source / "later.parquet")
+
+    result = run_batch(plan)
+
+    assert (result.progress.finished_before, result.progress.rows, result.failed) == (1, 30, {})
+    assert run_batch(plan).progress.finished_before == 3
+
+
+@pytest.mark.long
+def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    with pytest.raises(OnnxserveError, match="--keep nothing: "):
+        run_batch(BatchPlan(str(model), str(source), str(out), keep=("nothing",), workers=1))
+
+    run_batch(BatchPlan(str(model), str(source), str(out), keep=("id",), workers=1))
+
+    assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
+
+
+def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None:
+    rows = flights(6)
+    late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
+    folder = tmp_path / "in" / "hour=7" / "day=2026-01-01" / "city=S%C3%A3o Paulo" / "zone=__HIVE_DEFAULT_PARTITION__"
+    names = {"csv": "a", "jsonl": "b", "parquet": "c"}
+    for suffix, name in names.items():
+        write(late.drop_columns("hour"), folder / f"{name}.{suffix}")
+    out = tmp_path / "out"
+
+    run_batch(
+        BatchPlan(
+            str(model), str(tmp_path / "in"), str(out), ("day", "city", "zone"), output_format="parquet", workers=1
+        )
+    )
+
+    for name in names.values():
+        written = pq.ParquetFile(out / folder.relative_to(tmp_path / "in") / f"{name}.parquet").read().to_pydict()
+        assert written["prediction"] == labels(late)
+        assert [written[column][0] for column in ("day", "city", "zone")] == ["2026-01-01", "São Paulo", None]
+
+
+def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number, (suffix, codec) in enumerate(
+        [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")]
+    ):
+        plain = write(flights(500, seed=number), tmp_path / f"rows.{suffix.partition('.')[0]}")
+        source.mkdir(exist_ok=True)
+        with pa.CompressedOutputStream(str(source / f"{number}.{suffix}"), codec) as file:
+            file.write(plain.read_bytes())
+
+    result = run_batch(BatchPlan(str(model), str(source), str(out), keep=("id",), output_format="parquet", workers=1))
+
+    assert result.progress.rows == 2000
+    assert result.progress.bytes_done == result.progress.bytes
+    for number in range(4):
+        rows = flights(500, seed=number)
+        written = pq.read_table(out / f"{number}.parquet").to_pydict()
+        assert [int(one) for one in written["id"]] == rows["id"].to_pylist()
+        assert written["prediction"] == labels(rows)
+
+
+def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    whole = gzip.compress(write(flights(500), tmp_path / "rows.csv").read_bytes())
+    (source / "rows.csv.gz").write_bytes(whole[:-20])
+
+    with pytest.raises(OnnxserveError, match=r"^rows\.csv\.gz: .* decompressed"):
+        run_batch(BatchPlan(str(model), str(source), str(out), workers=1))
+
+    assert files(out) == ["_batch.json"]
+
+
+@pytest.mark.long
+def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 3), tmp_path / "out"
+    write(flights(10).drop_columns("late"), source / "bad.parquet")
+    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+
+    with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late'"):
+        run_batch(plan)
+    result = run_batch(BatchPlan(str(model), str(source), str(tmp_path / "skipped"), on_error="skip-part", workers=1))
+
+    assert list(result.failed) == ["bad.parquet"]
+    assert files(tmp_path / "skipped") == ["_batch.json", "day=0/0.parquet", "day=1/1.parquet", "day=2/2.parquet"]
+    assert not (out / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize(
+    ("input", "output", "message"),
+    [
+        ("nowhere", "out", "--input .*nowhere: the file or folder does not exist"),
+        ("empty", "out", "--input .*empty: the folder has no files"),
+        (
+            "strange",
+            "out",
+            r"--input .*strange: the name of notes.txt does not have one of the formats csv, jsonl, parquet",
+        ),
+        ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
+        ("loop", "out", "--input .*loop: loop/again is a link to one of its parent folders"),
+        ("pair", "out", "--input .*pair: (a/b/a|b/a/b) is a link to one of its parent folders"),
+        ("in", "in/below", "overlap: specify another folder"),
+        ("in", "out.parquet", "--output .*out.parquet is a file name"),
+        ("in", "taken", "--output .*taken contains a.txt, which is not from a batch"),
+        ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
+        ("ftp://host/x", "out", "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX"),
+    ],
+)
+def test_mistakes_are_refused_before_a_row_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input: str, output: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    fill(tmp_path / "in", 1)
+    for name in ("empty", "strange/notes.txt", "double/a.csv", "double/a.jsonl", "taken/a.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if path.suffix else path.mkdir()
+
+    Path("loop/loop").mkdir(parents=True)
+    Path("loop/loop/again").symlink_to(tmp_path / "loop")
+    for name, other in (("a", "b"), ("b", "a")):
+        Path("pair", name).mkdir(parents=True)
+        Path("pair", name, other).symlink_to(tmp_path / "pair" / other)
+
+    with pytest.raises(OnnxserveError, match=message):
+        run_batch(BatchPlan(str(model), input, output, output_format="parquet"))
+
+
+def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 2, rows=50_000)
+    changed = source / "day=1" / "1.parquet"
+
+    def change(progress: BatchProgress) -> None:
+        if changed.stat().st_mtime > 1:
+            write(flights(10), tmp_path / "new.parquet").replace(changed)
+            os.utime(changed, (1, 1))
+
+    with pytest.raises(OnnxserveError, match=r"^day=1/1\.parquet:.*has changed"):
+        run_batch(BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1), change)
+
+    assert "day=1/1.parquet" not in files(tmp_path / "out")
+
+
+@pytest.mark.long
+def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path: Path) -> None:
+    source, out, name = tmp_path / "in", tmp_path / "out", "rows.csv"
+    source.mkdir()
+    (source / name).write_text("carrier,distance,hour,late\nAA,1.0,1,true\nAA,far,1,true\n")
+    plan = BatchPlan(str(model), str(source), str(out), workers=1, on_error="skip-row")
+
+    result = run_batch(plan)
+    assert (result.progress.rows, result.rejected) == (1, 1)
+    assert len((out / name).read_text().splitlines()) == 2
+    (rejected,) = (out / "_rejected").iterdir()
+    assert rejected.name == "rows.csv.jsonl"
+    assert json.loads(rejected.read_text())["row"] == 1
+
+    (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")  # A killed process leaves such a file.
+    run_batch(plan)
+    assert {path.name for path in out.iterdir() if path.is_file()} == {name, "_batch.json", "_SUCCESS"}
+
+
+@pytest.mark.long
+def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 2), tmp_path / "out"
+    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+    run_batch(plan)
+    (out / "day=1" / "1.parquet").unlink()
+    seen: list[bool] = []
+
+    run_batch(plan, lambda progress: seen.append((out / "_SUCCESS").exists()))
+
+    assert seen[:-1] == [False] * (len(seen) - 1)
+    assert (out / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}'])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_damaged_manifest_is_one_line(model: Path, tmp_path: Path, content: str, restart: bool) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    out.mkdir()
+    (out / "_batch.json").write_text(content)
+
+    with pytest.raises(OnnxserveError, match=r"_batch\.json is damaged"):
+        run_batch(BatchPlan(str(model), str(source), str(out), restart=restart))
+
+
+def test_names_of_folders_may_hold_any_sign(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(flights(10), Path("at 10:00 #1/t=10:00?/a%20b ü\n.parquet"))
+
+    run_batch(BatchPlan(str(model), "at 10:00 #1", "out:%41", workers=1))
+
+    assert "t=10:00?/a%20b ü\n.parquet" in files(Path("out:%41"))
+
+
+def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 2)
+    plan = BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1)
+    refused: list[str] = []
+
+    def again(progress: BatchProgress) -> None:
+        if not refused:
+            with pytest.raises(AlreadyExists, match="is writing to") as error:
+                run_batch(plan)
+            refused.append(error.value.message)
+
+    run_batch(plan, again)
+
+    assert len(refused) == 1
+    assert files(tmp_path / "out")[:2] == ["_SUCCESS", "_batch.json"]
+
+
+@pytest.mark.long
+def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    source = fill(tmp_path / "in", 3)
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        client = boto3.session.Session().client("s3")
+        for name in files(source):
+            client.upload_file(str(source / name), "lake", f"in/{name}")
+        plan = BatchPlan(str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2)
+
+        assert run_batch(plan).progress.rows == 1500
+        del bucket.objects["lake/out/day=1/1.csv"]
+        assert run_batch(plan).progress.rows == 500
+
+        written = [name for name in bucket.objects if name.startswith("lake/out/")]
+        # Arrow leaves an empty object for a folder in which it has deleted files.
+        made = sorted(name for name in written if name[-1] != "/")
+        assert made == [
+            f"lake/out/{name}" for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
+        ]
+        assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
+
+
+@pytest.mark.long
+def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    source = fill(tmp_path / "in", 1)
+    seen = Barrier(2)
+    look = manifest._list_files
+
+    def look_together(location: LogLocation) -> Any:
+        files = look(location)
+        if not location.is_local:  # Only the output is in the bucket.
+            with suppress(BrokenBarrierError):  # Both processes have seen an empty location; later calls do not wait.
+                seen.wait(20)
+            seen.abort()
+        return files
+
+    monkeypatch.setattr(manifest, "_list_files", look_together)
+    with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        plans = [BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1) for column in ("id", "ts")]
+        outcomes = [future.exception() for future in [pool.submit(run_batch, plan) for plan in plans]]
+
+    (refused,) = (one for one in outcomes if one)
+    assert isinstance(refused, AlreadyExists)
+    assert "has just started to" in str(refused)
+
+
+@pytest.mark.long
+def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Path], str], tmp_path: Path) -> None:
+    signature = ModelSignature(
+        Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
+        Schema([ColSpec("long", "day"), ColSpec("string", "name")]),
+    )
+    with tracking_at(new_database(tmp_path)):
+        mlflow.pyfunc.log_model(
+            name="m", python_model=Days(), signature=signature, registered_model_name="days", pip_requirements=[]
+        )
+        (tmp_path / "rows.csv").write_text("id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n")
+
+        result = run_batch(
+            BatchPlan(
+                "models:/days/1", str(tmp_path / "rows.csv"), str(tmp_path / "out"), ("id",), output_format="jsonl",
+                experiment="batches",
+            )
+        )  # fmt: skip
+
+        lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+        assert list(map(json.loads, lines)) == [{"id": "1", "day": 32, "name": "A"}, {"id": "2", "day": 2, "name": "B"}]
+        assert result.run is not None
+        run = MlflowClient().get_run(result.run.run_id)
+    assert run.data.metrics["rows"] == 2
+    assert run.data.params["model"] == "models:/days/1"
+    assert run.data.tags["onnxserve.batch.version"] == "1"
+    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(tmp_path / "rows.csv")})
+
+
+class Threads(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+        return model_input.assign(threads=os.environ.get("OMP_NUM_THREADS", "all"))[["threads"]]
+
+
+@pytest.mark.long
+def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    signature = ModelSignature(Schema([ColSpec("long", "id")]), Schema([ColSpec("string", "threads")]))
+    mlflow.pyfunc.save_model(tmp_path / "m", python_model=Threads(), signature=signature, pip_requirements=[])
+    for part in range(2):
+        write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
+    run_batch(BatchPlan(str(tmp_path / "m"), str(tmp_path / "in"), str(tmp_path / "out"), workers=2))
+    assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [['"threads"', '"1"']] * 2
+
+
+@pytest.mark.long
+def test_however_often_it_is_killed_each_part_comes_once_and_whole(model: Path, tmp_path: Path) -> None:
+    source, out, clock = fill(tmp_path / "in", 30, rows=60_000), tmp_path / "out", random.Random(0)
+    command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "3", "--keep", "id"]
+
+    def done() -> list[Path]:
+        return [path for path in out.rglob("*.parquet") if not path.name.startswith(".")]
+
+    kills = 0
+    while not (out / "_SUCCESS").exists():
+        before = len(done())
+        running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        wait_until(lambda: len(done()) > before or running.poll() is not None, what="another part")  # noqa: B023
+        time.sleep(clock.uniform(0, 0.1))
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+            kills += 1
+        running.wait()
+        assert {pq.read_metadata(path).num_rows for path in done()} == {60_000}
+    wait_until(lambda: not [one for one in psutil.process_iter(["cmdline"]) if str(out) in str(one.info["cmdline"])])
+
+    assert kills >= 3
+    assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
+    assert sorted(pq.read_table(out)["id"].to_pylist()) == sorted(
+        number for part in range(30) for number in range(part * 1_000_000, part * 1_000_000 + 60_000)
+    )
+
+
+@pytest.mark.long
+def test_a_file_larger_than_the_memory_that_there_is(model: Path, tmp_path: Path) -> None:
+    limit = 700 * 2**20
+    rows = write(flights(100_000), tmp_path / "block.csv").read_bytes()
+    header, _, content = rows.partition(b"\n")
+    path = tmp_path / "rows.csv"
+    with path.open("wb") as file:
+        file.write(header + b"\n")
+        while file.tell() < limit * 1.2:
+            file.write(content)
+    settings = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(
+        [*COMMAND, "-m", str(model), "-i", str(path), "-o", str(tmp_path / "out"), "--workers", "2"],
+        env=os.environ | settings,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert path.stat().st_size > limit
+    assert (tmp_path / "out" / "rows.csv").read_bytes().count(b"\n") > 10_000_000

@@ -1,0 +1,124 @@
+"""Tests that Spark predicts parts of a batch and DataFrames as this machine does, also on a standalone cluster."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.processes.spark import spark_session
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+from mlflow_deploy_plugin.ship.batch.spark import predict_frame
+from tests.support.models import tensor_model
+from tests.support.waiting import free_port, wait_until
+
+from .conftest import flights, labels, write
+
+
+def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(flights(10), tmp_path / "in" / "a.parquet")
+    monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
+
+    with pytest.raises(InvalidConfig, match=r"Spark Connect: .*spark://host:7077"):
+        run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
+
+
+@pytest.fixture(scope="module", params=["local[4]", "standalone"])
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start a session in this process, or a session on a master with two workers of two cores."""
+    pyspark = pytest.importorskip("pyspark")
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java 17")
+    with ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
+        master = request.param
+        if master == "standalone":
+            home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("spark"), free_port()
+            environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
+            environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
+
+            def start(name: str, *arguments: str) -> None:
+                command = [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]
+                with (folder / f"{name}.log").open("ab") as log:
+                    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+                ending.callback(process.wait)
+                ending.callback(process.terminate)
+
+            master = f"spark://127.0.0.1:{port}"
+            start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
+            for number in range(2):
+                work = ["--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", str(folder / f"{number}")]
+                start("worker.Worker", "--host", "127.0.0.1", *work, master)
+            text = folder / "master.Master.log"
+            wait_until(lambda: text.read_text().count("Registering worker") == 2, 240, "both workers have registered")
+        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        session = spark_session(master)
+        ending.callback(session.stop)
+        yield session
+
+
+@pytest.mark.long
+def test_a_batch_is_the_one_of_this_machine_to_the_byte(session: Any, model: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
+        write(flights(3000, number), tmp_path / "in" / name)
+    plan = BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "local"), ("id",))
+    on_spark = replace(plan, output=str(tmp_path / "spark"))
+    told: list[tuple[int, int]] = []
+
+    spread = run_batch(replace(on_spark, engine="spark"), lambda at: told.append((at.parts_done, at.rows)))
+    run_batch(plan)
+
+    assert (spread.progress.rows, told[-1]) == (12_000, (4, 12_000))
+    for path in (tmp_path / "local").rglob("*.*"):
+        if path.name != "_batch.json":
+            assert path.read_bytes() == (tmp_path / "spark" / path.relative_to(tmp_path / "local")).read_bytes()
+    again = run_batch(on_spark)
+    assert (again.progress.parts, again.progress.finished_before) == (0, 4)
+
+
+@pytest.mark.long
+def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_path: Path) -> None:
+    write(flights(10), tmp_path / "in" / "a.parquet")
+    (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
+
+    with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0.*'distance'.*'far'"):
+        run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
+
+
+@pytest.mark.long
+def test_the_rows_of_a_frame_get_their_predictions(session: Any, model: Path, tmp_path: Path) -> None:
+    rows = flights(5000)
+    frame = session.read.parquet(str(write(rows, tmp_path / "a.parquet"))).repartition(4)
+
+    made = predict_frame(frame, str(model), keep=["id"])
+
+    assert made.columns == ["id", "prediction"]
+    found = {row["id"]: row["prediction"] for row in made.collect()}
+    assert [found[number] for number in rows["id"].to_pylist()] == labels(rows)
+    assert predict_frame(frame, str(model)).columns == [*rows.column_names, "prediction"]
+
+
+@pytest.mark.long
+def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
+    frame = session.createDataFrame([(1, [1.0, 2.0, 3.0, 4.0])], "id long, image array<float>")
+
+    (row,) = predict_frame(frame, str(tensor_model(tmp_path / "tensor")), keep=["id"]).collect()
+
+    assert row.asDict() == {"id": 1, "doubled": [[2.0, 4.0], [6.0, 8.0]], "total": 10.0}
+
+
+@pytest.mark.long
+def test_a_frame_that_does_not_fit_is_refused_before_spark_works(session: Any, model: Path) -> None:
+    frame = session.createDataFrame([(1, "AA")], "id long, carrier string")
+
+    with pytest.raises(InvalidConfig, match="'distance', 'hour', 'late'"):
+        predict_frame(frame, str(model))
+    with pytest.raises(InvalidConfig, match=r"keep: .*'day'"):
+        predict_frame(frame, str(model), keep=["day"])

@@ -1,0 +1,106 @@
+"""Tests of a version as a function of tables, and of the rows that it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
+from mlflow_deploy_plugin.ship.batch.table_model import body_predictor, load_table_model, predict_block, takes
+from tests.support.models import columns, write_model
+from tests.support.refusals import mentions
+
+from .conftest import flights, labels
+
+
+def test_a_model_is_loaded_once_for_a_process(model: Path) -> None:
+    assert load_table_model(model) is load_table_model(model)
+
+
+def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model: Path) -> None:
+    rows = flights(1000)
+    hours = [None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())]
+    block = RowBlock(rows.set_column(4, "hour", pa.array(hours, pa.int64())), range(7, 1007))
+
+    pieces = list(predict_block(load_table_model(model), block, ("id",)))
+
+    refused = [piece for piece in pieces if isinstance(piece, RejectedRow)]
+    tables = pa.concat_tables([piece for piece in pieces if isinstance(piece, pa.Table)])
+    assert [row.number for row in refused] == [7, 507, 1006]
+    assert mentions(refused[1].why, "column 'hour' (long)", "null")
+    assert isinstance(refused[1].content, dict)
+    assert refused[1].content["id"] == 500
+    kept = [row for row in range(1000) if row not in (0, 500, 999)]
+    assert tables["id"].to_pylist() == kept
+    assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in kept]
+
+
+def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import PANIC, panicking_model
+
+    table = load_table_model(panicking_model(tmp_path / "model"))
+    block = RowBlock(pa.table({"text": ["a", PANIC, "b"]}), range(3))
+
+    pieces = list(predict_block(table, block))
+
+    assert [piece.number for piece in pieces if isinstance(piece, RejectedRow)] == [1]
+    assert sum(piece.num_rows for piece in pieces if isinstance(piece, pa.Table)) == 2
+
+
+def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, tried = load_table_model(model), []
+
+    def refuse(rows: pa.Table) -> pa.Table:
+        tried.append(rows.num_rows)
+        raise InvalidRequest("bad")
+
+    monkeypatch.setattr(table, "predict", refuse)
+    rows = flights(512)
+    refused = list(predict_block(table, RowBlock(rows, range(512))))
+    assert [row.number for row in refused if isinstance(row, RejectedRow)] == [*range(512)]
+    assert len(tried) < 1.3 * 512
+
+
+def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
+    (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
+
+    with body_predictor(str(model)) as predict:
+        assert predict("application/json", orjson.dumps({"dataframe_records": [row]}), False) == labels(flights(1))
+        with pytest.raises(InvalidRequest, match="column 'hour'"):
+            predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n", False)
+
+
+def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path: Path) -> None:
+    graph = "g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> " + (
+        "{ y = Sub(x, x) onnxserve_refused_rows = ReduceSum<keepdims=0>(x, axis) }"
+    )
+    model = load_table_model(write_model(tmp_path, graph, columns(x="float")))
+    numbers = np.zeros(5000, np.float32)
+    numbers[4999] = 1.0
+
+    with pytest.raises(InferenceError, match=r"^row 4999: "):
+        model.predict(pa.table({"x": numbers}))
+
+
+def test_columns_that_a_model_does_not_name_are_not_given_to_it(model: Path) -> None:
+    schema = load_table_model(model).schema
+
+    assert [name for name in flights(1).column_names if takes(schema, name, ())] == [
+        "carrier",
+        "distance",
+        "hour",
+        "late",
+    ]
+
+
+def test_a_graph_that_answers_a_request_as_a_whole_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", "fixed (float[3] x) => (float[3] y) { y = Add(x, x) }")
+
+    with pytest.raises(InvalidConfig, match=r"'x'.*first size 3"):
+        load_table_model(folder)

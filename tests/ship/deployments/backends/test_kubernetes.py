@@ -1,0 +1,223 @@
+"""Tests of the number of pods and of their MLflow URI. tests/docker/test_kubernetes_target.py uses a real cluster."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.ship.deployments.backends import kubernetes
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes import KubernetesBackend, pod_count, pod_environment
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused
+from mlflow_deploy_plugin.ship.manifests.served import Document
+from tests.support.refusals import refused
+
+
+@pytest.mark.parametrize(
+    ("uri", "model", "config", "found"),
+    [
+        ("http://mlflow:5000", "models:/f/1", {}, {"MLFLOW_TRACKING_URI"}),
+        ("http://127.0.0.1:5000", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://m:5000"}, set()),
+        ("https://user:password@mlflow", "models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}, set()),
+        ("sqlite:///mlflow.db", "/model", {}, set()),  # The model is in the image.
+    ],
+)
+def test_pods_are_told_of_the_mlflow_that_they_reach(
+    monkeypatch: pytest.MonkeyPatch, uri: str, model: str, config: dict[str, str], found: set[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert set(pod_environment(new_endpoint("f", model, config))) == found
+
+
+def test_a_registry_of_its_own_is_told_and_no_other_is_named_beside_that_of_the_spec(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = new_endpoint("f", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://outside:5000")
+    assert "MLFLOW_REGISTRY_URI" not in pod_environment(elsewhere)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry:5000")
+    assert pod_environment(elsewhere)["MLFLOW_REGISTRY_URI"] == "http://registry:5000"
+
+
+def test_pods_keep_the_mlflow_of_the_first_command() -> None:
+    variables = [
+        {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000/$$a"},
+        {"name": "MLFLOW_REGISTRY_URI", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        {"name": "AWS_REGION", "value": "eu"},
+    ]
+    containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
+    deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
+    assert pod_environment(new_endpoint("f", "models:/f/1"), deployment) == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a"
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}),
+        ("/model", {}),  # The model is in the image.
+    ],
+)
+def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_later(
+    monkeypatch: pytest.MonkeyPatch, model: str, config: dict[str, str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
+    assert pod_environment(new_endpoint("f", model, config), deployment) == {}
+    assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {"MLFLOW_TRACKING_URI"}
+
+
+def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    with refused(InvalidConfig, "the pods", "MLflow", "http://localhost:5000", "-C container"):
+        pod_environment(new_endpoint("f", "models:/f/Production"))
+
+
+@pytest.mark.parametrize(
+    ("config", "asked_before", "now", "found"),
+    [
+        ({}, None, None, 3),
+        ({}, "3", 7, 7),  # The user or the user's autoscaler has scaled the Deployment.
+        ({"kubernetes.replicas": "5"}, "3", 7, 5),
+        ({"kubernetes.force_conflicts": "true"}, "3", 7, 3),
+        ({}, "3", 0, 3),  # The endpoint was stopped.
+        ({}, None, 7, 3),  # The autoscaler of onnxserve has set the replicas.
+        ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
+        ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
+        ({"kubernetes.replicas": "0"}, None, None, 1),  # The user's autoscaler changes the replicas later.
+        ({"kubernetes.replicas": "0"}, "3", 7, 7),
+    ],
+)
+def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
+    config: dict[str, str], asked_before: str | None, now: int | None, found: int
+) -> None:
+    annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
+    running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
+    assert pod_count(new_endpoint("f", "models:/f/1", config), None if now is None else running) == found
+
+
+class ScalingCluster:
+    """A cluster whose autoscaler adds a pod while pods are listed, and which refuses a Deployment with replicas."""
+
+    def __init__(self, *_: object) -> None:
+        self.replicas = 1
+
+    def serves(self, kind: str) -> bool:
+        return True
+
+    def get(self, kind: str, name: str) -> Document | None:
+        deployment = {"replicas": self.replicas, "template": {"spec": {"containers": []}}}
+        return {"kind": kind, "metadata": {}, "spec": deployment} if kind == "Deployment" else None
+
+    def find(self, kind: str, labels: object) -> list[Document]:
+        self.replicas += 1
+        return []
+
+    def apply(self, document: Document, force: bool) -> None:
+        if document["kind"] == "Deployment":
+            raise DeploymentFailed(f"replicas {document['spec']['replicas']}")
+
+    def put_back(self, document: Document) -> None: ...
+
+
+def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "Cluster", ScalingCluster)
+    config = {"kubernetes.max_replicas": "9", "container.cpus": "1", "kubernetes.force_conflicts": "true"}
+    with pytest.raises(DeploymentFailed, match="replicas 2"):
+        KubernetesBackend(Settings(), "ml").apply(new_endpoint("f", "/model", config), print)
+
+
+class ClosedCluster:
+    """An empty cluster that supports all kinds, but forbids this user to read one kind."""
+
+    def __init__(self, forbidden: str) -> None:
+        self.forbidden = forbidden
+
+    def serves(self, kind: str) -> bool:
+        return True
+
+    def get(self, kind: str, name: str) -> None:
+        if kind == self.forbidden:
+            raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
+
+
+def test_who_has_the_role_edit_need_not_see_what_operators_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("HTTPRoute", "ServiceMonitor"):
+        monkeypatch.setattr(kubernetes, "Cluster", lambda *_, kind=kind: ClosedCluster(kind))
+        KubernetesBackend(Settings(), "ml").remove("f")
+
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: ClosedCluster("Ingress"))
+    with pytest.raises(ApiRefused, match="forbids it: Ingress"):
+        KubernetesBackend(Settings(), "ml").remove("f")
+
+
+class SharedCluster:
+    """A cluster with objects of another owner, which refuses the last applied object."""
+
+    def __init__(self, owner: str = "") -> None:
+        metadata: Document = {"name": "f", **({"annotations": {"onnxserve/owner": owner}} if owner else {})}
+        pod = {"replicas": 2, "template": {"spec": {"containers": []}}}
+        self.objects: dict[str, Document] = {
+            "ConfigMap": {"kind": "ConfigMap", "metadata": metadata, "data": {"spec.yaml": "of another"}},
+            "Deployment": {"kind": "Deployment", "metadata": metadata, "spec": pod},
+        }
+
+    def serves(self, kind: str) -> bool:
+        return True
+
+    def get(self, kind: str, name: str) -> Document | None:
+        return deepcopy(self.objects.get(kind))
+
+    def find(self, kind: str, labels: object) -> list[Document]:
+        return []
+
+    def apply(self, document: Document, force: bool) -> None:
+        if document["kind"] == "NetworkPolicy":
+            raise DeploymentFailed("the NetworkPolicy is refused")
+        self.objects[document["kind"]] = document
+
+    def put_back(self, document: Document) -> None:
+        self.objects[document["kind"]] = document
+
+    def delete(self, kind: str, name: str) -> None:
+        del self.objects[kind]
+
+
+def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SharedCluster()
+    before = deepcopy(cluster.objects)
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
+    backend = KubernetesBackend(Settings(), "ml")
+    with refused(DeploymentFailed, "NetworkPolicy"):
+        backend.apply(new_endpoint("f", "/model", {"kubernetes.force_conflicts": "true"}), print)
+    assert {"Service", *before} < set(cluster.objects)
+    backend.remove("f")  # `create` calls this after a failure.
+    assert cluster.objects == before
+
+
+SPEC = new_endpoint("f", "/model")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda backend: backend.observe(SPEC),
+        lambda backend: backend.server_pages(SPEC, "/metrics", 1.0),
+        lambda backend: backend.place("f"),
+        lambda backend: backend.stop("f"),
+        lambda backend: list(backend.logs("f", 10, False)),
+        lambda backend: backend.reached(SPEC).__enter__(),
+    ],
+    ids=["observe", "server_pages", "place", "stop", "logs", "reached"],
+)
+@pytest.mark.parametrize(("owner", "whose"), [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")])
+def test_pods_of_another_are_not_taken_for_the_endpoints(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[KubernetesBackend], Any], owner: str, whose: str
+) -> None:
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
+    with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):
+        ask(KubernetesBackend(Settings(), "ml"))

@@ -1,0 +1,250 @@
+"""Tests of the API server's errors as one-line messages, and of retries. tests/kubernetes uses a real cluster."""
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused, Cluster
+from tests.support.clusters import kubeconfig
+from tests.support.refusals import refused
+
+APIS = {"groups": [{"versions": [{"groupVersion": one}]} for one in ("apps/v1", "policy/v1beta1")]}
+SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
+STDOUT, STATUS = b"\1", b"\3"
+"""The channels of a command in a pod."""
+Answer = tuple[int, dict[str, Any]]
+
+
+class ScriptedApi:
+    """An API server that answers `/apis` as Kubernetes 1.20 does, and any other request with the next answer of the
+    script.
+    """
+
+    def __init__(self) -> None:
+        self.script: list[Answer] = []
+        self.frames: list[bytes] = []
+        """The frames that a web socket receives, each beginning with its channel."""
+        self.asked: list[str] = []
+        self.bodies: list[bytes] = []
+
+    def next_answer(self, path: str) -> Answer:
+        return (200, APIS) if path == "/apis" else self.script.pop(0) if self.script else (200, {})
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi]:
+    made = ScriptedApi()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            made.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            if self.path != "/apis":
+                made.asked.append(f"{self.command} {self.path}")
+            if self.headers.get("Upgrade") == "websocket" and made.frames:
+                self.stream()
+                return
+            status, body = made.next_answer(self.path)
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def stream(self) -> None:
+            asked = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
+            self.send_response(101)
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(asked.encode()).digest()).decode())
+            self.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
+            self.end_headers()
+            for frame in made.frames:
+                self.wfile.write(bytes([0x82, len(frame)]) + frame)
+            if made.frames[-1].startswith(STATUS):
+                self.wfile.write(bytes([0x88, 0]))
+
+        do_GET = do_PATCH = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")))
+        yield made
+        server.shutdown()
+
+
+def conflict(*managers: str) -> Answer:
+    """Return the response of an API server in which other managers own fields of an applied document."""
+    if len(managers) == 1:
+        return 409, {"message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type'}
+    causes = "\n".join(f'conflicts with "{one}" using v1:\n- .spec.type' for one in managers)
+    return 409, {"message": f"Apply failed with {len(managers)} conflicts: {causes}"}
+
+
+def test_what_is_busy_or_broken_is_asked_again(api: ScriptedApi) -> None:
+    api.script = [(429, {}), (500, {}), (503, {}), (200, {"kind": "Service"})]
+    assert Cluster("ml").get("Service", "flights") == {"kind": "Service"}
+    assert api.asked == ["GET /api/v1/namespaces/ml/services/flights"] * 4
+
+
+def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> None:
+    cluster = Cluster("ml")
+    cluster.apply({"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}})
+    path = "/apis/policy/v1beta1/namespaces/ml/poddisruptionbudgets/f"
+    assert api.asked == [f"PATCH {path}?fieldManager=onnxserve&force=false"]
+    with refused(InvalidConfig, "ServiceMonitor", "monitoring.coreos.com/v1"):
+        cluster.apply({"kind": "ServiceMonitor", "metadata": {"name": "f"}})
+
+
+def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: ScriptedApi) -> None:
+    cluster = Cluster("ml")
+    for owners in (["onnxserve"], ["onnxserve", "before-first-apply"]):
+        api.script, api.asked = [conflict(*owners), (200, {})], []
+        cluster.apply(SERVICE)
+        assert [one.rpartition("force=")[2] for one in api.asked] == ["false", "true"]
+    api.script = [conflict("onnxserve", "kubectl-edit")]
+    names = ("Service flights", "kubectl-edit", ".spec.type", "kubernetes.force_conflicts=true")
+    with refused(DeploymentFailed, *names):
+        cluster.apply(SERVICE)
+
+
+def test_an_object_is_put_back_whole_but_for_what_the_cluster_says_of_it(api: ScriptedApi) -> None:
+    metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
+    api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
+    Cluster("ml").put_back({**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}})
+    service = "/api/v1/namespaces/ml/services/flights"
+    assert api.asked == [f"GET {service}", f"PATCH {service}?fieldManager=onnxserve"]
+    *added, removed = json.loads(api.bodies[-1])
+    assert removed == {"op": "remove", "path": "/ours"}
+    assert {one["path"]: one["value"] for one in added} == {
+        "/metadata/labels": {"app": "f"},
+        "/metadata/annotations": {},
+        "/spec": {"type": "ClusterIP"},
+    }
+
+
+def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> None:
+    api.script = [(409, {"message": "the object has been modified"})] * 2
+    Cluster("ml").apply(SERVICE)
+    assert len(api.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "names"),
+    [
+        (
+            (404, {"message": 'namespaces "ml" not found', "details": {"name": "ml", "kind": "namespaces"}}),
+            InvalidConfig,
+            ["'ml'", "kubectl create namespace ml"],
+        ),
+        (
+            (403, {"message": 'services is forbidden: User "u" cannot patch'}),
+            DeploymentFailed,
+            ["forbids", 'services is forbidden: User "u"'],
+        ),
+        ((401, {"message": "Unauthorized"}), DeploymentFailed, ["KUBECONFIG"]),
+        ((422, {"message": "spec.ports: Required value"}), DeploymentFailed, ["422", "spec.ports"]),
+    ],
+)
+def test_a_refusal_is_one_line(api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], names: list[str]) -> None:
+    api.script = [answer]
+    with refused(kind, *names):
+        Cluster("ml").apply(SERVICE)
+
+
+def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
+    api.script = [(200, {"metadata": {"uid": "f1"}}), (403, {"message": 'namespaces "ml" is forbidden'})]
+    assert Cluster("ml").namespace_uid() == "f1"
+    with refused(DeploymentFailed, "forbids", 'namespaces "ml"'):
+        Cluster("ml").namespace_uid()
+    assert api.asked == ["GET /api/v1/namespaces/ml"] * 2
+
+
+def test_the_context_that_a_setting_names_is_used(api: ScriptedApi) -> None:
+    assert Cluster("ml", "x").get("Service", "flights") == {}
+    with refused(InvalidConfig, "ONNXSERVE_KUBE_CONTEXT", "'y'", "contexts are x"):
+        Cluster("ml", "y")
+
+
+def test_what_is_gone_is_none_and_its_deletion_no_error(api: ScriptedApi) -> None:
+    api.script = [(404, {"message": "not found"})] * 2
+    cluster = Cluster("ml")
+    assert cluster.get("Service", "flights") is None
+    cluster.delete("Service", "flights")
+
+
+@pytest.mark.parametrize(("content", "context"), [(None, None), ("current-context: none\n", None), ("", "elsewhere")])
+def test_without_a_cluster_one_line_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, context: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "config").write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with refused(InvalidConfig, "no Kubernetes cluster", "KUBECONFIG", "~/.kube/config"):
+        Cluster("ml", context)
+
+
+def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api: ScriptedApi) -> None:
+    text = "möglich".encode()
+    api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
+    assert Cluster("ml").execute("flights-1", ["cat", "note"]) == "möglich"
+
+
+def test_a_command_whose_connection_is_cut_has_not_run(api: ScriptedApi) -> None:
+    api.frames = [STDOUT + b"half"]
+    with refused(ApiRefused, "pod flights-1", "lost"):
+        Cluster("ml").execute("flights-1", ["cat", "note"])
+
+
+def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(api: ScriptedApi) -> None:
+    message = 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
+    api.script = [(403, {"message": message})]
+    with refused(ApiRefused, "forbids", message) as raised:
+        Cluster("ml").execute("flights-1", ["true"])
+    assert (raised.value.status, raised.value.may_pass) == (403, False)
+
+
+def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
+    with refused(ApiRefused, "Kubernetes API", "http://127.0.0.1:9", "does not answer") as raised:
+        Cluster("ml").get("Service", "flights")
+    assert raised.value.may_pass
+
+
+def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = kubeconfig(tmp_path, "https://127.0.0.1:1")
+    config = yaml.safe_load(file.read_text())
+    config["users"][0]["user"] = {"client-key-data": base64.b64encode(os.urandom(32)).decode()}
+    file.write_text(yaml.safe_dump(config))
+    (tmp_path / "keys").mkdir()
+    made = tempfile.mkstemp
+
+    def slowly(*args: Any, **options: Any) -> tuple[int, str]:
+        time.sleep(0.05)  # A pause as on a slow disk lets other threads run first.
+        return made(*args, **options)
+
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "keys"))
+    monkeypatch.setattr(tempfile, "mkstemp", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Cluster, ["ml"] * 4))
+    assert len(list((tmp_path / "keys").iterdir())) == 1

@@ -1,0 +1,94 @@
+"""Tests of the choice of ports: free, taken and reserved ports."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import LOG, METRICS, claim_state_dir
+from mlflow_deploy_plugin.ship.deployments.backends import local
+from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend, check_port, choose_port, is_port_free
+from tests.support.refusals import refused
+
+
+def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
+    assert is_port_free("127.0.0.1", free_port)
+    assert not is_port_free("127.0.0.1", taken_port)
+    with refused(InvalidConfig, f"port {taken_port}", "127.0.0.1", "in use"):
+        check_port("127.0.0.1", taken_port)
+
+
+def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert local.FIRST_PORT == 8080
+    monkeypatch.setattr(local, "FIRST_PORT", free_port)
+
+    assert choose_port("127.0.0.1", []) == free_port
+    assert choose_port("127.0.0.1", [free_port]) > free_port
+    with refused(DeploymentFailed, f"no port from {free_port}", "-C server.port="):
+        choose_port("127.0.0.1", range(free_port, 65536))
+
+
+def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
+    with refused(InvalidConfig, f"192.0.2.1:{free_port}"):
+        is_port_free("192.0.2.1", free_port)
+
+
+def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -> None:
+    with refused(InvalidConfig, "container.…", "-t onnxserve:/docker"):
+        LocalBackend(Settings(home=tmp_path)).apply(
+            apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
+        )
+
+
+def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing all processes once per endpoint would take minutes for thousands of endpoints."""
+    monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("every process was looked at"))
+    settings = Settings(home=tmp_path)
+    backend, spec = LocalBackend(settings), new_endpoint("e", "one")
+
+    with claim_state_dir(settings.state_dir("e")):
+        starting = backend.observe(spec)
+    gone = backend.observe(spec)
+
+    assert (starting.state, gone.state) == ("starting", "failed")
+
+
+def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> None:
+    settings, in_shared_memory = Settings(home=tmp_path / "home"), tmp_path / "metrics"
+    in_shared_memory.mkdir()
+    settings.state_dir("e").mkdir(parents=True)
+    (settings.state_dir("e") / METRICS).symlink_to(in_shared_memory)
+
+    LocalBackend(settings).remove("e")
+
+    assert not in_shared_memory.exists()
+
+
+def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path)
+    log = settings.state_dir("e") / LOG
+    log.parent.mkdir(parents=True)
+    log.write_text("the first of three lines\n")
+
+    def is_running(*_: object) -> bool:
+        """During the first read of the log, the server writes into it. Then the log is truncated."""
+        if "second" in log.read_text():
+            log.write_text("the third\n")
+            return False
+        log.open("a").write("the second\n")
+        return True
+
+    monkeypatch.setattr(LocalBackend, "is_running", is_running)
+
+    assert [line.split()[1] for line in LocalBackend(settings).logs("e", 1, follow=True)] == [
+        "first",
+        "second",
+        "third",
+    ]

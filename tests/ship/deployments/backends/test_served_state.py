@@ -1,0 +1,125 @@
+"""Tests of reading the state that the agent and the workers have written, in comparison with a spec."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir import files
+from mlflow_deploy_plugin.core.statedir.files import WANTED, worker_file, write_state
+from mlflow_deploy_plugin.core.statedir.models import (
+    LoadedVariant,
+    ServerState,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
+from mlflow_deploy_plugin.ship.deployments.backends.served_state import (
+    MachineBackend,
+    compare_applied,
+    read_served_state,
+    wait_while_pending,
+)
+from tests.support.refusals import mentions, refused
+
+SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
+
+
+@pytest.fixture
+def say(tmp_path: Path) -> Callable[..., None]:
+    """Write the state of agent and worker. Generation 2 is wanted, and by default the worker has applied it."""
+
+    def write(spec: EndpointSpec = SPEC, generation: int = 2, pid: int | None = None, **loaded: LoadedVariant) -> None:
+        variants = {
+            name: WantedVariant(model_uri=v.model, model="m", version="1", folder=tmp_path, weight=v.weight)
+            for name, v in spec.variants.items()
+        }
+        wanted = Wanted(generation=2, endpoints={"e": WantedEndpoint(variants=variants, capture=spec.capture)})
+        write_state(tmp_path / WANTED, wanted)
+        pid = os.getpid() if pid is None else pid
+        write_state(worker_file(tmp_path, pid), WorkerState(pid=pid, generation=generation, endpoints={"e": loaded}))
+
+    return write
+
+
+def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    report = compare_applied(SPEC, read_served_state(tmp_path))
+
+    assert (report.is_resolved, report.pending, report.errors, report.missing) == (True, "", {}, ())
+    assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
+
+
+def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
+    assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "fetching one, two"
+
+
+def test_a_server_is_observed_without_reading_its_spec(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    (tmp_path / files.SPEC).write_bytes(b"\xff")
+    server = ServerState(pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving")
+    spec = apply_config(SPEC, {"server.port": 8080})
+
+    assert MachineBackend(Settings()).observe_server(spec, tmp_path, server, log="").state == "running"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pending"),
+    [
+        ({"variants.b.model": "three"}, "fetching three"),
+        ({"variants.b.weight": 5}, "applying the changed spec"),
+        ({"capture.fraction": 0.5}, "applying the changed spec"),
+        ({"server.workers": 2}, "loading the model, 1 of 2 workers have it"),
+    ],
+)
+def test_a_changed_spec_is_waited_for(
+    tmp_path: Path, say: Callable[..., None], wanted: dict[str, object], pending: str
+) -> None:
+    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    assert compare_applied(apply_config(SPEC, wanted), read_served_state(tmp_path)).pending == pending
+
+
+def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(generation=1, a=LoadedVariant(version="1"))
+    say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # The id is above the kernel's largest process id.
+
+    report = compare_applied(SPEC, read_served_state(tmp_path))
+
+    assert mentions(report.pending, "loading", "0 of 1 workers")
+    assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
+
+
+def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
+    assert mentions(pending, "the change", "0 of 1 workers")
+    assert "loading" not in pending
+
+
+def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
+    tmp_path: Path, say: Callable[..., None]
+) -> None:
+    say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
+
+    report = compare_applied(SPEC, read_served_state(tmp_path))
+
+    assert report.errors == {"a": "broken", "b": "too"}
+    assert report.missing == ("a",)
+
+
+def test_what_is_pending_is_reported_when_it_changes_and_too_long_a_wait_ends() -> None:
+    steps, said = iter(["one", "one", "two", ""]), list[str]()
+    wait_while_pending("e", lambda: next(steps), 60, said.append, poll_seconds=0)
+    assert said == ["e: one", "e: two"]
+
+    with refused(DeploymentFailed, "e", "0 s", "one", "pod p", "ONNXSERVE_READY_TIMEOUT_SECONDS"):
+        wait_while_pending("e", lambda: "one", 0, said.append, poll_seconds=0, last_words=lambda: ": pod p")

@@ -1,0 +1,41 @@
+"""Tests of targets: their URIs, and the errors for unusable targets."""
+
+import sys
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.ship.deployments.backends.targets import LOCAL, Target, parse_target
+from tests.support.refusals import refused
+
+
+@pytest.mark.parametrize(
+    ("uri", "target"),
+    [
+        ("onnxserve", LOCAL),
+        ("onnxserve:/", LOCAL),
+        ("onnxserve:/docker", Target("docker")),
+        ("onnxserve:/docker/", Target("docker")),
+        ("onnxserve:/kubernetes/ml", Target("kubernetes", "ml")),
+    ],
+)
+def test_a_uri_names_a_target_and_the_target_that_uri(uri: str, target: Target) -> None:
+    assert parse_target(uri) == target
+    assert parse_target(str(target)) == target
+
+
+@pytest.mark.parametrize(
+    "uri", ["onnxserve:/podman", "onnxserve://docker", "onnxserve:/kubernetes", "onnxserve:/kubernetes/Of_Ada"]
+)
+def test_a_uri_that_names_none_is_refused_with_those_that_would_do(uri: str) -> None:
+    with refused(InvalidConfig, "onnxserve", "onnxserve:/docker", "onnxserve:/kubernetes/NAMESPACE"):
+        parse_target(uri)
+
+
+def test_a_missing_sdk_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.ship.deployments.backends.docker", raising=False)
+
+    with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[docker\]'"):
+        Target("docker").backend(Settings())

@@ -1,0 +1,104 @@
+"""Tests of batches of a file's rows, and of the row in an error. tests/cli/test_predict.py tests the command."""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.tabular.files import FileFormat
+from mlflow_deploy_plugin.ship.deployments.batch_prediction import predict_batch, read_rows
+from tests.support.refusals import refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "bodies", "places"),
+    [
+        (
+            "csv",
+            b'a,b\n1,2\n\n3,"4\n5"\n6,7\n',
+            [b'a,b\n1,2\n3,"4\n5"\n', b"a,b\n6,7\n"],
+            [["line 2", "line 4"], ["line 6"]],
+        ),
+        (
+            "jsonl",
+            b'{"a": 1}\n\n{"a": 2}\n{"a": 3}',
+            [b'{"dataframe_records":[{"a":1},{"a":2}]}', b'{"dataframe_records":[{"a":3}]}'],
+            [["line 1", "line 3"], ["line 4"]],
+        ),
+        (
+            "json",
+            b'{"inputs": {"a": [1, 2, 3], "b": [4, 5, 6]}}',
+            [b'{"inputs":{"a":[1,2],"b":[4,5]}}', b'{"inputs":{"a":[3],"b":[6]}}'],
+            [["row 0 (from 0)", "row 1 (from 0)"], ["row 2 (from 0)"]],
+        ),
+    ],
+)
+def test_each_batch_is_a_body_that_knows_where_its_rows_stand(
+    kind: FileFormat, content: bytes, bodies: list[bytes], places: list[list[str]]
+) -> None:
+    batches = list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
+
+    assert [batch.body for batch in batches] == bodies
+    assert [list(batch.places) for batch in batches] == places
+
+
+def test_rows_of_parquet_are_sent_as_arrow() -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": [1, 2, None], "b": ["x", "y", "z"]}), file)
+
+    batches = list(read_rows(file, "rows", "parquet", 2).batches)
+
+    assert {batch.content_type for batch in batches} == {"application/vnd.apache.arrow.stream"}
+    tables = [pa.ipc.open_stream(batch.body).read_all().to_pydict() for batch in batches]
+    assert tables == [{"a": [1, 2], "b": ["x", "y"]}, {"a": [None], "b": ["z"]}]
+    assert [list(batch.places) for batch in batches] == [["row 0 (from 0)", "row 1 (from 0)"], ["row 2 (from 0)"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "names"),
+    [
+        ("csv", b"a,b\n1,2\n3\n", ["rows", "line 3", "1 fields"]),
+        ("jsonl", b'{"a": 1}\n[1]\n', ["rows", "line 2", "JSON objects"]),
+        ("jsonl", b'{"a": 1}\n{"a"\n', ["rows", "line 2", "not valid JSON"]),
+        ("json", b'"text"', ["rows", "a JSON object or array"]),
+    ],
+)
+def test_a_mistake_in_a_file_names_its_line(kind: FileFormat, content: bytes, names: list[str]) -> None:
+    with refused(InvalidRequest, *names):
+        list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
+
+
+def predict(_: str, body: bytes, is_repeated: bool) -> Any:
+    """A model that returns the double, and refuses texts and more than two rows."""
+    rows = [row["a"] for row in json.loads(body)["dataframe_records"]]
+    if len(rows) > 2:
+        raise BodyTooLarge("too many rows")
+    for number, row in enumerate(rows):
+        if isinstance(row, str):
+            raise InvalidRequest(f"column a, row {number}: a number is expected")
+    return [row * 2 for row in rows]
+
+
+def predictions(*rows: Any) -> list[Any]:
+    content = b"".join(json.dumps({"a": row}).encode() + b"\n" for row in rows)
+    (batch,) = read_rows(io.BytesIO(content), "rows", "jsonl", 100).batches
+    return predict_batch(predict, "rows", batch)
+
+
+def test_a_batch_that_is_too_large_is_sent_in_parts() -> None:
+    assert predictions(1, 2, 3, 4, 5) == [2, 4, 6, 8, 10]
+
+
+def test_a_refused_row_is_named_by_its_place_in_the_file() -> None:
+    with refused(InvalidRequest, "rows", "line 4", "column a"):
+        predictions(1, 2, 3, "x", 5)
+
+
+def test_a_model_has_to_answer_each_row() -> None:
+    (batch,) = read_rows(io.BytesIO(b"[1]\n[2]\n"), "rows", "jsonl", 2).batches
+    with refused(OnnxserveError, "2 rows", "1 predictions"):
+        predict_batch(lambda content_type, body, is_repeated: [1], "rows", batch)

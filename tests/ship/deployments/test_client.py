@@ -1,0 +1,231 @@
+"""Tests of the plugin's read-only calls."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow.onnx
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.deployments.cli import commands
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.ship.deployments import client as plugin
+from tests.support.deployments import SIGNATURE, weighted_sum
+from tests.support.refusals import refused
+
+SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
+ROWS = [[1, 2], [3, 4.5]]
+RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
+FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
+
+
+def test_the_plugin_has_what_mlflow_looks_for() -> None:
+    clients = [
+        value
+        for _, value in inspect.getmembers(plugin, inspect.isclass)
+        if issubclass(value, BaseDeploymentClient) and value is not BaseDeploymentClient
+    ]
+
+    assert len(clients) == 1
+    for method in ("create_deployment", "update_deployment", "delete_deployment"):
+        assert {"config", "endpoint"} <= inspect.signature(getattr(clients[0], method)).parameters.keys()
+    assert list(inspect.signature(plugin.run_local).parameters) == ["name", "model_uri", "flavor", "config"]
+
+
+def test_a_target_that_is_not_there_says_which_are() -> None:
+    names = ("onnxserve", "onnxserve:/docker", "onnxserve:/kubernetes/NAMESPACE")
+    with refused(MlflowException, *names, code="INVALID_PARAMETER_VALUE"):
+        get_deploy_client("onnxserve://host")
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        FRAME,
+        FRAME[["a", "b"]].to_numpy(),
+        pd.DataFrame(FRAME[["a", "b"]].to_numpy()),
+        {"a": [1, 3], "b": [2, 4.5]},
+        {"a": np.array([1, 3]), "b": np.array([2, 4.5], dtype=np.float32)},
+        {"a": pd.Series([1, 3], index=["x", "y"]), "b": pd.Series([2, 4.5])},
+        [[1, 2], [3, 4.5]],
+        RECORDS,
+        SPLIT,
+        {"dataframe_records": RECORDS},
+        {"instances": RECORDS},
+        {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
+    ],
+    ids=lambda inputs: f"{type(inputs).__name__} {str(inputs)[:24]}",
+)
+def test_predictions_are_plain_values_whatever_the_form_of_the_input(served: BaseDeploymentClient, inputs: Any) -> None:
+    response = served.predict("sum", inputs)
+
+    assert response["predictions"] == [{"y": 3.0}, {"y": 7.5}]
+    assert json.loads(response.to_json()) == dict(response)
+    assert response.get_predictions()["y"].tolist() == [3.0, 7.5]
+
+
+def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> None:
+    assert served.predict("sum", {"a": 1, "b": 2})["predictions"] == [{"y": 3.0}]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        SPLIT,
+        {"dataframe_split": {**SPLIT["dataframe_split"], "index": [7, 8]}},
+        {"dataframe_records": RECORDS},
+        {"instances": [[1, 2], [3, 4.5]]},
+        {"instances": RECORDS},
+        {"inputs": [[1, 2], [3, 4.5]]},
+        {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
+        RECORDS,
+        {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}},
+    ],
+    ids=lambda document: str(document)[:40],
+)
+def test_a_file_that_mlflow_read_with_pandas_is_understood(
+    served: BaseDeploymentClient, tmp_path: Path, document: Any
+) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(document))
+
+    frame = pd.read_json(tmp_path / "rows.json")  # `mlflow deployments predict -I` reads the file in the same way.
+
+    assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        (FRAME[["a"]], ["'b'", "a, b"]),
+        ({"a": ["x"], "b": [1]}, ["'x'"]),
+        (FRAME[:0], ["no rows"]),
+        ("a,b\n1,2", ["str", "DataFrame"]),
+        (None, ["NoneType"]),
+        ({"a": [object()], "b": [1]}, ["JSON"]),
+    ],
+    ids=["missing", "mistyped", "empty", "text", "none", "object"],
+)
+def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(
+    served: BaseDeploymentClient, inputs: Any, names: list[str]
+) -> None:
+    with refused(MlflowException, *names, code="BAD_REQUEST"):
+        served.predict("sum", inputs)
+
+
+def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentClient, models: Any) -> None:
+    got = served.get_deployment("sum")
+
+    assert json.loads(json.dumps(got))["state"] == "running"
+    assert (got["model_uri"], got["model"], got["flavor"], got["parity"]) == (
+        models.once,
+        "once",
+        "onnx",
+        "no-original",
+    )
+    assert list(got["workers"].values()) == [f"once {got['version']}"]
+    assert got["reason"] == got["error"] == ""
+    assert Path(got["log"]).is_file()
+    (listed,) = served.list_deployments()
+    assert listed.items() <= got.items()
+    assert {"name", "endpoint", "state", "url"} < listed.keys()
+
+
+@pytest.mark.parametrize(
+    ("call", "names", "code"),
+    [
+        (lambda c: c.get_deployment("no"), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.get_deployment("sum", "no"), ["'sum'", "endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_deployment("no", "m"), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict("no", [[1]]), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]], "no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]]), ["a deployment"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("sum", "m"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_deployment("../x", "m"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("x", "m", "keras"), ["flavor 'keras'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_deployment("sum", flavor="keras"), ["flavor 'keras'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.explain("sum", ROWS), ["no sample rows"], "BAD_REQUEST"),
+        (lambda c: c.explain("no", ROWS), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.delete_deployment("sum", {"x": "1"}), ["config", "'x'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.list_deployments("no"), ["no endpoint 'no'", "sum"], "RESOURCE_DOES_NOT_EXIST"),
+    ],
+)
+def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
+    served: BaseDeploymentClient, call: Any, names: list[str], code: str
+) -> None:
+    with refused(MlflowException, *names, code=code):
+        call(served)
+
+
+@pytest.mark.parametrize(
+    ("delete", "names"),
+    [
+        (lambda c: c.delete_deployment("nope"), ["'nope'", "sum"]),
+        (lambda c: c.delete_deployment("smu"), ["'smu'", "'sum'"]),
+        (lambda c: c.delete_deployment("sum", endpoint="elsewhere"), ["'sum'", "no endpoint 'elsewhere'"]),
+        (lambda c: c.delete_deployment("nope", endpoint="sum"), ["'nope'", "endpoint 'sum'"]),
+        (lambda c: c.delete_endpoint("nope"), ["no endpoint 'nope'", "sum"]),
+    ],
+)
+def test_deleting_a_name_that_does_not_exist_is_an_error(
+    served: BaseDeploymentClient, delete: Any, names: list[str]
+) -> None:
+    with refused(MlflowException, *names, code="RESOURCE_DOES_NOT_EXIST"):
+        delete(served)
+    assert served.get_deployment("sum")["state"] == "running"
+
+
+def test_a_series_is_sent_as_a_column() -> None:
+    from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
+
+    sent = json.loads(encode_body(pd.Series(["good day", None], name="text")))
+    assert sent == {"dataframe_split": {"columns": ["text"], "data": [["good day"], [None]]}}
+
+
+def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
+    from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
+
+    frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
+
+    data = json.loads(encode_body(frame))["dataframe_split"]["data"]
+
+    assert data == [[0.1234567890123456, "x", True], [None, None, False]]
+
+
+def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
+    served: BaseDeploymentClient, models: Any
+) -> None:
+    with refused(MlflowException, "'onnx'", "python_function", code="INVALID_PARAMETER_VALUE"):
+        served.create_deployment("x", models.pyfunc, "onnx")
+
+    with refused(MlflowException, "folder /nowhere", code="RESOURCE_DOES_NOT_EXIST"):
+        served.update_deployment("sum", "/nowhere", "onnxserve")
+    assert served.get_deployment("sum")["model_uri"] == models.once
+
+
+@pytest.mark.long
+def test_explanations_come_through_the_client_and_through_mlflows_own_command(
+    client: BaseDeploymentClient, tmp_path: Path
+) -> None:
+    example = pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]})
+    mlflow.onnx.save_model(
+        weighted_sum(2.0), tmp_path / "model", signature=SIGNATURE, input_example=example, pip_requirements=["shap"]
+    )
+    client.create_deployment("d", str(tmp_path / "model"), "onnx")
+
+    explained = client.explain("d", pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}))
+
+    assert json.loads(json.dumps(explained)) == explained
+    assert explained["columns"] == ["a", "b"]
+    assert np.allclose(explained["values"], [[4.0, 6.0], [0.0, -2.0]])
+    (tmp_path / "rows.json").write_text(
+        json.dumps({"dataframe_split": {"columns": ["b", "a"], "data": [[5, 3], [1, 1]]}})
+    )
+    typed = CliRunner().invoke(
+        commands, ["explain", "-t", "onnxserve", "--name", "d", "-I", str(tmp_path / "rows.json")]
+    )
+    assert json.loads(typed.stdout)["values"] == explained["values"]

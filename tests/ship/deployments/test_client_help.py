@@ -1,0 +1,40 @@
+"""Tests that every command in the help of the target is valid."""
+
+import re
+import shlex
+
+import click
+import pytest
+from mlflow.cli import cli as mlflow
+
+from mlflow_deploy_plugin.cli.commands import main as onnxserve
+from mlflow_deploy_plugin.core.spec.document import field_reference
+from mlflow_deploy_plugin.ship.deployments.client import target_help
+
+PROGRAMS = {"mlflow": mlflow, "onnxserve": onnxserve}
+COMMANDS = re.findall(r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$", target_help(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_every_command_of_the_help_can_be_typed(typed: str) -> None:
+    program, *arguments = shlex.split(typed)
+    command: click.Command = PROGRAMS[program]
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        found = command.get_command(context, name)
+        assert found is not None, f"{program} has no command {name}"
+        command = found
+
+    # This raises if an option does not exist or a required option is missing.
+    command.make_context(command.name, arguments)
+
+
+def test_the_help_has_every_field_and_how_files_are_read() -> None:
+    text = target_help()
+
+    assert len(COMMANDS) > 14
+    for name, *_ in field_reference():
+        assert f"  {name} (" in text
+    for needed in ("TARGET URI", "traffic.NAME", "dataframe_split", "endpoint create", "models:/NAME/tag:KEY=VALUE"):
+        assert needed in text

@@ -1,0 +1,93 @@
+"""Tests of the user's configuration of an endpoint, and of the resulting spec."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.ship.deployments.config import configure
+from tests.support.refusals import refused
+
+
+def test_a_time_zone_has_to_be_known_where_it_is_said() -> None:
+    spec = configure(new_endpoint("flights", "models:/X/1"), {"monitors.daily.time_zone": "Europe/Berlin"})
+
+    assert spec.monitors["daily"].time_zone == "Europe/Berlin"
+    with refused(InvalidConfig, "time_zone", "'Europe/Berlinn'"):
+        configure(spec, {"monitors.daily.time_zone": "Europe/Berlinn"})
+    assert configure(spec, {"monitors.daily.time_zone": ""}).monitors["daily"].time_zone == "UTC"
+
+
+@pytest.mark.parametrize("traffic", ["flights=100", {}, 7])
+def test_traffic_is_a_weight_of_each_name(traffic: object) -> None:
+    with refused(InvalidConfig, "traffic", "-C traffic.NAME=WEIGHT"):
+        configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MLproject").write_text("name: toy\nentry_points:\n  train: {command: python train.py}\n")
+    return tmp_path
+
+
+def with_project(project: str, **fields: str) -> EndpointSpec:
+    config = {"monitors.m.kind": "drift", "monitors.m.retrain.project": project}
+    config |= {f"monitors.m.retrain.{name}": value for name, value in fields.items()}
+    return configure(new_endpoint("flights", "models:/X/1"), config)
+
+
+def kept(spec: EndpointSpec) -> str:
+    retrain = spec.monitors["m"].retrain
+    assert retrain is not None
+    return retrain.project
+
+
+def test_a_folder_is_kept_by_its_whole_path(project: Path) -> None:
+    (project / "below").mkdir()
+    (project / "MLproject").rename(project / "below" / "MLproject")
+    assert kept(with_project("below")) == str(project / "below")
+    assert kept(with_project(".#below")) == str(project / "below")
+
+
+def test_a_repository_is_kept_as_it_is(project: Path) -> None:
+    for uri in ("https://git.example/x.git", "git@git.example:x.git#below"):
+        assert kept(with_project(uri)) == uri
+
+
+def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> None:
+    with refused(InvalidConfig, "monitors.m.retrain.project", f"{project}/elsewhere", "not exist"):
+        with_project("elsewhere")
+    with refused(InvalidConfig, "retrain.entry_point", "'trian'", "it has train"):
+        with_project(".", entry_point="trian")
+    (project / "MLproject").write_text("entry_points: [")
+    with refused(InvalidConfig, "retrain.project", "MLproject", "cannot be read"):
+        with_project(".")
+    (project / "MLproject").unlink()
+    with refused(InvalidConfig, "no MLproject", "an MLflow project"):
+        with_project(".")
+
+
+def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path) -> None:
+    spec = with_project(".")
+    (project / "MLproject").unlink()
+    changed = configure(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
+    assert kept(changed) == str(project)
+
+
+def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> None:
+    declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
+    (project / "MLproject").write_text(f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}")
+    with refused(InvalidConfig, "retrain.parameters.max_itr", "'max_itr'", "max_iter, data, city"):
+        with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
+    with refused(InvalidConfig, "parameters.city", "'train'", "no default"):
+        with_project(".", **{"parameters.max_iter": "9"})
+    spec = with_project(".", **{"parameters.city": "rome"})  # The retraining itself sets the parameter `data`.
+    with refused(InvalidConfig, "no parameter", "'town'"):
+        configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
+
+
+def test_a_project_that_declares_no_parameters_may_take_any(project: Path) -> None:
+    assert kept(with_project(".", **{"parameters.max_iter": "9"})) == str(project)

@@ -1,0 +1,132 @@
+"""Tests that misspelled monitors are refused immediately with the correct name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from tests.support.refusals import refused
+from tests.support.tracking import tracking_at
+
+ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["temp", "wind", "visib"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "late"
+    onnxserve.save_model(LogisticRegression().fit(ROWS, ROWS.temp > 0), folder, input_example=ROWS)
+    return folder
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Deployments]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    with open_deployments(said.append) as opened:
+        yield opened
+
+
+@pytest.fixture
+def flights(deployments: Deployments, model: Path) -> Deployments:
+    """Return deployments with the endpoint `flights`, whose server was never started."""
+    deployments.store.add_endpoint("onnxserve", new_endpoint("flights", str(model)))
+    return deployments
+
+
+def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
+    deployments.update_endpoint("flights", {f"monitors.m.{name}": value for name, value in fields.items()})
+    return deployments.store.require_endpoint("flights").spec.monitor("m")
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"columns": "temp,winds"}, ["monitors.m.columns", "'winds'", "'wind'"]),
+        ({"kind": "prediction_drift", "columns": "temp,prediction"}, ["monitors.m.columns", "temp", "output.NAME"]),
+        (
+            {"segment_by": "airport"},
+            ["monitors.m.segment_by", "'airport'", "wind, visib, prediction, output.probabilities"],
+        ),
+        (
+            {"kind": "data_quality", "require": "missing(nope)<=0.1"},
+            ["monitors.m.require", "missing(nope)<=0.1", "'nope'"],
+        ),
+        ({"kind": "shadow", "require": "disagreement(flight)<=0.1"}, ["monitors.m.require", "'flight'", "'flights'"]),
+        ({"reference": "dataset:/nowhere/calm.csv"}, ["monitors.m.reference", "dataset /nowhere/calm.csv"]),
+        (
+            {"retrain.project": "git@x:y", "retrain.mode": "incremental", "retrain.sample.recent": "9d"}
+            | {"retrain.sample.stratify": "winds"},
+            ["monitors.m.retrain.sample.stratify", "'winds'", "'wind'"],
+        ),
+        ({"reference": "rolling:36h"}, ["monitors.m", "rolling:36h", "1d", "a multiple"]),
+        ({"reference": "rolling:30m", "every": "1h"}, ["monitors.m", "rolling:30m", "shorter than the window", "1h"]),
+    ],
+)
+def test_a_monitor_that_could_never_judge_is_refused(
+    flights: Deployments, fields: dict[str, str], names: list[str]
+) -> None:
+    with refused(InvalidConfig, *names):
+        add(flights, **fields)
+
+    assert not flights.store.require_endpoint("flights").spec.monitors
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"columns": "temp,prediction,output.probabilities.1"},
+        {"kind": "data_quality", "require": "missing(wind)<=0.1"},
+        {"segment_by": "visib"},
+        {"reference": "rolling:2d"},
+    ],
+)
+def test_what_the_model_has_may_be_named(flights: Deployments, fields: dict[str, str]) -> None:
+    add(flights, **fields)
+
+
+def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_it_can_judge(
+    flights: Deployments, tmp_path: Path
+) -> None:
+    ROWS.to_csv(tmp_path / "calm.csv", index=False)
+
+    with refused(InvalidConfig, "columns=temp,wind,visib"):
+        add(flights, reference=f"dataset:{tmp_path}/calm.csv")
+    with refused(InvalidConfig, "no column prediction", "temp, wind, visib"):
+        add(flights, kind="prediction_drift", reference=f"dataset:{tmp_path}/calm.csv")
+
+    add(flights, reference=f"dataset:{tmp_path}/calm.csv", columns="temp,wind,visib")
+
+
+def test_a_dataset_is_kept_by_its_whole_path(
+    flights: Deployments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ROWS.to_parquet(tmp_path / "calm.parquet")
+    monkeypatch.chdir(tmp_path)
+
+    written = add(flights, reference="dataset:calm.parquet", columns="temp")
+
+    assert written.reference == f"dataset:{tmp_path}/calm.parquet"
+
+
+def test_where_mlflow_does_not_answer_names_pass_and_it_is_said(
+    deployments: Deployments, free_port: int, said: list[str]
+) -> None:
+    deployments.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late/1"))
+
+    with tracking_at(f"http://127.0.0.1:{free_port}"):
+        add(deployments, columns="nobody,knows")
+
+    assert [line for line in said if line.startswith("the columns of the monitors are not checked")]

@@ -1,0 +1,362 @@
+"""Endpoints through MLflow's own interface: created empty, filled, their traffic moved while they serve, deleted."""
+
+import json
+import os
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from click.testing import CliRunner, Result
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.deployments.cli import commands
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.tables import EndpointRow
+from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
+from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
+from tests.support.clusters import silent_api
+from tests.support.refusals import mentions, refused
+from tests.support.waiting import wait_until
+
+ROWS = [[1, 2], [3, 4.5]]
+ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
+
+
+def silently(line: str) -> None:
+    """Ignore progress."""
+
+
+def events(endpoint: str) -> list[AuditEvent]:
+    with open_deployments(silently) as deployments:
+        return [*deployments.store.events(endpoint)]
+
+
+def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
+    """Return the number of requests to the endpoint e that each model answered."""
+    url = client.get_endpoint("e")["url"]
+    seen: Counter[str] = Counter()
+    with requests.Session() as session:
+        for _ in range(count):
+            predictions = session.post(f"{url}/invocations", json={"inputs": ROWS}, timeout=30).json()["predictions"]
+            seen["once" if predictions == ONCE else "twice" if predictions == TWICE else "other"] += 1
+    return seen
+
+
+@pytest.mark.long
+def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last(
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path
+) -> None:
+    created = client.create_endpoint("e", {"server.port": str(free_port), "capture.fraction": "0.5"})
+    assert (created["name"], created["state"], created["traffic"]) == ("e", "empty", {})
+    assert "--endpoint e" in created["reason"]
+    with refused(MlflowException, "e", "empty", "no deployment", code="TEMPORARILY_UNAVAILABLE"):
+        client.predict(None, ROWS, endpoint="e")
+    with refused(MlflowException, f"port {free_port}", code="INVALID_PARAMETER_VALUE"):
+        client.create_endpoint("f", {"server.port": free_port})
+    with refused(MlflowException, "'e'", "--endpoint e", code="RESOURCE_ALREADY_EXISTS"):
+        client.create_deployment("e", models.once)
+    with refused(MlflowException, "ONNX Runtime", code="INTERNAL_ERROR"):
+        client.create_deployment("champion", models.broken, endpoint="e")
+    assert (client.get_endpoint("e")["state"], client.list_deployments("e")) == ("empty", [])
+    assert list((tmp_path / "home" / "deployments").glob("*")) == []
+
+    client.create_deployment("champion", models.once, endpoint="e")
+    client.create_deployment("challenger", models.twice, endpoint="e")
+    got = client.get_endpoint("e")
+    assert (got["url"], got["state"]) == (f"http://127.0.0.1:{free_port}", "running")
+    assert got["traffic"] == {"champion": 100, "challenger": 0}
+    assert client.predict(None, ROWS, endpoint="e")["predictions"] == ONCE
+
+    client.delete_deployment("challenger", endpoint="e")
+    client.delete_deployment("champion", endpoint="e")
+    assert client.get_endpoint("e")["state"] == "empty"
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{got['url']}/ping", timeout=5)
+    again = client.create_deployment("other", models.twice, endpoint="e")
+    assert (again["url"], again["weight"]) == (got["url"], 100)
+
+    client.delete_endpoint("e")
+    assert [*client.list_endpoints(), *client.list_deployments()] == []
+    assert [event.action for event in events("e")][:2] == ["create", "update"]
+    assert [event.action for event in events("e")][-1] == "delete"
+    undone = [event.why for event in events("e") if event.why]
+    assert len(undone) == 1
+    assert undone[0].startswith("undone: e: deployment champion: ONNX Runtime cannot load")
+
+
+@pytest.mark.parametrize("more", ["sampling: often\n", "server.port: 1\n"])
+def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
+    client: BaseDeploymentClient, free_port: int, more: str
+) -> None:
+    client.create_endpoint("e", {"server.port": str(free_port)})
+    with open_deployments(silently) as deployments, deployments.store.transaction() as session:
+        row = session.get(EndpointRow, "e")
+        assert row is not None
+        row.spec += more
+
+    with refused(MlflowException, f"port {free_port}", "'e'", code="INVALID_PARAMETER_VALUE"):
+        client.create_endpoint("f", {"server.port": free_port})
+
+
+@pytest.mark.parametrize("text", ["{", "server: 8080", "- e", "server: {port: soon}"])
+def test_a_spec_that_names_no_port_keeps_none(client: BaseDeploymentClient, free_port: int, text: str) -> None:
+    client.create_endpoint("e", {})
+    with open_deployments(silently) as deployments, deployments.store.transaction() as session:
+        row = session.get(EndpointRow, "e")
+        assert row is not None
+        row.spec = text
+
+    assert client.create_endpoint("f", {"server.port": free_port})["state"] == "empty"
+
+
+@pytest.mark.long
+def test_traffic_moves_without_a_restart_and_without_a_failed_request(
+    client: BaseDeploymentClient, models: Any
+) -> None:
+    client.create_deployment("champion", models.once, config={"server.workers": 2}, endpoint="e")
+    client.create_deployment("challenger", models.twice, endpoint="e")
+    before = client.get_endpoint("e")
+    codes: Counter[int] = Counter()
+    moved = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not moved.wait(0.002):
+                codes[session.post(f"{before['url']}/invocations", json={"inputs": ROWS}, timeout=60).status_code] += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert answered(client) == {"once": 40}
+        client.update_endpoint("e", {"traffic": {"champion": 0, "challenger": 5}})
+        assert answered(client) == {"twice": 40}
+        client.update_endpoint("e", {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"})
+        assert set(answered(client)) == {"once", "twice"}
+        relative = os.path.relpath(models.broken)
+        with refused(MlflowException, "challenger", "ONNX Runtime", code="INTERNAL_ERROR"):
+            client.update_endpoint("e", {"variants.challenger.model": relative, "traffic": {"challenger": 1}})
+        assert client.get_endpoint("e")["traffic"] == {"champion": 50, "challenger": 50}
+        assert set(answered(client)) == {"once", "twice"}
+        with open_deployments(silently) as deployments:
+            observed = deployments.set_traffic("e", {"champion": 100}, why="enough seen", actor="anna@desk")
+        assert observed.endpoint.spec.variants["challenger"].weight == 0
+        assert answered(client) == {"once": 40}
+        client.create_deployment(
+            "third", models.twice, endpoint="e", config={"traffic.third": 1, "traffic.champion": 0}
+        )
+        client.delete_deployment("champion", endpoint="e")
+        assert answered(client) == {"twice": 40}
+    finally:
+        moved.set()
+        asking.join()
+    assert codes.keys() == {200}
+    after = client.get_endpoint("e")
+    assert (after["pid"], set(after["workers"])) == (before["pid"], set(before["workers"]))
+
+    said = next(event for event in events("e") if event.action == "traffic")
+    assert (said.actor, said.why) == ("anna@desk", "enough seen")
+    assert said.before.split(", ") == ["champion 50", "challenger 50"]
+    assert said.after.split(", ") == ["champion 100", "challenger 0"]
+
+
+@pytest.fixture(scope="module")
+def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
+    """The client of `served` with an endpoint e, which no test changes: of champion, challenger and a shadow."""
+    served.create_deployment("champion", models.once, endpoint="e")
+    served.create_deployment("challenger", models.twice, endpoint="e")
+    served.create_deployment("copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"})
+    served.create_endpoint("empty")
+    return served
+
+
+def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeploymentClient, models: Any) -> None:
+    got = shared.get_endpoint("e")
+
+    assert json.loads(json.dumps(got))["traffic"] == {"champion": 100, "challenger": 0}
+    assert (got["shadows"], got["reason"], got["error"]) == (["copy"], "", "")
+    champion = got["deployments"]["champion"]
+    assert (champion["model_uri"], champion["state"], champion["flavor"]) == (models.once, "running", "onnx")
+    (versions,) = got["workers"].values()
+    assert versions == {name: one["version"] for name, one in got["deployments"].items()}
+    listed = shared.list_endpoints()
+    assert json.loads(json.dumps(listed)) == listed
+    assert [(one["name"], one["state"], one["deployments"]) for one in listed] == [
+        ("e", "running", ["champion", "challenger", "copy"]),
+        ("empty", "empty", []),
+        ("sum", "running", ["sum"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "names", "code"),
+    [
+        (lambda c: c.create_endpoint("e"), ["'e'"], "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_endpoint("sum"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_endpoint("../x"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("x", {"traffic.a": 1}), ["deployment 'a'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("x", {"server.prot": 1}), ["'server.port'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.get_endpoint("no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_endpoint("no", {}), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": {"no": 1}}),
+            ["'no'", "champion, challenger"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}), ["at most 100"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}), ["no variant"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_endpoint("e", {"traffic": {"copy": 1}}), ["'copy'", "a shadow"], "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": "champion"}),
+            ["-C traffic.NAME=WEIGHT"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (lambda c: c.predict("challenger", ROWS, "e"), ["'challenger'", "--endpoint e"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.get_deployment("no", "e"), ["deployment 'no'", "endpoint 'e'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.create_deployment("copy", "m", endpoint="e"), ["'copy'"], "RESOURCE_ALREADY_EXISTS"),
+    ],
+)
+def test_what_cannot_be_done_to_an_endpoint_is_an_mlflow_exception_with_its_code(
+    shared: BaseDeploymentClient, call: Any, names: list[str], code: str
+) -> None:
+    with refused(MlflowException, *names, code=code):
+        call(shared)
+    assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
+
+
+def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(shared: BaseDeploymentClient) -> None:
+    def typed(command: str, *arguments: str) -> Result:
+        return CliRunner().invoke(commands, [command, "-t", "onnxserve", *arguments])
+
+    assert "'name': 'e'" in typed("list-endpoints").stdout
+    shown = dict(line.split(": ", 1) for line in typed("get-endpoint", "--endpoint", "e").stdout.splitlines() if line)
+    assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
+    assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
+    deleted = typed("delete-endpoint", "--endpoint", "nobody")
+    assert (deleted.exit_code, deleted.stdout) == (1, "")
+    assert mentions(deleted.stderr, "Error", "no endpoint 'nobody'")
+    by_the_wrong_name = typed("delete", "--name", "empty")
+    assert (by_the_wrong_name.exit_code, by_the_wrong_name.stdout) == (1, "")
+    assert mentions(by_the_wrong_name.stderr, "Error", "no deployment 'empty'")
+    missing = typed("get-endpoint", "--endpoint", "nobody")
+    assert missing.exit_code == 1
+    assert mentions(missing.stderr, "Error", "no endpoint 'nobody'")
+    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # This is a bug of MLflow.
+
+
+def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
+    lines: list[str] = []
+    with open_deployments(lines.append) as deployments:
+        deployments.update_endpoint("sum", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"})
+        assert list(deployments.store.require_endpoint("sum").spec.monitors) == ["daily"]
+        deployments.remove_monitor("sum", "daily", "")
+    assert lines == []
+
+
+def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(client: BaseDeploymentClient) -> None:
+    with open_deployments(silently, parse_target("onnxserve:/docker")) as deployments:
+        reason = deployments.create_endpoint("e", {}).observation.reason
+
+    assert mentions(reason, "`mlflow deployments create -t onnxserve:/docker --endpoint e …`")
+
+
+def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path: Path) -> None:
+    url, target = f"sqlite:///{tmp_path}/store.db", parse_target("onnxserve:/kubernetes/ml")
+    said: list[str] = []
+    done: list[str] = []
+    with closing(open_store(url)) as store, closing(open_store(url)) as same:
+        here, there = (
+            Endpoints(one, Settings(home=tmp_path / name), said.append, target)
+            for name, one in {"here": store, "there": same}.items()
+        )
+        store.add_endpoint(str(target), new_endpoint("flights", "models:/flight-delay/1"))
+
+        def change() -> None:
+            with there.lock("flights"):
+                done.append("there")
+
+        with here.lock("flights"):
+            changing = threading.Thread(target=change)
+            changing.start()
+            wait_until(lambda: said, 30, "it waits")
+            done.append("here")
+        changing.join()
+
+    assert done == ["here", "there"]
+    assert [line.split(" (")[0] for line in said] == [f"flights: waiting for {current_actor()}"]
+
+
+def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
+    """A laptop sleeps during its change, whose lease is over when it wakes up."""
+    before = new_endpoint("flights", "models:/flight-delay/1")
+    mine, theirs = (apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"}) for n in (2, 3))
+    applied: list[EndpointSpec] = []
+
+    class Cluster:
+        def is_running(self, name: str) -> bool:
+            return True
+
+        def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+            applied.append(spec)
+            store.replace_spec(theirs)
+            raise DeploymentFailed("the pods serve another spec")
+
+    class OfCluster(Endpoints):
+        def backend(self, stored: Endpoint) -> Any:
+            return Cluster()
+
+    with closing(open_store(f"sqlite:///{tmp_path}/store.db")) as store:
+        target = parse_target("onnxserve:/kubernetes/ml")
+        stored = store.add_endpoint(str(target), before)
+        endpoints = OfCluster(store, Settings(home=tmp_path), silently, target)
+
+        with pytest.raises(DeploymentFailed, match="serve another spec"):
+            endpoints.change(stored, mine)
+
+        assert store.require_endpoint("flights").spec == theirs
+        assert applied == [mine]
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Return True if the other side has not closed the connection."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    with silent_api(tmp_path) as (config, listener), open_deployments(silently) as deployments:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        for name in ("a", "b", "c"):
+            deployments.store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint(name, "models:/X/1"))
+        with ThreadPoolExecutor(1) as pool:
+            listed = pool.submit(deployments.list_endpoints)
+            at_once = [listener.accept()[0] for _ in range(3)]
+            assert all(map(is_open, at_once))  # The requests are concurrent.
+            listener.close()  # Retries are refused.
+            for connection in at_once:
+                connection.close()
+
+    assert [one.observation.state for one in listed.result()] == ["failed"] * 3
+    assert all("does not answer" in one.observation.reason for one in listed.result())

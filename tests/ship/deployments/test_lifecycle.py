@@ -1,0 +1,354 @@
+"""Tests of creating, changing, repairing and deleting deployments through MLflow's interface."""
+
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from tests.support.deployments import empty_home, working_in
+from tests.support.refusals import mentions, refused
+from tests.support.waiting import wait_until
+
+ROWS = [[1, 2], [3, 4.5]]
+ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
+
+
+def answers(client: BaseDeploymentClient, name: str | None = "d", endpoint: str | None = None) -> Any:
+    return client.predict(name, ROWS, endpoint=endpoint)["predictions"]
+
+
+def start(name: str) -> list[str]:
+    """Start the deployment as `onnxserve start NAME` does, and return the progress."""
+    lines: list[str] = []
+    settings = load_settings()
+    Deployments(open_store(settings.store_url), settings, lines.append).start(name)
+    return lines
+
+
+def stop(name: str) -> None:
+    settings = load_settings()
+    Deployments(open_store(settings.store_url), settings, lambda line: None).stop(name)
+
+
+def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
+    """Return the deployments, files and processes that a failed create should not have left."""
+    return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lifecycle")
+
+
+@pytest.fixture(scope="module")
+def opened(home: Path) -> Iterator[BaseDeploymentClient]:
+    with empty_home(home) as client:
+        yield client
+
+
+@pytest.fixture
+def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
+    """Return a client whose deployment `d` serves the model `once`, regardless of earlier tests."""
+    change = opened.update_deployment if opened.list_deployments() else opened.create_deployment
+    change("d", models.once)
+    return opened
+
+
+@pytest.mark.long
+def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
+    client: BaseDeploymentClient, models: Any
+) -> None:
+    settings = load_settings()
+    taken: list[socket.socket] = []
+
+    def take(line: str) -> None:
+        if not taken and (started := re.fullmatch(r"d: starting the server on port (\d+)", line)):
+            taken.append(socket.create_server(("127.0.0.1", int(started[1]))))
+
+    try:
+        Deployments(open_store(settings.store_url), settings, take).create("d", models.once, {})
+        assert answers(client) == ONCE
+        assert client.get_deployment("d")["url"] != f"http://127.0.0.1:{taken[0].getsockname()[1]}"
+    finally:
+        for listener in taken:
+            listener.close()
+
+
+def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(deployed: BaseDeploymentClient) -> None:
+    with pytest.raises(MlflowException, match=r"capture\.mask"):
+        deployed.update_deployment("d", config={"capture.mask": "no_such_column"})
+
+    assert answers(deployed) == ONCE
+    assert "no_such_column" not in open_store(load_settings().store_url).require_endpoint("d").spec.capture.mask
+
+
+@pytest.mark.long
+def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    created = client.create_deployment("d", models.once, config={"server.port": str(free_port)})
+    assert (created["name"], created["flavor"], created["state"]) == ("d", "onnx", "running")
+    assert created["url"] == f"http://127.0.0.1:{free_port}"
+    assert mentions(capsys.readouterr().err, "d: ready", f"http://127.0.0.1:{free_port}")
+    assert answers(client) == ONCE
+
+    updated = client.update_deployment("d", models.twice, config={"capture.fraction": "0.5"})
+    assert (updated["flavor"], updated["pid"], updated["model_uri"]) == ("onnx", created["pid"], models.twice)
+    assert updated["version"] != created["version"]
+    assert answers(client) == TWICE
+
+    with refused(MlflowException, "ONNX Runtime", code="INTERNAL_ERROR"):
+        client.update_deployment("d", models.broken)
+    assert client.get_deployment("d")["model_uri"] == models.twice
+    assert answers(client) == TWICE
+
+    with refused(MlflowException, f"folder {tmp_path}/nowhere", code="INTERNAL_ERROR"):
+        client.update_deployment("d", str(tmp_path / "nowhere"))
+    assert answers(client) == TWICE
+
+    client.delete_deployment("d")
+    client.delete_deployment("d")
+    assert left_behind(tmp_path, client) == []
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{created['url']}/ping", timeout=5)
+
+
+def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed: BaseDeploymentClient) -> None:
+    before = deployed.get_deployment("d")
+    worker = next(iter(before["workers"]))
+    psutil.Process(psutil.Process(worker).ppid()).kill()
+    restarts = before["restarts"] + 1
+    wait_until(lambda: deployed.get_deployment("d")["restarts"] == restarts, what="the restart")
+    assert answers(deployed) == ONCE
+    wait_until(lambda: deployed.get_deployment("d")["state"] == "running", what="its state")
+    told = deployed.get_deployment("d")
+    assert (told["pid"], told["restarts"]) == (before["pid"], restarts)
+    assert worker not in told["workers"]
+
+
+@pytest.mark.long
+def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploymentClient, home: Path) -> None:
+    before = deployed.get_deployment("d")
+    os.kill(before["pid"], signal.SIGKILL)
+    psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=60)
+
+    dead = deployed.get_deployment("d")
+    assert dead["state"] == "failed"
+    assert mentions(dead["reason"], "`onnxserve start d`")
+    assert (dead["url"], dead["pid"], dead["workers"]) == ("", "", {})
+    with refused(MlflowException, "`onnxserve start d`", code="TEMPORARILY_UNAVAILABLE"):
+        answers(deployed)
+
+    assert start("d")[-1].startswith(f"d: ready at {before['url']}")
+    assert answers(deployed) == ONCE
+    assert start("d") != []  # Starting a running deployment is not an error.
+    told = deployed.get_deployment("d")
+    assert (told["url"], told["restarts"]) == (before["url"], 0)
+
+
+@pytest.mark.long
+def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
+    deployed: BaseDeploymentClient, models: Any, home: Path
+) -> None:
+    url = deployed.get_deployment("d")["url"]
+
+    stop("d")
+    stop("d")
+    stopped = deployed.get_deployment("d")
+    assert (stopped["state"], stopped["reason"]) == ("stopped", "`onnxserve start d` starts it")
+    assert working_in(home) == []
+
+    with refused(MlflowException, f"port {url.rpartition(':')[2]}", "'d'", code="INVALID_PARAMETER_VALUE"):
+        deployed.create_deployment("other", models.once, config={"server.port": url.rpartition(":")[2]})
+    with refused(MlflowException, "'d'", code="RESOURCE_ALREADY_EXISTS"):
+        deployed.create_deployment("d", models.once)
+    with refused(MlflowException, "ONNX Runtime", code="INTERNAL_ERROR"):
+        deployed.update_deployment("d", models.broken)
+    assert deployed.get_deployment("d")["state"] == "stopped"
+    assert working_in(home) == []
+
+    server = home / "home" / "deployments" / "d" / "server.json"
+    server.write_text(f'{{"pid": {os.getpid()}, "host": "127.0.0.1", "port": 1, "started_at": 1}}')
+    assert deployed.get_deployment("d")["state"] == "stopped"
+    stop("d")  # The process id is reused, and the other process is not ended.
+
+    updated = deployed.update_deployment("d", models.twice)
+    assert (updated["state"], updated["url"]) == ("running", url)
+    assert answers(deployed) == TWICE
+
+
+@pytest.mark.long
+def test_variants_share_a_server_and_get_traffic_by_their_weight(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path
+) -> None:
+    first = client.create_deployment("champion", models.once, endpoint="e")
+    second = client.create_deployment("candidate", models.twice, endpoint="e")
+    assert (first["endpoint"], first["weight"]) == ("e", 100)
+    assert (second["pid"], second["weight"]) == (first["pid"], 0)
+    assert answers(client, None, "e") == answers(client, "champion") == ONCE
+
+    with refused(MlflowException, "'candidate'", "--endpoint e", code="INVALID_PARAMETER_VALUE"):
+        answers(client, "candidate")
+    with refused(MlflowException, "'e'", "'candidate'", code="RESOURCE_ALREADY_EXISTS"):
+        client.create_deployment("candidate", models.twice, endpoint="e")
+    with refused(MlflowException, "broken", "ONNX Runtime", code="INTERNAL_ERROR"):
+        client.create_deployment("broken", models.broken, endpoint="e")
+    assert [d["name"] for d in client.list_deployments("e")] == ["champion", "candidate"]
+
+    with refused(MlflowException, "'champion'", "`onnxserve endpoint delete e`", code="INVALID_PARAMETER_VALUE"):
+        client.delete_deployment("champion")
+    weights = {"variants.champion.weight": "0", "variants.candidate.weight": "100"}
+    client.update_deployment("candidate", config=weights)
+    assert answers(client, None, "e") == TWICE
+
+    client.delete_deployment("champion", endpoint="e")
+    assert [(d["name"], d["state"]) for d in client.list_deployments()] == [("candidate", "running")]
+    client.delete_deployment("candidate")
+    assert left_behind(tmp_path, client) == []
+
+
+@pytest.mark.long
+def test_of_those_who_create_one_name_at_once_one_wins(
+    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
+) -> None:
+    outcomes: list[str] = []
+
+    def create() -> None:
+        try:
+            outcomes.append(client.create_deployment("d", models.once)["state"])
+        except MlflowException as error:
+            outcomes.append(error.error_code)
+
+    threads = [threading.Thread(target=create) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcomes) == ["RESOURCE_ALREADY_EXISTS", "RESOURCE_ALREADY_EXISTS", "running"]
+    assert len([p for p in processes() if "serve" in p.cmdline()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "said", "code"),
+    [
+        ("once", {"server.prot": "1"}, "unknown config key 'server.prot'; did you mean 'server.port'?", "parameter"),
+        ("once", {"server.port": "high"}, "server.port: a whole number is expected", "parameter"),
+        ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
+        ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
+        pytest.param(  # tests/serve/pyfunc/test_main.py tests the message.
+            *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"), marks=pytest.mark.long
+        ),
+        ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
+        ("models:/nowhere", {}, "'models:/nowhere' does not select a version", "parameter"),
+    ],
+)
+def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
+    client: BaseDeploymentClient,
+    models: Any,
+    tmp_path: Path,
+    processes: Callable[[], list[psutil.Process]],
+    model: str,
+    config: dict[str, str],
+    said: str,
+    code: str,
+) -> None:
+    codes = {"parameter": "INVALID_PARAMETER_VALUE", "internal": "INTERNAL_ERROR", "missing": "RESOURCE_DOES_NOT_EXIST"}
+    uri = getattr(models, model, model if ":" in model else f"/{model}")
+
+    with pytest.raises(MlflowException) as caught:
+        client.create_deployment("d", uri, config=config)
+
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.error_code == codes[code]
+    assert left_behind(tmp_path, client) == []
+    assert processes() == []
+
+
+def test_a_port_of_another_program_is_refused(
+    client: BaseDeploymentClient, models: Any, taken_port: int, tmp_path: Path
+) -> None:
+    with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):
+        client.create_deployment("d", models.once, config={"server.port": taken_port})
+    assert left_behind(tmp_path, client) == []
+
+
+def test_a_home_that_cannot_be_written_is_said_in_one_line(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "file" / "home"))
+    with refused(MlflowException, f"{tmp_path}/file/home/deployments", "Not a directory"):
+        client.create_deployment("d", models.once)
+    assert client.list_deployments() == []
+
+
+def test_a_time_limit_ends_the_wait_and_cleans_up(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "0.2")
+
+    with refused(MlflowException, "0.2 s", "ONNXSERVE_READY_TIMEOUT_SECONDS", code="INTERNAL_ERROR"):
+        client.create_deployment("d", models.once)
+
+    assert left_behind(tmp_path, client) == []
+
+
+def test_no_request_fails_while_the_model_is_changed(deployed: BaseDeploymentClient, models: Any) -> None:
+    url = deployed.get_deployment("d")["url"]
+    body = {"inputs": ROWS}
+    seen: list[Any] = []
+    changed = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not changed.wait(0.002):
+                answer = session.post(f"{url}/invocations", json=body, timeout=60)
+                seen.append(answer.json().get("predictions", answer.text))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for model in (models.twice, models.once, models.twice):
+            deployed.update_deployment("d", model)
+    finally:
+        changed.set()
+        for thread in threads:
+            thread.join()
+
+    assert len(seen) > 20
+    assert [answer for answer in seen if answer not in (ONCE, TWICE)] == []
+    assert answers(deployed) == TWICE
+
+
+@pytest.mark.long
+def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
+    deployed: BaseDeploymentClient, free_port: int, taken_port: int
+) -> None:
+    before = deployed.get_deployment("d")
+
+    with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):
+        deployed.update_deployment("d", config={"server.port": taken_port})
+    assert deployed.get_deployment("d")["pid"] == before["pid"]
+
+    moved = deployed.update_deployment("d", config={"server.port": free_port, "server.workers": 2})
+    assert moved["pid"] != before["pid"]
+    assert moved["url"] == f"http://127.0.0.1:{free_port}"
+    assert len(moved["workers"]) == 2
+    assert answers(deployed) == ONCE

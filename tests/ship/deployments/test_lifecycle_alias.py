@@ -1,0 +1,234 @@
+"""Tests of the conversion of an endpoint from a stage to an alias. No server is started.
+
+`test_lifecycle_following.py` converts an endpoint whose server answers requests.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend
+from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from tests.support.refusals import refused
+from tests.support.tracking import tracking_at
+
+STAGE, ALIAS = "models:/sum/Production", "models:/sum@champion"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+    """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the model `sum`."""
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        client.create_registered_model("sum")
+        for _ in range(3):
+            client.create_model_version("sum", str(tmp_path))
+        client.transition_model_version_stage("sum", "1", "Production")
+        client.transition_model_version_stage("sum", "2", "Staging")
+        yield client
+
+
+@pytest.fixture
+def applied(monkeypatch: pytest.MonkeyPatch) -> list[EndpointSpec]:
+    """Return the specs that servers are to serve. No server is started."""
+    specs: list[EndpointSpec] = []
+
+    def apply(_: LocalBackend, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+        specs.append(spec)
+        return "http://127.0.0.1:1"
+
+    monkeypatch.setattr(LocalBackend, "apply", apply)
+    return specs
+
+
+@pytest.fixture
+def deployments(
+    registry: MlflowClient, applied: list[EndpointSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Deployments]:
+    """Return deployments with the endpoint `sums`, whose deployment `main` follows Production."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    with open_deployments(lambda line: None) as opened:
+        spec = apply_config(new_endpoint("sums", STAGE, variant="main"), {"server.port": 8123})
+        opened.store.add_endpoint("onnxserve", spec)
+        yield opened
+
+
+def aliases(registry: MlflowClient) -> dict[str, str]:
+    """Return the aliases. MLflow returns numbers from a database, and texts from a server."""
+    return {alias: str(version) for alias, version in registry.get_registered_model("sum").aliases.items()}
+
+
+def models(deployments: Deployments) -> dict[str, str]:
+    stored = deployments.store.require_endpoint("sums")
+    return {name: variant.model for name, variant in stored.spec.variants.items()}
+
+
+def change(deployments: Deployments, changed: Callable[[EndpointSpec], EndpointSpec]) -> None:
+    deployments.store.replace_spec(changed(deployments.store.require_endpoint("sums").spec))
+
+
+def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
+    deployments: Deployments, registry: MlflowClient, applied: list[EndpointSpec]
+) -> None:
+    (follower,) = deployments.follow_alias("sums", "champion", why="stages end")
+
+    assert (follower.deployment, follower.stage_uri, follower.alias_uri) == ("main", STAGE, ALIAS)
+    assert follower.version == "1"
+    assert aliases(registry) == {"champion": "1"}
+    assert models(deployments) == {"main": ALIAS} == {name: v.model for name, v in applied[-1].variants.items()}
+    (event,) = [event for event in deployments.store.events("sums") if event.action != "create"]
+    assert (event.action, event.why, event.detail["stages"]) == ("follow", "stages end", {"main": "Production"})
+    assert (event.before, event.after) == (f"main {STAGE} 100", f"main {ALIAS} 100")
+
+
+def test_a_trial_changes_nothing(deployments: Deployments, registry: MlflowClient) -> None:
+    (follower,) = deployments.follow_alias("sums", "champion", is_trial=True)
+
+    assert (follower.alias_uri, follower.version) == (ALIAS, "1")
+    assert aliases(registry) == {}
+    assert models(deployments) == {"main": STAGE}
+
+
+@pytest.mark.parametrize("step", ["alias", "spec", "server"])
+def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_call(
+    step: str,
+    deployments: Deployments,
+    registry: MlflowClient,
+    applied: list[EndpointSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise SystemError(step)  # Stands for a killed process.
+
+    with monkeypatch.context() as patch:
+        match step:
+            case "alias":
+                patch.setattr(transitions, "registry_client", die)
+            case "spec":
+                patch.setattr(type(deployments.store), "replace_spec", die)
+            case "server":
+
+                def die_without_restoring(*_: object) -> None:
+                    patch.setattr(type(deployments.store), "endpoint", lambda *_: None)
+                    die()
+
+                patch.setattr(Endpoints, "_serve", die_without_restoring)
+        with pytest.raises(SystemError):
+            deployments.follow_alias("sums", "champion")
+    deployments.follow_alias("sums", "champion")
+
+    assert aliases(registry) == {"champion": "1"}
+    assert models(deployments) == {"main": ALIAS}
+    assert applied[-1].variants["main"].model == ALIAS
+    assert [event.action for event in deployments.store.events("sums")] == ["create", "follow"]
+    assert deployments.follow_alias("sums", "champion") == []
+
+
+def test_a_change_that_the_server_cannot_apply_is_restored(
+    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise DeploymentFailed("sums: the server has ended")
+
+    monkeypatch.setattr(LocalBackend, "apply", fail)
+    with refused(DeploymentFailed, "sums"):
+        deployments.follow_alias("sums", "champion")
+    assert models(deployments) == {"main": STAGE}
+
+
+def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
+    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("version 1 of sum may not become @champion: no gate", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuse)
+    with refused(InvalidConfig, "MLflow", "@champion", "sum version 1", "no gate"):
+        deployments.follow_alias("sums", "champion")
+    assert models(deployments) == {"main": STAGE}
+
+
+def test_a_rolled_back_version_keeps_its_tag(deployments: Deployments, registry: MlflowClient) -> None:
+    registry.set_model_version_tag("sum", "1", ROLLED_BACK_TAG, "sums: too slow")
+    deployments.follow_alias("sums", "champion")
+    assert ROLLED_BACK_TAG in registry.get_model_version("sum", "1").tags
+
+
+def test_a_deployment_of_several_gets_its_own_alias(deployments: Deployments, registry: MlflowClient) -> None:
+    change(deployments, lambda spec: add_variant(spec, "next", "models:/sum/Staging"))
+    change(deployments, lambda spec: add_variant(spec, "pinned", "models:/sum/3"))
+    with refused(InvalidConfig, ALIAS, "version 1", "version 2", "'main'", "'next'", "--deployment"):
+        deployments.follow_alias("sums", "champion")
+    assert aliases(registry) == {}
+
+    deployments.follow_alias("sums", "champion", "main")
+    deployments.follow_alias("sums", "challenger", "next")
+
+    assert models(deployments) == {"main": ALIAS, "next": "models:/sum@challenger", "pinned": "models:/sum/3"}
+    assert aliases(registry) == {"champion": "1", "challenger": "2"}
+
+
+def _pin(deployments: Deployments, registry: MlflowClient) -> None:
+    change(deployments, lambda spec: apply_config(spec, {"variants.main.model": "models:/sum/3"}))
+
+
+def _archive(deployments: Deployments, registry: MlflowClient) -> None:
+    registry.transition_model_version_stage("sum", "1", "Archived")
+
+
+def _start_rollout(deployments: Deployments, registry: MlflowClient) -> None:
+    deployments.store.add_rollout("sums", {}, "stepping")
+
+
+def _give_alias_away(deployments: Deployments, registry: MlflowClient) -> None:
+    registry.set_registered_model_alias("sum", "champion", "3")
+
+
+def _keep(deployments: Deployments, registry: MlflowClient) -> None:
+    """Change nothing before the call."""
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "error", "names"),
+    [
+        (_keep, ("smus", "champion"), NotFound, ["'smus'", "'sums'"]),
+        (_keep, ("sums", "champion", "mian"), NotFound, ["'mian'", "'main'"]),
+        (_keep, ("sums", "latest"), InvalidConfig, ["@latest", "sum version 1", "reserved"]),
+        (_pin, ("sums", "champion"), InvalidConfig, ["'sums'", "'main'", "models:/sum/3"]),
+        (_archive, ("sums", "champion"), NotFound, ["model sum", "Production", "1 (Archived)"]),
+        (_start_rollout, ("sums", "champion"), AlreadyExists, ["'sums'", "rollout", "--abort"]),
+        (
+            _give_alias_away,
+            ("sums", "champion"),
+            InvalidConfig,
+            [ALIAS, "version 3", STAGE, "version 1", "`onnxserve promote sum 1 --to @champion`", "--alias"],
+        ),
+    ],
+)
+def test_a_conversion_that_is_not_possible_is_refused_in_one_line(
+    before: Callable[[Deployments, MlflowClient], None],
+    arguments: tuple[Any, ...],
+    error: type[OnnxserveError],
+    names: list[str],
+    deployments: Deployments,
+    registry: MlflowClient,
+    applied: list[EndpointSpec],
+) -> None:
+    before(deployments, registry)
+    earlier = models(deployments)
+    with refused(error, *names) as raised:
+        deployments.follow_alias(*arguments)
+    assert "\n" not in str(raised.value)
+    assert models(deployments) == earlier
+    assert applied == []

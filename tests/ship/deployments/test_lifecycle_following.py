@@ -1,0 +1,128 @@
+"""Tests of a deployment that follows a stage, and that keeps its registry when it is started from another shell."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlflow.onnx
+import mlflow.pyfunc
+import onnx
+import pytest
+from mlflow import MlflowClient
+from mlflow.deployments import BaseDeploymentClient
+
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
+from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -> Iterator[MlflowClient]:
+    """Create a registry with the model `sum`: version 1, in Production, returns a + b, and version 2 its double."""
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        experiment = mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))
+        with mlflow.start_run(experiment_id=experiment):
+            for folder in (models.once, models.twice):
+                mlflow.onnx.log_model(
+                    onnx.load(Path(folder) / "model.onnx"),
+                    name="model",
+                    registered_model_name="sum",
+                    signature=mlflow.models.get_model_info(folder).signature,
+                    pip_requirements=["onnxruntime"],
+                )
+        client.transition_model_version_stage("sum", "1", "Production")
+        yield client
+
+
+@pytest.mark.long
+def test_a_deployment_of_a_stage_serves_what_is_moved_there(
+    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    created = client.create_deployment("s", "models:/sum/Production")
+    assert (created["model"], created["version"], created["stage"]) == ("sum", "1", "Production")
+
+    registry.transition_model_version_stage("sum", "2", "Production")
+    moved = wait_until(
+        lambda: (got := client.get_deployment("s"))["version"] == "2" and got, seconds=60, what="version 2 is served"
+    )
+    assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
+    assert client.predict("s", [[1, 2]])["predictions"] == [{"y": 6.0}]
+
+    settings = load_settings()
+    deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)
+    deployments.stop("s")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # Another shell may have another tracking URI.
+    registry.transition_model_version_stage("sum", "2", "Archived")
+    registry.transition_model_version_stage("sum", "1", "Production")
+    deployments.start("s")
+    wait_until(lambda: client.get_deployment("s")["version"] == "1", seconds=60, what="version 1 is served")
+    assert client.get_deployment("s")["error"] == ""
+
+
+@pytest.mark.long
+def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_request(
+    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    created = client.create_deployment("s", "models:/sum/Production")
+    traffic = Traffic(created["url"], width=2)
+    traffic.start()
+    wait_until(lambda: traffic.answers, what="a request is answered")
+
+    settings = load_settings()
+    with closing(open_store(settings.store_url)) as store:
+        Deployments(store, settings, lambda line: None).follow_alias("s", "champion")
+    converted = client.get_deployment("s")
+    log = Path(converted["log"]).read_text()
+    registry.transition_model_version_stage("sum", "2", "Production")  # The endpoint no longer follows the stage.
+    answered = traffic.answers.total()
+    wait_until(lambda: traffic.answers.total() > answered + 50, what="requests are answered after the conversion")
+    before = traffic.last_version
+    registry.set_registered_model_alias("sum", "champion", "2")
+    wait_until(lambda: traffic.last_version == "2", 60, "the alias is followed")
+    traffic.stop()
+
+    assert (created["pid"], created["version"]) == (converted["pid"], converted["version"])
+    assert (converted["alias"], converted["error"], before) == ("champion", "", "1")
+    assert set(traffic.answers) == {("1", 200), ("2", 200)}  # No request failed.
+    assert log.count("loaded sum 1") == 1  # The conversion loaded no version.
+
+
+@pytest.mark.long
+def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
+    client: BaseDeploymentClient, registry: MlflowClient, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would infer a signature from annotations.
+        return model_input.sum(axis=1).to_numpy()
+
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    client.create_deployment("s", "models:/sum/Production")
+    experiment = mlflow.get_experiment_by_name("sums")
+    with mlflow.start_run(experiment_id=experiment.experiment_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=sum_in_python,
+            registered_model_name="sum",
+            signature=mlflow.models.get_model_info(models.once).signature,
+            pip_requirements=[],
+        )
+    registry.transition_model_version_stage("sum", "3", "Production")
+    refused = wait_until(
+        lambda: (got := client.get_deployment("s"))["error"] and got, seconds=60, what="the pyfunc is refused"
+    )
+    assert mentions(refused["error"], "-C variants.s.allow_pyfunc=true")
+    assert (refused["state"], refused["version"], refused["flavor"]) == ("running", "1", "onnx")
+
+    client.update_deployment("s", flavor="python_function")
+    moved = wait_until(
+        lambda: (got := client.get_deployment("s"))["version"] == "3" and got, 60, "the pyfunc is served"
+    )
+    assert (moved["error"], moved["flavor"]) == ("", "python_function")
+    assert client.predict("s", {"a": [1.0], "b": [2.0]})["predictions"] == [3.0]

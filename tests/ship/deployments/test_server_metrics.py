@@ -1,0 +1,103 @@
+"""Tests of reading a server's counters from its page /metrics."""
+
+import ssl
+import subprocess
+from http.server import HTTPServer
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    VersionCounters,
+    fetch_page,
+    parse_server_history,
+    parse_server_metrics,
+    read_page,
+    total_metrics,
+)
+from tests.support.metrics_page import PAGE, serving
+
+SECONDS = 30.0
+
+
+def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
+    found = parse_server_metrics(PAGE).by_version("f")
+
+    assert found["main", "6"] == VersionCounters(100, 5, {0.1: 86, float("inf"): 100}, refused=3)
+    assert found["main", "6"].failures == 2
+    assert found["new", "7"].requests == 4
+    assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 15)
+    assert set(found) == {("main", "5"), ("main", "6"), ("main", "4"), ("new", "7"), ("copy", "7")}
+
+
+def test_explanations_are_requests_whose_times_do_not_count() -> None:
+    of_version = 'endpoint="f",variant="main",model="X",version="6",protocol="explain"'
+    family = "onnxserve_request_duration_seconds_bucket"
+    slow = f'{family}{{{of_version},le="0.1"}} 0\n{family}{{{of_version},le="+Inf"}} 900'
+    asked = f'onnxserve_requests_total{{{of_version},status="200"}} 900'
+    found = parse_server_metrics(f"{PAGE}{slow}\n{asked}\n").by_version("f")["main", "6"]
+
+    assert found.requests == 1000
+    assert found.timed == {0.1: 86, float("inf"): 100}
+
+
+def test_the_counts_of_a_version_are_those_of_its_own_model() -> None:
+    found = parse_server_metrics(PAGE.replace('model="Y",version="4"', 'model="Y",version="6"'))
+
+    assert found.of("f", "main", "X", "6").requests == 100
+    assert found.of("f", "main", "Y", "6").requests == 1
+    assert found.by_version("f")["main", "6"].requests == 101
+    assert found.of("f", "main", "Z", "6") == VersionCounters()
+
+
+def test_a_quantile_is_linear_within_its_bucket() -> None:
+    timed = VersionCounters(100, 0, {0.1: 86, 1.0: 99, float("inf"): 100})
+
+    assert [timed.quantile(share) for share in (0.43, 0.99, 1.0)] == pytest.approx([0.05, 1.0, 1.0])
+    assert VersionCounters(timed={0.1: 0, float("inf"): 0}).quantile(0.99) is None
+    assert VersionCounters().quantile(0.99) is None
+
+
+def test_the_version_that_has_answered_last_under_a_name_comes_first() -> None:
+    assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "X") == ["6", "5"]
+
+
+def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones() -> None:
+    assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "Y") == ["4"]
+
+
+def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
+    with serving({"/metrics": PAGE}) as url:
+        assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
+        assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused("the server returned the status 404")
+    away = fetch_page(f"http://127.0.0.1:{free_port}", SECONDS)
+    assert read_page(away, parse_server_history) == away == Refused("the server does not answer")
+    assert read_page(b"no { history", parse_server_history) == Refused("the metrics of the server cannot be read")
+
+
+def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
+    one, later = PAGE, PAGE.replace('version="5"} 100', 'version="5"} 250')
+    found = total_metrics(
+        {"f-1": parse_server_metrics(one), "f-2": parse_server_metrics(later), "f-3": Refused("gone")}
+    )
+
+    assert found.of("f", "main", "X", "6") == VersionCounters(200, 10, {0.1: 172, float("inf"): 200}, refused=6)
+    assert found.versions_by_last_answer("f", "main", "X") == ["5", "6"]
+    assert total_metrics({"f-3": Refused("gone")}).of("f", "main", "X", "6") == VersionCounters()
+
+
+def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
+    """The certificate is self-signed and for another host, as for a server behind a public name."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=models.example"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+
+    def speak_tls(server: HTTPServer) -> str:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        return "https"
+
+    with serving({"/metrics": PAGE}, speak_tls) as url:
+        assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()

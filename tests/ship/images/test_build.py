@@ -1,0 +1,100 @@
+"""Tests of an image's build plan: the model's version and labels, the server's image by its content, and refused
+models.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, NotFound
+from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, default_endpoint_name
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.ship.images.build import planned_image
+from tests.core.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
+from tests.support.models import tensor_model
+from tests.support.pyfuncs import save_pyfuncs
+
+
+def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> None:  # noqa: F811
+    with planned_image("models:/tiny@live") as plan:
+        assert (plan.resolved.name, plan.resolved.version) == ("tiny", "2")
+        for line in (
+            'LABEL onnxserve.model="models:/tiny@live"',
+            f'LABEL onnxserve.model_id="{store.model_id}"',
+            'LABEL onnxserve.parity="proven"',
+            f'LABEL onnxserve.run_id="{store.run_id}"',
+            'LABEL org.opencontainers.image.title="tiny"',
+            'LABEL org.opencontainers.image.version="2"',
+        ):
+            assert line in plan.model.dockerfile.splitlines()
+        note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
+        assert isinstance(note, Path)
+        known = resolve(str(note.parent))
+        assert (known.name, known.version) == ("tiny", "2")
+        assert default_endpoint_name(str(note.parent)) == "tiny"
+
+
+def test_a_folder_that_mlflow_downloaded_keeps_its_name_and_version(tmp_path: Path) -> None:
+    folder = tensor_model(tmp_path / "m")
+    (folder / REGISTERED_META).write_text("{model_name: tiny, model_version: '3'}")
+    with planned_image(str(folder)) as plan:
+        note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
+        assert isinstance(note, Path)
+        known = resolve(str(note.parent))
+    assert (known.name, known.version) == ("tiny", "3")
+
+
+def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F811
+    digests = []
+    for _ in range(2):
+        with planned_image("models:/tiny/1") as plan:
+            digests.append((plan.model.digest, plan.server_image))
+    assert digests[0] == digests[1]
+
+
+def test_what_is_followed_is_named_and_not_fetched(store: Store) -> None:  # noqa: F811
+    with planned_image("models:/tiny@live", follow=True, device="cuda", server_image="registry/onnxserve:gpu") as plan:
+        assert plan.server is None
+        assert plan.model.files == {}
+        lines = plan.model.dockerfile.splitlines()
+    assert lines[:3] == [
+        "FROM registry/onnxserve:gpu",
+        'ENV ONNXSERVE_DEVICE="cuda"',
+        'ENV ONNXSERVE_MODEL_URI="models:/tiny@live"',
+    ]
+    assert not any(line.startswith("LABEL org.opencontainers.image.version") for line in lines)
+
+
+def test_another_base_is_another_server_image(tmp_path: Path) -> None:
+    model = str(tensor_model(tmp_path / "m"))
+    names = set()
+    servers: list[tuple[str | None, Device, str]] = [
+        (None, "cpu", "cpu"),
+        ("python:3.12-slim", "cpu", "cpu"),
+        (None, "cuda", "gpu"),
+    ]
+    for base, device, target in servers:
+        with planned_image(model, base_image=base, device=device) as plan:
+            names.add(plan.server_image)
+            assert plan.options[:2] == ("--target", target)
+    with planned_image(model, platform="linux/arm64") as plan:
+        names.add(plan.server_image)
+        assert plan.platform == ("--platform", "linux/arm64")
+    assert len(names) == 4
+
+
+def test_a_model_without_an_onnx_form_is_refused(tmp_path: Path) -> None:
+    (folder,) = save_pyfuncs(tmp_path, ["days"]).values()
+    with pytest.raises(ModelError, match=r"ONNX form.*onnxserve wrap.*build-docker"):
+        planned_image(str(folder)).__enter__()
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    model = str(tensor_model(tmp_path / "m"))
+    with pytest.raises(InvalidConfig, match="--follow requires"):
+        planned_image(model, follow=True).__enter__()
+    with pytest.raises(InvalidConfig, match="--server-image"):
+        planned_image(model, base_image="a", server_image="b").__enter__()
+    with pytest.raises(NotFound, match=r"does not exist"):
+        planned_image(str(tmp_path / "none")).__enter__()

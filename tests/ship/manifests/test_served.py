@@ -1,0 +1,67 @@
+"""Tests of the spec that a server reads from its manifests, and of the files that it needs from this machine."""
+
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.ship.manifests.served import dump_documents, local_files, served_spec
+from tests.support.refusals import refused
+
+CONFIG = {
+    "monitors.daily.kind": "drift",
+    "alarms.false_per_year": "1",
+    "container.cpus": "2",
+    "kubernetes.replicas": "5",
+    "capture.fraction": "0.5",
+    "server.host": "10.0.0.7",
+}
+
+
+def test_a_container_serves_the_spec_without_what_only_its_surroundings_need() -> None:
+    endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
+    (served,) = load_specs(dump_spec(served_spec(endpoint)))
+    assert served.model_fields_set == {"api_version", "name", "variants", "server", "capture"}
+    assert (served.variants, served.capture) == (endpoint.variants, endpoint.capture)
+    assert (served.server.host, served.server.port, served.server.insecure) == ("0.0.0.0", 8080, True)
+
+
+def test_outside_of_a_container_the_spec_says_who_may_call() -> None:
+    endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
+    assert not served_spec(endpoint, endpoint.server.host).server.insecure
+    with_keys = new_endpoint("flights", "models:/flight-delay/3", {**CONFIG, "server.api_keys": "true"})
+    assert not served_spec(with_keys).server.insecure
+
+
+def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
+    tls = {"server.certfile": "/etc/tls.pem", "server.keyfile": "/etc/tls.key"}
+    assert local_files(new_endpoint("a", "file:///srv/a%20model", tls)) == [
+        "/srv/a model",
+        "/etc/tls.pem",
+        "/etc/tls.key",
+    ]
+    assert local_files(new_endpoint("a", "s3://bucket/model")) == []
+    with refused(InvalidConfig, "server.keyfile", "absolute path", "'tls.key'"):
+        local_files(new_endpoint("a", "/srv/a", {**tls, "server.keyfile": "tls.key"}))
+
+
+def test_documents_are_written_for_people() -> None:
+    twice = {"a": "b"}
+    text = dump_documents([{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}])
+    assert text.splitlines() == [
+        "spec: |",
+        "  name: a",
+        "  variants: {}",
+        "one:",
+        "  a: b",
+        "two:",
+        "  a: b",
+        "---",
+        "later: 1",
+    ]
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_is_read_back_as_it_was(text: str) -> None:
+    assert yaml.safe_load(dump_documents([{"a": text}])) == {"a": text}

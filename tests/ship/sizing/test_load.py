@@ -1,0 +1,44 @@
+"""The open loop with a server of 20 ms per answer. See tests/benchmarks/test_load.py for the closed loop."""
+
+import numpy as np
+
+from mlflow_deploy_plugin.ship.sizing.load import open_loop, post, random_times
+from tests.benchmarks.test_load import listening, slow
+
+REQUEST = [post("/", b"body")]
+
+
+def test_latency_counts_from_the_scheduled_time() -> None:
+    with listening(*slow()) as port:
+        p99, error = open_loop(port, REQUEST, np.arange(1280) / 6400)  # 64 connections answer 3,200 per second.
+    assert p99 > 0.15  # 640 of 1,280 requests have waited at the last scheduled time, 0.2 s.
+    assert error == ""
+
+
+def test_requests_that_are_not_sent_count_with_their_waiting_time() -> None:
+    with listening(*slow()) as port:
+        p99, error = open_loop(port, REQUEST, np.zeros(6400))  # The client gives up after a second.
+    assert 1 <= p99 < 2
+    assert error == ""
+
+
+def test_the_requests_are_sent_in_turn() -> None:
+    garbled = b"GET / HTTP/1.1\r\n\r\n1234"
+    with listening(*slow()) as port:
+        assert open_loop(port, [*REQUEST, garbled], np.arange(4) / 10)[1] == ""
+
+
+def test_an_answer_with_another_status_is_the_error() -> None:
+    with listening(*slow(503)) as port:
+        p99, error = open_loop(port, REQUEST, np.zeros(3))
+    assert 0.02 <= p99 < 1
+    assert error == "503: ok"
+
+
+def test_random_times_are_those_of_independent_callers() -> None:
+    times = random_times(rate=1000, seconds=10, seed=0)
+    assert len(times) == 10_000
+    assert 0 <= times[0] <= times[-1] <= 10
+    counts, _ = np.histogram(times, bins=1000, range=(0, 10))
+    assert 0.8 < counts.var() / counts.mean() < 1.2  # The counts of a Poisson process have the variance of their mean.
+    assert len(random_times(rate=0.001, seconds=1, seed=0)) == 1
