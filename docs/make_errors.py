@@ -32,7 +32,7 @@ search the log for the request id of the response.
 
 JOURNEYS = {
     "Wrap": ("wrap",),
-    "Promote": ("gate", "evidence", "replay", "controller/rollouts", "ui"),
+    "Promote": ("promote", "ui"),
     "Serve": ("serve",),
     "Ship": ("ship",),
     "Watch": ("monitoring", "controller"),

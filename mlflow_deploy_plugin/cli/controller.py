@@ -153,8 +153,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     """
     if (to is None) == (action is None) and not (to is None and wait):
         raise click.UsageError("specify exactly one of --to MODEL, --status, --pause, --resume, --abort, --wait")
-    from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
-    from mlflow_deploy_plugin.controller.rollouts.commands import (
+    from mlflow_deploy_plugin.promote.rollouts.commands import (
         RolloutRequest,
         command_rollout,
         controller_status,
@@ -163,6 +162,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
         require_controller,
         stall_reason,
     )
+    from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 
     with usage_errors():
         request = None if to is None else RolloutRequest(to, **plan, why=why)
@@ -174,8 +174,8 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
             return rollouts_lease_name(deployments.place(name))
 
         if request is not None:
-            from mlflow_deploy_plugin.controller.rollouts.commands import start_rollout
             from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
+            from mlflow_deploy_plugin.promote.rollouts.commands import start_rollout
 
             import_mlflow_without_pandas()
 
@@ -217,7 +217,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
-    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back
+    from mlflow_deploy_plugin.promote.rollouts.rollback import rollback as go_back
 
     with opened_deployments() as deployments:
         done = go_back(deployments, name, why=why, to=to)
@@ -228,7 +228,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until its end. If no controller runs the rollout, run it in this process."""
-    from mlflow_deploy_plugin.controller.rollouts.state_machine import rollout_summary
+    from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
     current, last_printed, printed_at = begun, ("", -1, ""), 0.0
@@ -267,8 +267,8 @@ def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
     """Run the rollouts at the place of an endpoint's server until `ended` is set. Retry while it is unreachable."""
-    from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
-    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
+    from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController
+    from mlflow_deploy_plugin.promote.rollouts.leadership import controller_name, process_name
 
     is_told = False
     while not ended.is_set():
@@ -320,11 +320,11 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
         raise click.UsageError("--list can be combined only with NAME and -o")
     if not listed and output != "text":
         raise click.UsageError("-o requires --list")
-    from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
-    from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
     from mlflow_deploy_plugin.core.store.retrainings import Retrainings
+    from mlflow_deploy_plugin.promote.rollouts.commands import controller_status
+    from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
     with opened_deployments(quiet=True) as deployments:

@@ -38,7 +38,7 @@ _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/V
 _NORMAL_STATES = ("waiting", "judging")
 """The usual monitor states, which `list` does not print after the verdict."""
 _STEP = re.compile(r"step \d+ % of a rollout")
-"""The pattern of the reason with which a rollout changes the traffic (`controller/rollouts/controller.py`)."""
+"""The pattern of the reason with which a rollout changes the traffic (`promote/rollouts/controller.py`)."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 

@@ -82,8 +82,8 @@ def list_(name: str | None, output: str) -> None:
     The list shows the state, the last result and the next due time of each monitor.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
         from mlflow_deploy_plugin.controller.monitors.schedule import overviews
+        from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
         from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
         from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
         from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -168,8 +168,8 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
         raise click.UsageError("--due cannot be combined with --window, -o or --engine")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
-        from mlflow_deploy_plugin.gate.approvals import request_is_over
         from mlflow_deploy_plugin.monitoring.alerts.send import send_due
+        from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
 
         chosen = find_monitor(deployments, name, monitor_name)
         try:

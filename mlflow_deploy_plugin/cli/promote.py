@@ -34,10 +34,10 @@ from mlflow_deploy_plugin.core.registry.resolution import check_registered_name
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.evidence.diff import VersionDiff
-    from mlflow_deploy_plugin.gate.approval_client import ListedRequest
-    from mlflow_deploy_plugin.gate.promotion import Promotion
-    from mlflow_deploy_plugin.gate.run import GateRun
+    from mlflow_deploy_plugin.promote.evidence.diff import VersionDiff
+    from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
+    from mlflow_deploy_plugin.promote.gate.promotion import Promotion
+    from mlflow_deploy_plugin.promote.gate.run import GateRun
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
 
 
@@ -111,8 +111,8 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
-    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-    from mlflow_deploy_plugin.gate.verdict import verdict_as_json
+    from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.promote.gate.verdict import verdict_as_json
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
         show_result(output, known, [f"{known}; --against URI compares it with another version"])
@@ -167,14 +167,14 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
     copied, destination = None, (options.pop("to_registry"), options.pop("to_model"))
     with ExitStack() as target:
         if any(destination):
-            from mlflow_deploy_plugin.evidence.transfer import copied_version
+            from mlflow_deploy_plugin.promote.evidence.transfer import copied_version
 
             copied = target.enter_context(copied_version(model, version, *destination, show_progress))
             model, version = copied.model, copied.version
-        from mlflow_deploy_plugin.gate.promotion import promote as move
+        from mlflow_deploy_plugin.promote.gate.promotion import promote as move
 
         if is_request:
-            from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+            from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
 
             listed_requests(model)  # Call the server before the gate, which takes minutes.
             move(model, version, **options, is_request=True, progress=show_progress)
@@ -206,7 +206,7 @@ def requests(model: str, output: str) -> None:
       onnxserve requests
       onnxserve requests flight-delay -o json
     """
-    from mlflow_deploy_plugin.gate.approval_client import listed_requests
+    from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests
 
     listed = listed_requests(model)
     rows = [("MODEL", "VERSION", "TO", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
@@ -232,7 +232,7 @@ def approve(model: str, version: str, to: str, why: str) -> None:
     \b
       onnxserve approve flight-delay 7 --to @champion --why 'the report is fine'
     """
-    from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+    from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
 
     report = ""
     for entry in listed_requests(model):
@@ -257,7 +257,7 @@ def decline(model: str, version: str, to: str, why: str) -> None:
     \b
       onnxserve decline flight-delay 7 --to @champion --why 'version 8 is better'
     """
-    from mlflow_deploy_plugin.gate.approval_client import send_decision
+    from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
 
     show_lines([f"declined: {send_decision('decline', model, version, to, why)}"])
 
@@ -357,7 +357,7 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
       onnxserve diff models:/flight-delay/3 models:/flight-delay/4
       onnxserve diff models:/flight-delay@champion models:/flight-delay/4 --all -o json
     """
-    from mlflow_deploy_plugin.evidence.diff import diff_versions
+    from mlflow_deploy_plugin.promote.evidence.diff import diff_versions
 
     compared = diff_versions(before, after)
     compared = replace(compared, rows=tuple(row for row in compared.rows if shows_all or row.is_changed))
@@ -394,7 +394,7 @@ def card(model_uri: str, output_path: Path | None) -> None:
     \b
       onnxserve card models:/flight-delay/4
     """
-    from mlflow_deploy_plugin.evidence.card import make_card
+    from mlflow_deploy_plugin.promote.evidence.card import make_card
 
     with opened_store() as store:
         made = make_card(model_uri, store)

@@ -23,8 +23,8 @@ from mlflow_deploy_plugin.cli.options import (
 from mlflow_deploy_plugin.core.errors import Refused
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.replay.backtest import BacktestReport
-    from mlflow_deploy_plugin.replay.prediction import Replay
+    from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport
+    from mlflow_deploy_plugin.promote.replay.prediction import Replay
 
 _PREDICTION_OPTIONS = {"endpoint", "row", "nodes", "pdb"}
 
@@ -70,8 +70,8 @@ def replay(context: click.Context, /, subject: str, against: str | None, output:
 
 def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int, nodes: int, pdb: bool) -> None:
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
-    from mlflow_deploy_plugin.replay.traffic import open_traffic
+    from mlflow_deploy_plugin.promote.replay.prediction import find_request, replay_prediction
+    from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
     from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 
     log = open_log(load_settings().inference_log)
@@ -130,8 +130,8 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 def _backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
     """Back-test a candidate on the captured rows of an endpoint."""
     from mlflow_deploy_plugin.core.registry.resolution import resolve
-    from mlflow_deploy_plugin.replay.backtest import backtest
-    from mlflow_deploy_plugin.replay.traffic import open_traffic
+    from mlflow_deploy_plugin.promote.replay.backtest import backtest
+    from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
     from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version, load_version
 

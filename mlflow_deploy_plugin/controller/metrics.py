@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mlflow_deploy_plugin.controller.leadership import LEADS
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow, read_counts
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.promote.rollouts.leadership import LEADS
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer

@@ -4,18 +4,24 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import LEASE_SECONDS, controller_name, lead_store, process_name, repeat
 from mlflow_deploy_plugin.controller.monitors.maintenance import maintain_logs
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
-from mlflow_deploy_plugin.controller.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.core.registry.approved_files import changed_files
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.gate.approvals import request_is_over
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_changed_files
 from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY, send_due
+from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
+from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController, run_rollouts
+from mlflow_deploy_plugin.promote.rollouts.leadership import (
+    LEASE_SECONDS,
+    controller_name,
+    lead_store,
+    process_name,
+    repeat,
+)
+from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _REPEAT_SECONDS = 5.0

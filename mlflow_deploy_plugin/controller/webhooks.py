@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _ENTITIES = ("registered_model", "model_version", "model_version_tag", "model_version_alias")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_target
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry import transitions
@@ -33,6 +32,7 @@ from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.promote.rollouts.rollback import rollback_target
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, rollout_traffic_refusal
 from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer
@@ -242,7 +242,7 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
     if blocker := server_blocker(observed):
         raise InvalidConfig(blocker)
     if job.arguments["action"] == "rollback":
-        from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+        from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 
         to = job.arguments["to"]
         if to:
@@ -256,9 +256,9 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.core.registry.policy import Permissions
-    from mlflow_deploy_plugin.gate.approval_client import send_decision
-    from mlflow_deploy_plugin.gate.promotion import promote
-    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
+    from mlflow_deploy_plugin.promote.gate.promotion import promote
+    from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
 
     action, model, version, to, why = (job.arguments[name] for name in ("action", "model", "version", "to", "why"))
     allowed = Permissions(code=False, files=not job.has_account)

@@ -30,9 +30,9 @@ from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_
 from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.evidence.diff import compare
-from mlflow_deploy_plugin.evidence.record import record_of
-from mlflow_deploy_plugin.gate.recording import PATH as VERDICTS
+from mlflow_deploy_plugin.promote.evidence.diff import compare
+from mlflow_deploy_plugin.promote.evidence.record import record_of
+from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form

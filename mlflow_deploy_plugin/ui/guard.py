@@ -45,8 +45,8 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
-from mlflow_deploy_plugin.gate.approved_files import approved_files
+from mlflow_deploy_plugin.promote.gate.approvals import Subject, missing_approvals, subject_of, version_authors
+from mlflow_deploy_plugin.promote.gate.approved_files import approved_files
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFoun
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.gate.recording import VerdictRecord
+from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.ui import access, guard
 
 

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import tag_version
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
+from mlflow_deploy_plugin.promote.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_schema, view_tables
 from mlflow_deploy_plugin.serve.runtime.feeds import row_count

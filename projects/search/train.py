@@ -35,15 +35,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from threadpoolctl import threadpool_limits
 
-from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
-from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG, PASSED_STATES
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.gate.promotion import promote
-from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.promote.gate.promotion import promote
+from mlflow_deploy_plugin.promote.gate.run import run_gate
+from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest
+from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, HELD_OUT_DAYS, LABEL, choose_days
 from projects.flight_delay.fitting import build_pipeline, score

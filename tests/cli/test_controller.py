@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions
@@ -30,7 +30,7 @@ from tests.support.rollouts import PLAN as ROLLOUT
 CODE = """
 import sys
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
+from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 try:
     main(sys.argv[2:])
 finally:

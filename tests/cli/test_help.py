@@ -159,7 +159,7 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
 
 
 def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
-    from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
+    from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest
 
     defaults = {one.name: one.default for one in ALL["onnxserve rollout"].params}
     assert {

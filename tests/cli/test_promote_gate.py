@@ -1,4 +1,4 @@
-"""Tests of the output of `onnxserve gate` and `promote`. See tests/gate for the gate."""
+"""Tests of the output of `onnxserve gate` and `promote`. See tests/promote/gate for the gate."""
 
 import json
 import os

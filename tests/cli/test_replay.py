@@ -1,4 +1,4 @@
-"""Tests of `onnxserve replay PREDICTION_ID`. See tests/replay for the results."""
+"""Tests of `onnxserve replay PREDICTION_ID`. See tests/promote/replay for the results."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
-from tests.replay.conftest import Answering, Outputs, answering
+from tests.promote.replay.conftest import Answering, Outputs, answering
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.commands import said
 from tests.support.pyfuncs import save_pyfuncs

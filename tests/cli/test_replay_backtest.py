@@ -1,4 +1,4 @@
-"""`onnxserve replay NAME --against URI`. See tests/replay for the figures."""
+"""`onnxserve replay NAME --against URI`. See tests/promote/replay for the figures."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -8,18 +8,18 @@ import pytest
 
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
-from mlflow_deploy_plugin.controller.rollouts.commands import (
-    RolloutRequest,
-    command_rollout,
-    last_rollout,
-    require_controller,
-)
-from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.work import next_fire
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.promote.rollouts.commands import (
+    RolloutRequest,
+    command_rollout,
+    last_rollout,
+    require_controller,
+)
+from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.rollouts import PLAN
 

@@ -13,8 +13,8 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 from tests.support.captured_days import TwoDays
 from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
 from tests.support.services.s3 import NEEDS_S3

@@ -30,8 +30,8 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.controller.leadership import reached_places
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.promote.rollouts.leadership import reached_places
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import ServerMetrics
 from tests.docker.conftest import BASE_IMAGE, ROOT, run_docker

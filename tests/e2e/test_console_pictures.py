@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 from playwright.sync_api import Page, expect
 
-from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
+from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import FAILING, adder, parse_graph

@@ -39,7 +39,7 @@ ROOMS = {
     "import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
     "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.monitor",
-    "controller": "import mlflow_deploy_plugin.controller.leadership, mlflow_deploy_plugin.cli.controller",
+    "controller": "import mlflow_deploy_plugin.promote.rollouts.leadership, mlflow_deploy_plugin.cli.controller",
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.wrap.convert.sklearn.conversion",
     "torch": "import mlflow_deploy_plugin.wrap.convert.torch, onnxscript",

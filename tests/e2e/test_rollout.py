@@ -18,12 +18,12 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
-from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
+from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions

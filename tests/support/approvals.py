@@ -1,7 +1,7 @@
 """Runs of the gate as events in the audit trail, for approvals."""
 
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.gate.approvals import Subject
+from mlflow_deploy_plugin.promote.gate.approvals import Subject
 
 REPORT = "r" * 64
 """The digest of a report."""

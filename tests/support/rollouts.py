@@ -2,8 +2,8 @@
 
 import math
 
-from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
+from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
 
 PLAN = RolloutPlan(

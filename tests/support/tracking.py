@@ -54,7 +54,7 @@ def pass_gate(model: str, version: str, state: str = "passed", reason: str = "")
     from mlflow_deploy_plugin.core.registry.policy import choose_policy
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.database import open_store
-    from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
+    from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord, write_verdict
 
     files, policy = version_digest(f"models:/{model}/{version}"), choose_policy(model).policy.digest
     record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}

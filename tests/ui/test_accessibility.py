@@ -23,10 +23,10 @@ from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
-from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.log import build_report
 from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

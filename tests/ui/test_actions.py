@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
@@ -20,7 +19,8 @@ from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, Stag
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
-from mlflow_deploy_plugin.gate.promotion import promote
+from mlflow_deploy_plugin.promote.gate.promotion import promote
+from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

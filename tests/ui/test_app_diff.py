@@ -11,7 +11,7 @@ from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersionTag
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, verdict_as_json
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, verdict_as_json
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from tests.support.classifiers import write_classifier

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.errors import NotFound, ScopeMissing
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
 from tests.support.accounts import People, people
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings
 from tests.support.refusals import mentions, refused
@@ -139,7 +139,7 @@ def test_a_declined_promotion_is_not_done(server: People, open_as: Callable[[str
 
 
 def test_an_expired_approval_does_not_move_the_alias(server: People) -> None:
-    from mlflow_deploy_plugin.gate.run import run_gate
+    from mlflow_deploy_plugin.promote.gate.run import run_gate
 
     model = server.register("alice", POLICY % "1s")
     with server.logged_in("alice"):

@@ -14,7 +14,7 @@ import requests
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.change_feed import CHANGES, Selected, read_changes
-from mlflow_deploy_plugin.gate.recording import PATH as VERDICTS
+from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at

@@ -17,7 +17,13 @@ from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.store.served_files import served_files
-from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_requests, request_promotion, version_authors
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Person,
+    approve,
+    promotion_requests,
+    request_promotion,
+    version_authors,
+)
 from mlflow_deploy_plugin.ui import guard
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import API, events, move, point

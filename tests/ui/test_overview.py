@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import mlflow
 import pytest
 
-from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.registry.transitions import STARTED_AT
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -24,6 +23,7 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.promote.rollouts.snapshot import take_snapshot
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
-from mlflow_deploy_plugin.gate.recording import PATH
+from mlflow_deploy_plugin.promote.gate.recording import PATH
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from tests.support.console import POLICY, events, move
 from tests.support.refusals import mentions

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
 from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
@@ -21,6 +20,7 @@ from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, resolve_orphaned
+from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 AT_ONCE = 2

@@ -19,12 +19,9 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import reaches
 from mlflow_deploy_plugin.controller.retraining import training
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
-from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
-from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.core.errors import (
     AlreadyExists,
     GateRefused,
@@ -40,7 +37,10 @@ from mlflow_deploy_plugin.core.registry.resolution import registered_version, re
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.core.store.store import Rollout
-from mlflow_deploy_plugin.gate.run import gate_version
+from mlflow_deploy_plugin.promote.gate.run import gate_version
+from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.promote.rollouts.leadership import reaches
+from mlflow_deploy_plugin.promote.rollouts.snapshot import ServedModelChanged, answering_version
 
 _log = logging.getLogger(__name__)
 

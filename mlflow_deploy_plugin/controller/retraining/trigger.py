@@ -7,9 +7,7 @@ import logging
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
-from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
-from mlflow_deploy_plugin.controller.snapshot import main_variant, served_model, served_version, take_snapshot
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.processes.work import next_fire
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
@@ -21,6 +19,8 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.promote.rollouts.leadership import controller_name
+from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, served_model, served_version, take_snapshot
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.config import check_project
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

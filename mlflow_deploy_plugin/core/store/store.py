@@ -83,8 +83,8 @@ class Rollout:
     """A rollout of an endpoint. An endpoint has at most one live rollout.
 
     Attributes:
-        spec: the plan (`controller/rollouts/plan.py`); never changed.
-        state: a state of `controller/rollouts/state_machine.py`.
+        spec: the plan (`promote/rollouts/plan.py`); never changed.
+        state: a state of `promote/rollouts/state_machine.py`.
         step: the index of the current step in the steps of `spec`.
         step_at: the start of the current step; only for display.
         revision: incremented by every write; a write with an older revision is rejected.

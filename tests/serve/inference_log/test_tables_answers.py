@@ -1,4 +1,5 @@
-"""Captured answers as outputs. The shadow monitor and back-tests compare them (tests/monitoring, tests/replay)."""
+"""Captured answers as outputs. The shadow monitor and back-tests compare them (tests/monitoring,
+tests/promote/replay)."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.gate.conftest import folders, registry
+from tests.promote.gate.conftest import folders, registry
 from tests.support.tracking import tracking_at
 
 __all__ = ["folders", "new_tracking", "registry"]

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import fgsm, pgd, torch_gradient
 from tests.support.refusals import mentions

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
-from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.wrap.evaluation.agreement import Agreement
 from mlflow_deploy_plugin.wrap.optimization import optimizer
 from mlflow_deploy_plugin.wrap.optimization.measure import FormCost

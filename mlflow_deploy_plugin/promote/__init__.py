@@ -1,0 +1,1 @@
+"""PROMOTE: the gate, the evidence about a version, replays of captured requests, and rollouts."""

@@ -1,0 +1,179 @@
+"""The comparison of two versions of a registered model: their records, and their predictions for the example rows."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
+
+Value = str | float | None
+Trend = Literal["better", "worse", ""]
+
+_HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "recall", "score"))
+_LOWER_IS_BETTER = frozenset(("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"))
+"""The words in the name of a metric, such as `val_loss`, that have a known direction. A lower value is better if the
+name has words of both sets, such as `brier_score`."""
+_NEGATED = re.compile(rf"\bneg .*\b({'|'.join(sorted(_LOWER_IS_BETTER))})\b|\bd2 .*\bscore\b")
+"""The words of scikit-learn's negated errors and D² scores, such as `neg log loss`, for which higher is better."""
+
+
+@dataclass(frozen=True)
+class DiffRow:
+    """A fact about two versions. The value of a version without the fact is None.
+
+    `trend` is empty if the values are equal, or if neither direction is known to be better.
+    """
+
+    section: str
+    name: str
+    before: Value
+    after: Value
+    is_changed: bool
+    trend: Trend = ""
+
+    @property
+    def difference(self) -> float | None:
+        """The number by which the value has grown; None unless both values are numbers. True and False are not."""
+        if isinstance(self.before, str | bool | None) or isinstance(self.after, str | bool | None):
+            return None
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """The number of example rows with another output, and the largest absolute difference of floats, or None."""
+
+    output: str
+    rows: int
+    changed_rows: int
+    largest: float | None
+
+
+@dataclass(frozen=True)
+class VersionDiff:
+    """The comparison of two versions, with their addresses models:/NAME/VERSION.
+
+    `notes` are lines about copies and missing parts. `predictions` may be the reason why no predictions are compared.
+    """
+
+    before: str
+    after: str
+    rows: tuple[DiffRow, ...]
+    notes: tuple[str, ...]
+    predictions: tuple[OutputChange, ...] | Refused = ()
+
+
+def diff_versions(before: str, after: str) -> VersionDiff:
+    """Compare the versions that two URIs select, with MLflow's client. Raises like `compare` and `read_record`."""
+    diff = compare(read_record(before), read_record(after))
+    return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
+
+
+def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
+    """Compare two records without running a model. Raises InvalidConfig for versions of different models."""
+    if before.name != after.name:
+        names = f"{before.name} and {after.name}"
+        raise InvalidConfig(f"{names} are different models; compare two versions of the same registered model")
+    old, new = _facts(before), _facts(after)
+    rows = []
+    for section in old:
+        for name in dict.fromkeys([*old[section], *new[section]]):
+            had = _plain(old[section].get(name))
+            has = _plain(new[section].get(name))
+            if had is not None or has is not None:
+                is_changed = repr(had) != repr(has)  # The texts of two NaN are equal.
+                row = DiffRow(section, name, had, has, is_changed)
+                rows.append(replace(row, trend=_trend(row)))
+    notes = []
+    for side in (before, after):
+        if side.original:
+            notes.append(f"{side.uri} is a copy of {side.original}")
+        if side.gate and side.gate.judged != side.uri:
+            notes.append(f"the gate report of {side.uri} is about {side.gate.judged}")
+        notes += [f"{side.uri}, {part}: {reason}" for part, reason in side.missing.items()]
+    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes))
+
+
+def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
+    """Return the comparable facts about a version by section and name."""
+    run, gate, checks = record.run, record.gate, record.gate.checks if record.gate else ()
+    provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
+    return {
+        "metrics": run.metrics if run else {},
+        "gate": {"state": gate.status.state if gate else None}
+        | {check.name: check.state for check in checks}
+        | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
+        "parameters": run.params if run else {},
+        "data": record.datasets,
+        "code": {
+            "algorithm": provenance.get("algorithm"),
+            "git commit": record.git_commit or None,
+            "uncommitted changes": provenance.get("git_dirty"),
+        },
+        "signature": record.signature,
+        "parity": {name: value for name, value in parity.items() if name != "outputs"}
+        | {
+            f"{item['name']} {name}": item[name]
+            for item in parity.get("outputs", ())
+            for name in item
+            if name != "name"
+        },
+        "environment": {
+            "python": provenance.get("python_version"),
+            **{f"{name} (serving)": version for name, version in record.requirements.items()},
+            **{f"{name} (training)": version for name, version in record.environment.items()},
+        },
+        "graph": record.graph,
+    }
+
+
+def _trend(row: DiffRow) -> Trend:
+    """Return whether the second version is better, from the direction of a metric or the state of a gate's check."""
+    if row.section == "gate" and row.is_changed and "failed" in (row.before, row.after) and row.before and row.after:
+        return "worse" if row.after == "failed" else "better"
+    difference = row.difference or 0.0
+    if row.section != "metrics" or not abs(difference) > 0:
+        return ""
+    words = re.split(r"[^a-z0-9]+", row.name.lower())
+    is_negated = _NEGATED.search(" ".join(words)) is not None
+    if not is_negated and not _LOWER_IS_BETTER.isdisjoint(words):
+        return "better" if difference < 0 else "worse"
+    if is_negated or not _HIGHER_IS_BETTER.isdisjoint(words):
+        return "better" if difference > 0 else "worse"
+    return ""
+
+
+def _plain(value: object) -> Value:
+    """Return a value of the MLmodel file, which may be a list or a date, as a text unless it is a text or a number."""
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
+    """Compare the predictions for the example rows of the last version or, without an example, of the first."""
+    with temporary_folder("onnxserve-diff-") as temporary:
+        folders = [download(uri, temporary / str(side)) for side, uri in enumerate(uris)]
+        examples = [file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()]
+        if not examples:
+            return Refused("the versions have no example rows; log a model with input_example")
+        body = examples[0].read_bytes()
+        try:
+            old, new = (OnnxModel.load(folder) for folder in folders)
+            had, has = (model.run(mlflow_protocol.decode(JSON, body, model.schema)) for model in (old, new))
+            compared = {name: compare_outputs(old.artifact, {name: had[name]}, new.artifact, has) for name in had}
+        except OnnxserveError as error:
+            return Refused(f"the predictions for the example rows cannot be compared: {error.message}")
+    changes = []
+    for name, rows in compared.items():
+        is_changed = rows.differences != 0 if rows.differences.size else ~rows.same
+        largest = float(rows.differences.max()) if rows.differences.size else None
+        changes.append(OutputChange(name, len(rows.same), int(is_changed.sum()), largest))
+    return tuple(changes)

@@ -1,0 +1,280 @@
+"""The record of a registered version: the facts about it in MLflow's registry, its files, its run and its gate report.
+
+A version that MLflow's `copy_model_version` created has the source models:/X/7. It has the gate of this original
+version, unless the copy itself was judged. A fact that cannot be read is empty, and `missing` has the reason.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from google.protobuf.message import DecodeError
+from pydantic import TypeAdapter
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, RegistryRefused
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MALFORMED, MLMODEL, read_mlmodel
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import refuse_folder, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, resolve
+from mlflow_deploy_plugin.core.registry.runs import mlflow_page
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.promote.gate.run import JSON
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from onnx import GraphProto, NodeProto
+
+REPORT_RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
+"""The id of the run in the address of a gate report."""
+_T = TypeVar("_T")
+FetchFile = Callable[[str, Path, str], Path]
+"""A function that copies a file (URI of its folder, local folder, name). Raises NotFound."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The run that logged the version. `datasets` has the digest of each dataset by its name, and `dataset_rows` the
+    number of rows of each dataset whose profile has the number."""
+
+    run_id: str
+    started_at: datetime
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    datasets: Mapping[str, str]
+    dataset_rows: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class GateEvidence:
+    """A verdict of the gate on the version `judged` (models:/X/7), which may be the original of a copy.
+
+    `run_id` is the run with the report. `checks` is empty if the report cannot be read.
+    """
+
+    judged: str
+    status: tags.GateStatus
+    run_id: str
+    checks: tuple[CheckResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """The facts about one registered version.
+
+    Attributes:
+        uri / url: the address models:/NAME/VERSION, and the URL of the version's page or an empty text.
+        registered_by: the account that registered the version, if the registry has recorded it; otherwise empty.
+        original: the version that this version is a copy of, such as models:/X/7; empty for any other version.
+        mlmodel / signature: the content of the MLmodel file, and the type of each input, output and parameter.
+        requirements / environment: the versions of the packages for serving, and of all packages of the training.
+        graph: the number of bytes, the opsets, and the number of nodes per operator of the ONNX file.
+        missing: the reason for each missing part, by the name of the part.
+    """
+
+    name: str
+    version: str
+    uri: str
+    url: str
+    description: str
+    tags: Mapping[str, str]
+    created_at: datetime
+    registered_by: str
+    original: str
+    run: RecordedRun | None
+    mlmodel: Mapping[str, Any]
+    signature: Mapping[str, str]
+    requirements: Mapping[str, str]
+    environment: Mapping[str, str]
+    graph: Mapping[str, int]
+    gate: GateEvidence | None
+    missing: Mapping[str, str]
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """The section of the flavor `onnxserve` in the MLmodel file; empty for any other flavor."""
+        return dict(self.mlmodel.get("flavors", {}).get(FLAVOR, {}))
+
+    @property
+    def git_commit(self) -> str:
+        own = {**(self.run.tags if self.run else {}), **self.tags}
+        return str(self.section.get("provenance", {}).get("git_commit") or own.get(GIT_COMMIT_TAG, ""))
+
+    @property
+    def datasets(self) -> Mapping[str, str]:
+        """The digest of each dataset by name: the saved dataset, the rows of a retraining, the datasets of the run."""
+        saved = self.section.get("provenance", {})
+        named = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
+        named |= {"retraining": self.tags.get(tags.DATA_DIGEST_TAG, ""), **(self.run.datasets if self.run else {})}
+        return {name: digest for name, digest in named.items() if digest}
+
+
+def read_record(model_uri: str) -> VersionRecord:
+    """Read the record of the version that the URI selects, with MLflow's client.
+
+    Raises InvalidConfig if the URI does not select a registered version, NotFound, and RegistryUnavailable.
+    """
+    resolved = resolve(model_uri)
+    if parse_model_uri(resolved.source).kind != "version":
+        raise InvalidConfig(f"{model_uri} is not a registered version; use models:/NAME/VERSION or models:/NAME@ALIAS")
+    client = registry_client()
+    return record_of(resolved.name, resolved.version, client, _fetch_file)
+
+
+def _fetch_file(folder_uri: str, to: Path, name: str) -> Path:
+    refuse_folder(folder_uri)
+    return fetch(f"{folder_uri}/{name}", to, name)
+
+
+def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> VersionRecord:
+    """Read the record of a version. Raises NotFound and RegistryUnavailable.
+
+    `client` is MLflow's client or, in MLflow's server, an object with the same methods (`ui/guard.py`).
+    """
+    uri, missing = f"models:/{name}/{version}", dict[str, str]()
+
+    def attempt(part: str, read: Callable[[], _T], otherwise: _T) -> _T:
+        """Return the part, or `otherwise` if it does not exist, may not be read or is damaged."""
+        try:
+            with registry_errors(f"the {part} of {uri}"):
+                return read()
+        except (NotFound, RegistryRefused, InvalidArtifact, InvalidConfig) as error:
+            missing[part] = error.message
+        except MALFORMED as error:
+            missing[part] = f"the {part} of {uri} cannot be understood: {one_line(error, 200)}"
+        return otherwise
+
+    with registry_errors(uri), temporary_folder("onnxserve-record-") as folder:
+        entry: ModelVersion = client.get_model_version(name, version)
+        file = partial(fetch_file, client.get_model_version_download_uri(name, version), folder)
+        original = attempt("original", partial(original_of, entry, client), entry)
+        mlmodel: Mapping[str, Any] = attempt("model", lambda: read_mlmodel(file(MLMODEL).parent), {})
+        run_id = entry.run_id or str(mlmodel.get("run_id") or "")
+        gate = attempt("gate", partial(_gate, entry if tags.GATE_TAG in entry.tags else original), None)
+        if gate is not None:
+            gate = attempt("gate report", partial(_with_checks, gate, client, fetch_file, folder), gate)
+        return VersionRecord(
+            name=name,
+            version=version,
+            uri=uri,
+            url=mlflow_page(f"models/{quote(name, safe='')}/versions/{quote(version)}"),
+            description=entry.description or "",
+            tags=entry.tags,
+            created_at=_time(entry.creation_timestamp),
+            registered_by=entry.user_id or "",
+            original="" if original is entry else _uri(original),
+            run=attempt("run", partial(_training_run, run_id, client), None),
+            mlmodel=mlmodel,
+            signature=attempt("signature", partial(_signature, mlmodel), {}),
+            requirements=attempt("requirements", lambda: _packages(file("requirements.txt")), {}),
+            environment=attempt("environment", lambda: _packages(file("requirements.lock")), {}),
+            graph=attempt("graph", partial(_graph, mlmodel, file), {}),
+            gate=gate,
+            missing=missing,
+        )
+
+
+def _uri(entry: "ModelVersion") -> str:
+    return f"models:/{entry.name}/{entry.version}"
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
+    """Return the version from which MLflow copied this version, or the version itself. Raises NotFound."""
+    source = parse_model_uri(str(entry.source))
+    is_copy = source.kind == "version"
+    return original_of(client.get_model_version(source.name, source.selector), client) if is_copy else entry
+
+
+def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
+    sides = {side: json.loads(text or "[]") for side, text in (mlmodel.get("signature") or {}).items()}
+    entries = [(side, number, entry) for side, schema in sides.items() for number, entry in enumerate(schema)]
+    return {f"{side} {entry.get('name', number)}": json.dumps(entry) for side, number, entry in entries}
+
+
+def _packages(file: Path) -> dict[str, str]:
+    """Return the version of each package in a file for `pip install -r`. A line without == has an empty version."""
+    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
+    return {name: version for name, _, version in (line.partition("==") for line in lines if line)}
+
+
+def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str, int]:
+    import onnx  # The import takes 0.2 s, and most commands do not need it.
+
+    flavors = mlmodel.get("flavors", {})
+    if (section := flavors.get(FLAVOR) or flavors.get("onnx")) is None:
+        raise NotFound("the version has no ONNX form")
+    path = file(str(section["data"]))
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:  # `registry_errors` would attribute an error of google.protobuf to Google's storage.
+        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
+    external = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "length"]
+    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(model.graph))
+    return {
+        "bytes": path.stat().st_size + sum(int(entry.value) for entry in external),
+        **{f"opset {entry.domain or 'ai.onnx'}": entry.version for entry in model.opset_import},
+        **{f"operator {name}": count for name, count in Counter(names).items()},
+    }
+
+
+def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
+    """Yield the nodes of a graph and of its subgraphs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
+
+
+def _training_run(run_id: str, client: Any) -> RecordedRun:
+    if not run_id:
+        raise NotFound("the version does not name a run")
+    run = client.get_run(run_id)
+    datasets = [entry.dataset for entry in run.inputs.dataset_inputs]
+    counts = {dataset.name: _rows_of(dataset.profile) for dataset in datasets}
+    return RecordedRun(
+        run_id=run_id,
+        started_at=_time(run.info.start_time),
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+        datasets={dataset.name: dataset.digest for dataset in datasets},
+        dataset_rows={name: count for name, count in counts.items() if count is not None},
+    )
+
+
+def _rows_of(profile: str | None) -> int | None:
+    """Return the number of rows in the profile of an MLflow dataset; None if the profile has no such number."""
+    with suppress(ValueError, AttributeError):
+        count = json.loads(profile or "{}").get("num_rows")
+        return count if isinstance(count, int) else None
+    return None
+
+
+def _gate(entry: "ModelVersion") -> GateEvidence:
+    if tags.GATE_TAG not in entry.tags:
+        raise NotFound(f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`")
+    status = tags.gate_status_of(entry.tags)
+    return GateEvidence(_uri(entry), status, next(iter(REPORT_RUN.findall(status.report)), ""))
+
+
+def _with_checks(gate: GateEvidence, client: Any, fetch_file: FetchFile, folder: Path) -> GateEvidence:
+    """Return the verdict with the checks of its report. A copy has the tags of its original, which was judged."""
+    file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, JSON)
+    verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
+    return replace(gate, judged=f"models:/{verdict.model}/{verdict.version}", checks=verdict.checks)

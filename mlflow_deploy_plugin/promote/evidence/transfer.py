@@ -1,0 +1,283 @@
+"""Transfer of a version with its evidence to another MLflow registry, or to another model of the same registry.
+
+MLflow copies versions only within one registry. Between two registries, the files, the training run and the gate report
+become a run of the target. The version is registered after the uploaded files have the digest of the source. Each step
+finds the result of an interrupted attempt by tags. The verdict is not copied, because the gate of the target judges.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
+from mlflow.utils import credentials
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryRefused
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry import connection, resolution, tags
+from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import download, fetch, version_digest
+from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
+from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, log_metrics, logged_run
+from mlflow_deploy_plugin.core.settings import active_workspace, load_settings, workspace_of, workspace_query
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, original_of
+from mlflow_deploy_plugin.promote.gate.promotion import Promotion
+from mlflow_deploy_plugin.promote.gate.run import JSON, store_or_default
+
+_KEPT_TAGS = (
+    *(tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, PARITY_TAG, GIT_COMMIT_TAG),
+    *("mlflow.user", "mlflow.note.content", "mlflow.source.name", "mlflow.source.type"),
+)
+_FILES_TAG, _RUN_TAG, _GATE_TAG = "onnxserve.copied_files", "onnxserve.copied_run", "onnxserve.copied_gate"
+"""The digest of all files; the page of the training run, and the gate's state and report, in the source's registry."""
+_OF_TARGET = re.compile(r"TARGET_((?:MLFLOW|ONNXSERVE|AWS|AZURE|GOOGLE)_.+)")
+_OF_SOURCE = re.compile(r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)")
+"""The environment variables of the source, such as its credentials, which do not apply to the target."""
+
+
+@dataclass(frozen=True)
+class CopiedVersion:
+    """A copy of a version, and its source. Addresses have no credentials.
+
+    Attributes:
+        copied_from / source_run: the pages of the source and of its training run (empty without a run) in MLflow.
+        files: the digest of all files, which is equal in both registries.
+    """
+
+    model: str
+    version: str
+    registry: str
+    source_model: str
+    source_version: str
+    copied_from: str
+    source_run: str
+    files: str
+
+    def __str__(self) -> str:
+        source = f"{self.source_model} version {self.source_version}"
+        return f"{source} is copied to {self.model} version {self.version} in MLflow at {self.registry}"
+
+    def record(self, promotion: Promotion | None = None, *, at_target: bool = False) -> None:
+        """Record the copy or its promotion once in the store of the current registry: the source, or the target."""
+        action, place, detail, is_new = "copy", self.registry, asdict(self), False
+        if promotion is not None:
+            action, place, is_new = "promote", f"{promotion.to} of {self.registry}", promotion.is_moved
+            detail |= {"to": promotion.to, "gate": promotion.gate, "report": promotion.report}
+        after = f"{self.model} version {self.version} in {place}"
+        model, version = (self.model, self.version) if at_target else (self.source_model, self.source_version)
+        with store_or_default(None) as trail:
+            known = {(old.version, old.after) for old in trail.events(model=model, actions=(action,))}
+            if is_new or (version, after) not in known:
+                trail.record(action, model=model, version=version, before=self.copied_from, after=after, detail=detail)
+
+
+@contextmanager
+def copied_version(
+    model: str, version: str, to_registry: str, to_model: str, progress: ProgressCallback = lambda line: None
+) -> Iterator[CopiedVersion]:
+    """Copy a version to another registry, or to another model, and use the target registry within the block.
+
+    An empty `to_registry` is the current registry, and an empty `to_model` is the name of the model. Environment
+    variables with the prefix TARGET_ apply to the target. An error within the block reports that the copy exists.
+
+    Raises InvalidArtifact if the files of a copy differ, InvalidConfig if the address is not valid or the target is the
+    source, NotFound, and RegistryUnavailable or StoreUnavailable if a registry or a store fails or refuses the account.
+    """
+    if to_registry and "://" not in to_registry:
+        raise InvalidConfig(f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow")
+    resolution.check_new_name(to_model)
+    source, name = _read_source(model, version), to_model or model
+    address, here = to_registry.rstrip("/"), (registry_address().rstrip("/"), active_workspace())
+    workspace = workspace_of({"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])})
+    is_same = not to_registry or (connection.redact_credentials(address), workspace) == here
+    if is_same and name == model:
+        raise InvalidConfig(f"{source} is in {source.registry} already; --to-model NAME copies it to another model")
+
+    target: Callable[[], AbstractContextManager[None]] = nullcontext if is_same else partial(_registry_at, address)
+    with _remedy(f"{source} was not copied"), target():
+        source.copies(name)  # This call checks that the target answers and accepts the account.
+    with temporary_folder("onnxserve-transfer-") as folder, _remedy("repeat the command to continue the copy"):
+        _download(source, folder, progress)
+        with target():
+            copied = _copy(source, name, folder, is_same, progress)
+            copied.record(at_target=True)
+        copied.record()
+    remedy = f"{copied}, and the same command, with --to-registry or --to-model, continues from there"
+    with _remedy(remedy), nullcontext() if is_same else _commands_for_target(copied), target():
+        yield copied
+
+
+@contextmanager
+def _remedy(text: str) -> Iterator[None]:
+    """Add the state of the copy, or how to continue, to the message of an error."""
+    try:
+        yield
+    except OnnxserveError as error:
+        raise type(error)(f"{error.message}; {text}") from error
+
+
+@contextmanager
+def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
+    """Make the commands in the message of an error work here, where MLFLOW_TRACKING_URI is the source."""
+    options = f" --to-registry {copied.registry}"
+    if copied.model != copied.source_model:
+        options += f" --to-model {copied.model}"
+    promote = f"onnxserve promote {copied.source_model} {copied.source_version}{options} "
+    try:
+        yield
+    except OnnxserveError as error:
+        message = error.message.replace(f"onnxserve promote {copied.model} {copied.version} ", promote)
+        message = message.replace("`onnxserve gate ", f"`MLFLOW_TRACKING_URI={copied.registry} onnxserve gate ")
+        raise type(error)(message) from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The version that is copied. `gate` has the verdict on it, or on the original of a copy that was not judged."""
+
+    entry: ModelVersion
+    uri: str
+    registry: str
+    page: str
+    run: Run | None
+    run_page: str
+    gate: tags.GateStatus
+
+    def __str__(self) -> str:
+        return f"{self.entry.name} version {self.entry.version}"
+
+    def copies(self, name: str, digest: str | None = None) -> list[str]:
+        """Return the copies of this version (with these files) in the model `name` of the current registry."""
+        with registry_errors(f"model {name}"):
+            versions = resolution.all_versions(registry_client(), name)
+        # In the registry of the source, MLflow's copy_model_version sets this address.
+        uri = self.uri if _page_of(self.entry) == self.page else None
+        copies = [item for item in versions if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri]
+        return sorted((str(v.version) for v in copies if digest in (None, v.tags.get(_FILES_TAG, digest))), key=int)
+
+
+def _read_source(model: str, version: str) -> _Source:
+    resolved, client = resolution.registered_version(model, version), registry_client()
+    with registry_errors(resolved.source):
+        original = entry = client.get_model_version(model, resolved.version)
+    with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):  # The original may be deleted.
+        original = original_of(entry, client)
+    gate = tags.gate_status_of(entry.tags if tags.GATE_REPORT_TAG in entry.tags else original.tags)
+    run, run_page, run_id = None, "", entry.run_id
+    with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
+        if run_id:
+            page = logged_run(client, run_id).url
+            run, run_page = client.get_run(run_id), connection.redact_credentials(page) or run_id
+    return _Source(entry, resolved.source, registry_address(), _page_of(entry), run, run_page, gate)
+
+
+def _page_of(entry: ModelVersion) -> str:
+    """Return the page of a version in the current registry, without quotes, because MLflow's filters cannot escape."""
+    page = f"{registry_address().rstrip('/')}/#/models/{quote(entry.name)}/versions/{entry.version}{workspace_query()}"
+    return page.replace("'", "%27")
+
+
+def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None:
+    """Download the files of the version to `model` in the folder, and its gate report to `source_gate`."""
+    progress(f"reading {source} from {source.registry}")
+    download(source.uri, folder / "download").rename(folder / "model")
+    runs = REPORT_RUN.findall(source.gate.report)
+    with suppress(NotFound):  # The run of the gate may be deleted.
+        for name in (tags.GATE_REPORT_FILE, JSON) if runs else ():
+            fetch(f"runs:/{runs[0]}/{name}", folder / "source_gate", f"the gate report of {source}")
+
+
+def _copy(source: _Source, name: str, folder: Path, is_same: bool, progress: ProgressCallback) -> CopiedVersion:
+    """Return the copy in the model `name` of the target, which is the current registry. It is created if necessary.
+    Raises InvalidArtifact if the files of the copy, or of the run for the copy, differ from the source."""
+    client, entry, digest = registry_client(), source.entry, combine_hashes(hash_files(folder / "model"))
+    has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
+    gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
+    progress(f"gate of {source}: {gate}")
+    origin = {tags.COPIED_FROM_TAG: source.page, _FILES_TAG: digest, _GATE_TAG: gate, _RUN_TAG: source.run_page}
+    run_id, location, known = entry.run_id, source.uri, source.copies(name, digest)
+    if known:
+        location = f"models:/{name}/{known[0]}"
+    elif not is_same:
+        run_id, location = _log_run(source, name, folder, origin, progress)
+    progress(f"comparing {location} in {registry_address()} with the source")
+    if version_digest(location) != digest:
+        raise InvalidArtifact(f"the files of {location} differ from {source}: delete {location}")
+    if not known:
+        progress(f"registering {source} as a version of {name} in {registry_address()}")
+        kept = tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin
+        description = tags.with_description_section(entry.description or "", [])
+        with registry_errors(f"model {name}"):
+            with suppress(MlflowException):  # If the model does not exist afterwards, the next call reports it.
+                client.create_registered_model(name)
+            client.create_model_version(name, location, run_id, kept, description=description, await_creation_for=0)
+    number = source.copies(name, digest)[0]  # MLflow's client may repeat a call, and register two versions.
+    model, version = str(entry.name), str(entry.version)
+    return CopiedVersion(name, number, registry_address(), model, version, source.page, source.run_page, digest)
+
+
+def _log_run(
+    source: _Source, name: str, folder: Path, origin: dict[str, str], progress: ProgressCallback
+) -> tuple[str, str]:
+    """Log the training run and the folder to a run of the target. Return its id and the address of the folder model."""
+    run = source.run
+
+    def log_content(client: MlflowClient, run_id: str, _: int) -> None:
+        if run is not None:
+            client.log_batch(run_id, params=[Param(key, value) for key, value in run.data.params.items()])
+            log_metrics(client, run_id, "", run.data.metrics.items(), at_ms=run.info.start_time)
+            client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
+        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
+        client.log_artifacts(run_id, str(folder))
+
+    kept = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
+    identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
+    copy = IdempotentRun(f"the copy of {source}", f"onnxserve/{name}", identity, ("onnxserve.copied", "complete"))
+    run_id = copy.log(str(run.info.run_name if run is not None else source), kept | origin, log_content).run_id
+    with registry_errors(f"run {run_id}"):
+        return run_id, f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
+
+
+@contextmanager
+def _registry_at(address: str) -> Iterator[None]:
+    """Use another registry in this process, with the variables TARGET_…, and without the credentials of the source.
+
+    Without its own home or store, the audit trail of the target is in a folder of this machine's home, because the
+    events of two models with the same name must not be mixed.
+    """
+    tracking_uri, environment, find_file = mlflow.get_tracking_uri(), {**os.environ}, credentials._get_credentials_path
+    home = load_settings().root_path / "registries" / quote(connection.redact_credentials(address), safe="")
+    kept = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
+    own = {match[1]: value for name, value in kept.items() if (match := _OF_TARGET.fullmatch(name))}
+    try:
+        _set_environment(kept | {"ONNXSERVE_HOME": str(home)} | own)
+        credentials._get_credentials_path = lambda: os.devnull  # The file ~/.mlflow/credentials is for the source.
+        mlflow.set_tracking_uri(address)
+        yield
+    except RegistryRefused as error:  # The message names the variables of the credentials.
+        raise RegistryRefused(error.message.replace(" MLFLOW_", " TARGET_MLFLOW_")) from None
+    finally:
+        mlflow.set_tracking_uri(tracking_uri)
+        credentials._get_credentials_path = find_file
+        _set_environment(environment)
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    """Replace the environment variables, and forget the clients that have the credentials of the variables before."""
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+    _cached_get_s3_client.cache_clear()

@@ -1,0 +1,396 @@
+"""Approvals of a promotion: requests, approvals and refusals by people, as events in the audit trail of the store.
+
+The events are the only record. Tags are not read, because everybody who may edit a model may set its tags. A request
+ends with the promotion, a refusal, a newer request, or the renaming or deletion of the model. Its approvals end with
+it, so that each promotion needs new approvals.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
+from mlflow_deploy_plugin.core.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.core.spec.types import length_of
+from mlflow_deploy_plugin.core.store.alerts import Alert
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+_MOVES = ("promote", "transition", "alias")
+_ACTIONS = ("gate", "request", "approve", "decline", "rename", "delete", *_MOVES)
+COMPLETE = "complete"
+"""The key of the subject in the detail of the last missing approval."""
+_CHANGES = {
+    "created": "the version was replaced",
+    "files": "the files of the version changed",
+    "policy": "the policy of the model changed",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The promotion that a person approves.
+
+    Attributes:
+        place: the stage or @alias.
+        created: MLflow's creation time of the version in milliseconds. A version or a model that was deleted and
+            created again has another time.
+        files: the digest of all files of the version (`runtime.combine_hashes`).
+        policy: the digest of the model's gate policy.
+    """
+
+    model: str
+    version: str
+    place: str
+    created: int
+    files: str
+    policy: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.model, self.version, self.place.lower()
+
+    def change_since(self, earlier: "Subject") -> str:
+        """Return why a request for `earlier` has lapsed; empty if it has not."""
+        names = (name for name in _CHANGES if getattr(self, name) != getattr(earlier, name))
+        return next((_CHANGES[name] for name in names), "")
+
+    @property
+    def request_command(self) -> str:
+        return f"`onnxserve promote {self.model} {self.version} --to {self.place} --request`"
+
+    def __str__(self) -> str:
+        return f"the promotion of {self.model} version {self.version} to {self.place}"
+
+
+def subject_of(version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy) -> Subject:
+    """Return the promotion of a version of MLflow's registry. `files` is the digest of the version's files."""
+    created = int(version.creation_timestamp)
+    return Subject(version.name, str(version.version), str(place), created, files, policy.digest)
+
+
+class Person(NamedTuple):
+    """The caller of MLflow's server. `user` is the name of the account, and empty for an anonymous caller."""
+
+    user: str
+    groups: frozenset[str]
+    may_edit: bool
+    """True if the person may edit the model."""
+
+
+class PromotionRequest(ListedRequest):
+    """An open request for a promotion with its approvals.
+
+    Attributes:
+        authors: the people who registered the version, as known at the time of the request.
+        report_run: the MLflow run of the gate report. The report is by the policy and on the files of the request.
+        approvals: the last approval of each person, oldest first, including approvals that no longer count. The detail
+            has the SHA-256 of the gate report that the person saw (`report`), and its state (`verdict`).
+    """
+
+    subject: Subject = Field(exclude=True)
+    authors: tuple[str, ...] = Field(exclude=True)
+    report_run: str = Field(default="", exclude=True)
+    approvals: tuple[AuditEvent, ...] = Field(default=(), exclude=True)
+
+    def is_by_author(self, user: str) -> bool:
+        return any(_same(user, name) for name in (self.requested_by, *self.authors))
+
+
+@dataclass(frozen=True)
+class ApprovalStatus:
+    """The approvals of a promotion at a moment.
+
+    Attributes:
+        approved_by: the people whose approvals count.
+        discounted: a line for each reason why an approval or the request does not count.
+    """
+
+    required: ApprovalPolicy
+    approved_by: tuple[str, ...] = ()
+    discounted: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """The number of approvals that are missing."""
+        return max(0, self.required.count - len(self.approved_by))
+
+    @property
+    def is_complete(self) -> bool:
+        return self.missing == 0
+
+    @property
+    def reason(self) -> str:
+        """One line that names the missing approvals, and the reasons for approvals that do not count."""
+        groups = f" from group {' or '.join(self.required.groups)}" if self.required.groups else ""
+        verb = "is" if self.missing == 1 else "are"
+        text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
+        approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
+        return "; ".join([text + approved, *self.discounted])
+
+
+def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
+    """Return the open requests for the model, newest first. A request may have lapsed."""
+    return _open_requests(store.events(model=model, actions=_ACTIONS))[::-1]
+
+
+def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
+    """Return the open request for this model, version and stage or alias. The request may have lapsed."""
+    return _open(promotion_requests(store, subject.model), subject)
+
+
+def request_is_over(store: Store, alert: Alert) -> bool:
+    """Return True for a message about a request that has ended, or that has as many approvals as it needed."""
+    if (request := alert.detail.get("request")) is None:
+        return False
+    for entry in promotion_requests(store, request["model"]):
+        if request.items() >= request_identity(entry).items():
+            return len(entry.approvals) >= int(request["count"])
+    return True
+
+
+def request_identity(entry: PromotionRequest) -> Json:
+    """Return the values that distinguish the request from all other requests, for the detail of its message."""
+    return {"model": entry.model, "version": entry.version, "to": entry.to, "at": entry.at.isoformat()}
+
+
+def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
+    """Return why a promotion lacks approvals; empty if it needs none, or has all. `page` is the URL of its requests."""
+    if (required := policy.approvals_for(subject.place)) is None:
+        return ""
+    status = approval_status(required, open_request(store, subject), subject, store.now())
+    shown = page and f", and {page} shows them"
+    refusal = f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
+    return "" if status.is_complete else refusal
+
+
+def approval_status(
+    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime
+) -> ApprovalStatus:
+    """Return which approvals of the request count for `subject`.
+
+    If the last gate run failed, an approval counts only if the approver saw the report of this run. The promotion is
+    then forced, or somebody has changed the tags of the verdict.
+    """
+    if request is None:
+        return ApprovalStatus(policy, (), ("there is no open request",))
+    if change := subject.change_since(request.subject):
+        return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
+    approved, discounted = [], []
+    has_failed = request.verdict not in ("", *PASSED_STATES)
+    for approval in request.approvals:
+        if approval.at + length_of(policy.valid_for) <= now:
+            discounted.append(f"the approval of {approval.actor} has expired after {policy.valid_for}")
+        elif policy.not_author and request.is_by_author(approval.actor):
+            discounted.append(f"{approval.actor} is an author")
+        elif has_failed and approval.detail["report"] != request.report_digest:
+            discounted.append(f"{approval.actor} approved before the gate failed")
+        else:
+            approved.append(approval.actor)
+    return ApprovalStatus(policy, tuple(approved), tuple(discounted))
+
+
+def request_promotion(
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str = ""
+) -> tuple[PromotionRequest, bool]:
+    """Request a promotion. Return the open request, and True if it is new.
+
+    A request for the same subject is kept with its approvals. A request that has lapsed is replaced.
+
+    Raises InvalidConfig if the promotion needs no approvals, GateRefused if the gate passed without an evaluation that
+    the policy requires, Unauthenticated, and ScopeMissing.
+    """
+    required = policy.required_approvals(subject.model, subject.place)
+    _require_login(person)
+    if not person.may_edit:
+        raise ScopeMissing(f"{person.user} may not request {subject}, because {person.user} may not edit the model")
+    reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
+    report = reports.get((subject.version, subject.files, subject.policy), {})
+    _require_evaluation(required, subject, report.get("verdict", ""))
+    authors = version_authors(store, subject.version, subject.created)
+
+    def decide(known: PromotionRequest | None) -> AuditEvent | None:
+        if known is not None and not subject.change_since(known.subject):
+            return None
+        return _event(store, "request", subject, person, why, {"subject": asdict(subject), "authors": list(authors)})
+
+    return _record(store, subject, decide)
+
+
+def approve(
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, report: str, why: str = ""
+) -> tuple[PromotionRequest, bool]:
+    """Approve the open request. Return it, and True if the approval is new: a person has at most one approval.
+
+    `subject` is the promotion as it is now, and `report` the SHA-256 of the gate report that the person saw. Raises
+    GateRefused if the request has lapsed, there is no report, or the person saw another report, InvalidConfig if no
+    approvals are required, NotFound without an open request, and ScopeMissing or Unauthenticated if the person may not
+    approve.
+    """
+    required = policy.required_approvals(subject.model, subject.place)
+
+    def decide(request: PromotionRequest | None) -> AuditEvent | None:
+        known = _require_open(request, subject)
+        require_may_approve(required, known, subject, person)
+        if report != known.report_digest:
+            raise GateRefused(f"the gate report has changed since {person.user} opened it; read {known.report} again")
+        status = approval_status(required, known, subject, store.now())
+        if any(_same(person.user, name) for name in status.approved_by):
+            return None
+        detail: Json = {"report": report, "verdict": known.verdict}
+        if status.missing <= 1:
+            detail[COMPLETE] = asdict(subject)
+        return _event(store, "approve", subject, person, why, detail)
+
+    return _record(store, subject, decide)
+
+
+def decline(store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str) -> PromotionRequest:
+    """End the open request without a promotion, and return it. Approvers and the requester may do this, with a reason.
+
+    Only the model, the version and the stage or alias of `subject` matter. Raises like `approve`.
+    """
+    required, known = policy.required_approvals(subject.model, subject.place), open_request(store, subject)
+    if not why.strip():
+        raise InvalidConfig(f"a reason is required to decline {subject}")
+    require_may_decline(required, declined := _require_open(known, subject), person)
+    event = _event(store, "decline", subject, person, why, {})
+    store.record_next(subject.model, _ACTIONS, lambda events: event if _open(_open_requests(events), subject) else None)
+    return declined
+
+
+def require_may_approve(required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person) -> None:
+    """Raise like `approve` if the person may not approve the request now."""
+    _require_approver(required, subject, person)
+    if change := subject.change_since(request.subject):
+        raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
+    user = person.user
+    if required.not_author and request.is_by_author(user):
+        part = "requested this promotion" if _same(user, request.requested_by) else "registered this version"
+        raise ScopeMissing(f"{user} may not approve {subject}, because {user} {part}; another person must approve")
+    if not request.report_digest:
+        command = f"onnxserve gate {subject.model} {subject.version}"
+        raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
+    _require_evaluation(required, subject, request.verdict)
+
+
+def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, person: Person) -> None:
+    """Raise ScopeMissing or Unauthenticated if the person may not decline the request."""
+    _require_login(person)
+    if not _same(person.user, request.requested_by):
+        _require_approver(required, request.subject, person)
+
+
+def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
+    """Return the people who registered the version that was created at this time, under any name of its model."""
+    details = [event.detail for event in store.events(actions=("register",)) if event.version == version]
+    return tuple({name: None for detail in details if detail["created"] == created for name in detail["authors"]})
+
+
+def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
+    """Return the open requests after these events of a model, both oldest first."""
+    live: dict[tuple[str, str, str], PromotionRequest] = {}
+    events = list(events)
+    reports = _gate_reports(events)
+    for event in events:
+        detail, key = event.detail, (event.model, event.version, event.after.lower())
+        if event.action == "request":
+            live.pop(key, None)
+            request = {"model": event.model, "version": event.version, "to": event.after, **detail}
+            request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
+            live[key] = PromotionRequest.model_validate(request)
+        elif event.action == "approve" and key in live:
+            others = [approval for approval in live[key].approvals if not _same(approval.actor, event.actor)]
+            live[key] = live[key].model_copy(update={"approvals": (*others, event)})
+        elif event.action == "decline":
+            live.pop(key, None)
+        elif event.action in _MOVES and (moved := detail.get("moved")):
+            live.pop((event.model, event.version, moved["place"].lower()), None)
+        elif event.action in ("rename", "delete"):
+            live.clear()
+    return [
+        entry.model_copy(update=reports.get((entry.version, entry.subject.files, entry.subject.policy)))
+        for entry in live.values()
+    ]
+
+
+def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Json]:
+    """Return the fields of a request about its gate report, by the version, its files and the policy of the report."""
+    reports: dict[tuple[str, str, str], Json] = {}
+    for event in events:
+        detail = event.detail
+        if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
+            report = {"report": detail["report"], "report_run": detail["run_id"], "report_digest": digest}
+            reports[event.version, detail["files"], detail["policy_digest"]] = report | {"verdict": event.after}
+    return reports
+
+
+def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRequest | None:
+    return next((entry for entry in requests if entry.subject.key == subject.key), None)
+
+
+def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
+    if request is None:
+        raise NotFound(f"there is no open request for {subject}; {subject.request_command} requests the promotion")
+    return request
+
+
+def _record(
+    store: Store, subject: Subject, decide: Callable[[PromotionRequest | None], AuditEvent | None]
+) -> tuple[PromotionRequest, bool]:
+    """Write the event that `decide` derives from the open request. Return the request after it, and True for an event.
+
+    The request is read and the event is written in one transaction, so that racing calls cannot both count.
+    """
+    is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_open_requests(events), subject)))
+    return _require_open(open_request(store, subject), subject), is_new
+
+
+def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:
+    model, version, place = subject.model, subject.version, subject.place
+    return AuditEvent(store.now(), person.user, action, "", model, version, after=place, why=why, detail=detail)
+
+
+def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str) -> None:
+    """Raise GateRefused if the approvers would see no figure of the version's quality, unless the policy allows it."""
+    if required.evaluation == "required" and verdict == PASSED_WITHOUT_EVALUATION:
+        raise GateRefused(
+            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its "
+            f"quality. Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
+            f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy"
+        )
+
+
+def _require_login(person: Person) -> None:
+    if not person.user:
+        raise Unauthenticated("a login is required: an anonymous caller may not request, approve or decline promotions")
+    if refusal := name_refusal(person.user):
+        raise ScopeMissing(f"{refusal}; a person with this name may not request, approve or decline promotions")
+
+
+def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person) -> None:
+    _require_login(person)
+    if required.groups and not person.groups & {*required.groups}:
+        rule = f"be in group {' or '.join(required.groups)}"
+    elif not required.groups and not person.may_edit:
+        rule = "be allowed to edit the model"
+    else:
+        return
+    raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must {rule}")
+
+
+def _same(user: str, other: str) -> bool:
+    """Return True for two spellings of one name, because a login may accept an account under several spellings."""
+    return person_key(user) == person_key(other)

@@ -1,0 +1,188 @@
+"""Budget: time and memory compared with the current version on this machine, and absolute limits if specified.
+
+Each version is measured in a separate process. The rounds of the two versions alternate, so that other load on this
+machine affects both. Ratios are compared, because absolute times do not transfer to other machines. The ratio of times
+is the median over the rounds. A ratio is ignored if the absolute growth is small, e.g. from 1.5 MB to 3 MB.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, OnnxserveError
+from mlflow_deploy_plugin.core.processes.worker import Worker
+from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, load_version
+
+NAME = "budget"
+ROUNDS = 7
+_MB = 1e6
+_ROUND_SECONDS = 0.05
+_MAX_TIMES, _MIN_TIMES = 300, 3
+_START_TIMEOUT_SECONDS = 300.0
+_ROUND_TIMEOUT_SECONDS = 120.0
+
+_loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
+"""The model, its single rows and a batch, which are set only in the measuring process."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredCost:
+    """The cost of a version. `memory` is the growth of its process in bytes after a load and a batch.
+
+    `rows` and `batches` contain an array per round, with the seconds of each prediction of a row or a batch.
+    """
+
+    memory: float
+    rows: tuple[Array, ...]
+    batches: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A measure in `unit` of the new version (`ours`) and the current version (`theirs`), logged as `figure`."""
+
+    what: str
+    figure: str
+    unit: str
+    ours: float
+    theirs: float | None = None
+    ratio: float | None = None
+
+    def text(self, against: str) -> str:
+        compared = "" if self.ratio is None else f" ({self.ratio:.3g} times {against})"
+        return f"{self.what} {self.ours:.3g} {self.unit}{compared}"
+
+    def exceeds(self, max_ratio: float | None, ignore_below: float) -> bool:
+        if self.ratio is None or self.theirs is None or max_ratio is None:
+            return False
+        return not (self.ratio <= max_ratio or self.ours - self.theirs <= ignore_below)
+
+
+def check_budget(
+    candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy, against: str = ""
+) -> CheckResult:
+    """Check the candidate's cost. `current` is the cost of the current version, called `against`, or None."""
+    row_p99, batch_p99 = (
+        float(np.percentile(np.concatenate(times), 99)) * 1e3 for times in (candidate.rows, candidate.batches)
+    )
+    memory, current_memory = candidate.memory / _MB, None if current is None else current.memory / _MB
+    memory_ratio = None if current_memory is None else memory / max(current_memory, 1e-6)
+    measures = [
+        _latency("a row", "row_p50_ms", candidate, current, "rows"),
+        _latency(f"a batch of {policy.batch}", "batch_p50_ms", candidate, current, "batches"),
+        _Measure("memory", "memory_mb", "MB", memory, current_memory, memory_ratio),
+    ]
+    failures = []
+    figures = {"row_p99_ms": row_p99, "batch_p99_ms": batch_p99}
+    lines = []
+    for measure in measures:
+        max_ratio, ignore_below = (
+            (policy.max_latency_ratio, policy.ignore_below_ms)
+            if measure.unit == "ms"
+            else (policy.max_memory_ratio, policy.ignore_below_mb)
+        )
+        if measure.exceeds(max_ratio, ignore_below):
+            failures.append(f"{measure.text(against)}; the policy allows {max_ratio:g} times as much")
+        figures[f"{measure.figure}_candidate"] = measure.ours
+        theirs = ratio = ""
+        if measure.theirs is not None and measure.ratio is not None:
+            figures |= {f"{measure.figure}_current": measure.theirs, f"{measure.figure}_ratio": measure.ratio}
+            theirs, ratio = f"{measure.theirs:.3g} {measure.unit}", f"{measure.ratio:.3g}"
+        lines.append((measure.what, f"{measure.ours:.3g} {measure.unit}", theirs, ratio))
+    if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
+        failures.append(f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows {policy.max_p99_ms:g}")
+    if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
+        failures.append(f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}")
+    reason = "; ".join(failures) or ", ".join(measure.text(against) for measure in measures)
+    table = ReportTable(("", "new", against, "ratio"), tuple(lines))
+    return CheckResult(NAME, "failed" if failures else "passed", reason, figures, (), table)
+
+
+def _latency(what: str, figure: str, candidate: MeasuredCost, current: MeasuredCost | None, kind: str) -> _Measure:
+    def median_ms(cost: MeasuredCost) -> float:
+        return float(np.median(np.concatenate(getattr(cost, kind)))) * 1e3
+
+    if current is None:
+        return _Measure(what, figure, "ms", median_ms(candidate))
+    ratio = median_ratio(getattr(candidate, kind), getattr(current, kind))
+    return _Measure(what, figure, "ms", median_ms(candidate), median_ms(current), ratio)
+
+
+def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUNDS) -> list[MeasuredCost]:
+    """Measure the versions in alternating rounds. Raise InferenceError if a version cannot be measured."""
+    sample = {name: array[:batch] for name, array in rows.items()}
+    workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
+    try:
+        # The versions load concurrently, because this step only measures the memory of each process.
+        with ThreadPoolExecutor(len(folders)) as threads:
+            loading = [
+                threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
+                for worker, folder in zip(workers, folders, strict=True)
+            ]
+        memory = [future.result() for future in loading]
+        times = [[_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers] for _ in range(rounds)]
+    finally:
+        for worker in workers:
+            worker.end()
+    return [
+        MeasuredCost(added, tuple(np.array(ones) for ones, _ in timed), tuple(np.array(many) for _, many in timed))
+        for added, timed in zip(memory, zip(*times, strict=True), strict=True)
+    ]
+
+
+def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
+    return float(np.median([np.median(own) / np.median(other) for own, other in zip(ours, theirs, strict=True)]))
+
+
+def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return worker.call(function, *arguments, seconds=seconds)
+    except DeadlineExceeded:
+        raise InferenceError(f"timeout of a measurement of the model after {seconds:.0f} s") from None
+    except OnnxserveError as error:
+        raise InferenceError(f"the model cannot be measured: {error.message[:300]}") from None
+
+
+def _load(folder: Path, rows: Feeds, batch: int) -> int:
+    """Load a version in this process, predict a batch, and return the growth of the memory in bytes."""
+    import psutil  # Only the measuring process needs psutil.
+
+    from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
+
+    global _loaded
+    total = len(next(iter(rows.values())))
+    many = {name: array[np.resize(np.arange(total), batch)] for name, array in rows.items()}
+    ones = [{name: array[index : index + 1] for name, array in rows.items()} for index in range(total)]
+    import_onnxruntime()  # Every server loads ONNX Runtime, so its memory is not counted.
+    process = psutil.Process()
+    before = process.memory_info().rss
+    model = load_version(folder)
+    model.predict(ones[0])
+    model.predict(many)
+    _loaded = model, ones, many
+    return int(max(process.memory_info().rss - before, 0))
+
+
+def _measure_round() -> tuple[list[float], list[float]]:
+    assert _loaded is not None
+    model, ones, many = _loaded
+    return _times(model, ones), _times(model, [many])
+
+
+def _times(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + _ROUND_SECONDS
+    while len(times) < _MIN_TIMES or (len(times) < _MAX_TIMES and time.perf_counter() < end):
+        start = time.perf_counter()
+        model.predict(inputs[len(times) % len(inputs)])
+        times.append(time.perf_counter() - start)
+    return times

@@ -1,0 +1,226 @@
+"""Robustness: the change of the predictions when the input is disturbed.
+
+The same rows are disturbed in three ways with a seed: noise on numbers, missing values, and values far out of range
+(also unseen texts). Under noise, the flips and the metric's loss must be within the policy's limits, or at most 1.25
+times the values of the current version. Missing and out-of-range values remove information from a row, so their flips
+are only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
+
+A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the
+predictions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import with_missing, with_noise, with_out_of_range
+from mlflow_deploy_plugin.wrap.evaluation.metrics import RELATIVE_METRICS, Baseline
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions
+
+NAME = "robustness"
+_MOVE = 0.25
+_CURRENT_FACTOR = 1.25  # The factor allows the small differences between two forests that are trained on the same data.
+_ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The effect of a disturbance, or the error message if the model refuses the rows.
+
+    `flips` is the share of rows with a changed prediction, `no_answer` the share of predictions that are not numbers.
+    """
+
+    name: str
+    flips: float = 0.0
+    no_answer: float = 0.0
+    loss: float | None = None
+    refusal: str = ""
+
+    @property
+    def shown(self) -> str:
+        return self.name.replace("out_of_range", "out-of-range")
+
+    def figures(self) -> dict[str, float]:
+        figures = {f"{self.name}_refused": float(bool(self.refusal))}
+        if not self.refusal:
+            figures |= {f"{self.name}_flips": self.flips, f"{self.name}_no_answer": self.no_answer}
+            if self.loss is not None:
+                figures[f"{self.name}_loss"] = self.loss
+        return figures
+
+    def line(self, metric: str) -> tuple[str, ...]:
+        if self.refusal:
+            return self.shown, "refused", "", ""
+        loss = "" if self.loss is None else _amount(metric, self.loss)
+        return self.shown, f"{self.flips:.1%}", f"{self.no_answer:.1%}", loss
+
+    def failures(self, policy: RobustnessPolicy) -> list[str]:
+        is_noise = self.name == "noise"
+        if not is_noise and policy.refusals == "report":
+            return []
+        if self.refusal:
+            return [f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: {self.refusal}"]
+        messages = []
+        if is_noise and self.flips > policy.max_flips:
+            messages.append(
+                f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of the std; "
+                f"the policy allows {policy.max_flips:.1%}"
+            )
+        if is_noise and self.loss is not None and not self.loss <= policy.max_loss:
+            messages.append(f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}")
+        if self.no_answer > 0:
+            where = "under noise" if is_noise else f"to {self.shown} values"
+            messages.append(f"{self.no_answer:.1%} of the predictions {where} are not numbers")
+        return messages
+
+
+def check_robustness(
+    model: LoadedModel,
+    rows: NamedArrays,
+    policy: RobustnessPolicy,
+    seed: int,
+    truth: Array | None = None,
+    metric: MetricName | None = None,
+    current: tuple[LoadedModel, NamedArrays] | None = None,
+    against: str = "",
+) -> CheckResult:
+    """Disturb the rows, and compare the predictions with the predictions of the undisturbed rows.
+
+    Args:
+        rows: the rows with only the columns of the model.
+        truth: [N] labels of the rows; None to omit the metric.
+        metric: the metric; default: accuracy for classes, rmse for numbers.
+        current: the current version, called `against`, and the same rows in this version's types.
+
+    Raises InvalidConfig if the metric does not fit or is not a number, and SchemaMismatch or InferenceError if the
+    model refuses the undisturbed rows.
+    """
+    clean = model.predict(rows)
+    baseline = None if truth is None else Baseline.of(clean, truth, metric)
+    disturbed = (
+        ("noise", with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))),
+        ("missing", with_missing(rows, policy.missing, np.random.default_rng([seed, 1]))),
+        ("out_of_range", with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2]))),
+    )
+    outcomes = [_outcome(name, model, clean, changed, baseline) for name, changed in disturbed]
+    noise = outcomes[0]
+    total = row_count(rows)
+    measure = baseline.metric if baseline is not None else "metric"
+    summary = f"{noise.flips:.1%} of {total:,} predictions change under noise of {policy.noise:.0%} of the std"
+    if noise.loss is not None:
+        summary += f", {measure} {f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
+    notes = [f"{outcome.shown} values are refused: {outcome.refusal}" for outcome in outcomes if outcome.refusal]
+    figures = {"rows": float(total)}
+    for outcome in outcomes:
+        figures |= outcome.figures()
+    bounds = policy
+    if noise.failures(policy) and (theirs := _current_under_noise(current, policy, seed, truth, metric)) is not None:
+        # The new version need not be better than the current version.
+        least = {"max_flips": theirs.flips * _CURRENT_FACTOR, "max_loss": (theirs.loss or 0.0) * _CURRENT_FACTOR}
+        bounds = policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
+        notes.append(f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change")
+        figures["noise_flips_current"] = theirs.flips
+    failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
+    table = ReportTable(
+        ("disturbance", "changed predictions", "predictions without a number", f"loss of {measure}"),
+        tuple(outcome.line(measure) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]),
+    )
+    reason = "; ".join(failures) or summary
+    return CheckResult(NAME, "failed" if failures else "passed", reason, figures, tuple(notes), table)
+
+
+def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
+    """Compare the loss of the metric under each disturbance with the largest loss that the policy allows."""
+    failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
+    notes: list[str] = []
+    (failures if policy.refusals == "fail" else notes).extend(report.notes)
+    losses: dict[str, float] = {}
+    for name, points in report.curves():
+        for point in points:
+            if point.value is None or point.loss is None:
+                (failures if policy.refusals == "fail" else notes).append(f"{name} {point.strength:g}: {point.refusal}")
+            else:
+                losses[f"{name} {point.strength:g}{f' of {point.variant}' if point.variant else ''}"] = point.loss
+    metric, worst = report.metric, max(losses, key=losses.__getitem__, default="")
+    allowed = _amount(metric, policy.max_drop)
+    failures += [
+        f"{metric} {report.clean:.4f} loses {_amount(metric, loss)} under {where}; the policy allows {allowed}"
+        for where, loss in losses.items()
+        if loss > policy.max_drop
+    ]
+    summary = (
+        f"{metric} {report.clean:.4f} loses at most {_amount(metric, losses[worst])}, under {worst}" if worst else ""
+    )
+    figures = {name.removeprefix("robustness/"): value for name, value, step in report.figures() if not step}
+    table = ReportTable(report.table()[0], tuple(report.table()[1:]))
+    reason = "; ".join(failures) or summary or "the model predicts no disturbed row"
+    return CheckResult("disturbances", "failed" if failures else "passed", reason, figures, tuple(notes), table)
+
+
+def _current_under_noise(
+    current: tuple[LoadedModel, NamedArrays] | None,
+    policy: RobustnessPolicy,
+    seed: int,
+    truth: Array | None,
+    metric: MetricName | None,
+) -> _Outcome | None:
+    """Return the outcome of the current version under noise; None if this version is missing or refuses the rows."""
+    if current is None:
+        return None
+    model, rows = current
+    try:
+        disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
+        clean = model.predict(rows)
+        baseline = None if truth is None else Baseline.of(clean, truth, metric)
+        noise = _outcome("noise", model, clean, disturbed, baseline)
+    except (SchemaMismatch, InferenceError, InvalidConfig):
+        return None
+    return None if noise.refusal else noise
+
+
+def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
+    """Return [N] booleans: True for a row whose prediction has changed."""
+    if clean.is_label:
+        changed = np.asarray(clean.prediction != disturbed.prediction)
+    else:
+        before, after = (np.asarray(side.prediction, dtype=np.float64) for side in (clean, disturbed))
+        changed = ~(np.abs(after - before) <= _MOVE * np.maximum(np.nanstd(before, axis=0), 1e-12))
+        changed &= ~(np.isnan(before) & np.isnan(after))
+    return np.asarray(changed.reshape(len(clean), -1).any(axis=1))
+
+
+def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
+    """Disturb a single column at a time, and return the refusals and the outcomes with the most flips."""
+    some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
+    clean = model.predict(some)
+    outcomes = []
+    for index, name in enumerate(list(some)[:_MAX_COLUMNS] if len(some) > 1 else []):
+        rng, column = np.random.default_rng([seed, index]), {name: some[name]}
+        changed = {"noise": with_noise(column, policy.noise, rng), "missing": with_missing(column, policy.missing, rng)}
+        outcomes += [
+            _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None) for kind, values in changed.items()
+        ]
+    notable = [outcome for outcome in outcomes if outcome.refusal or outcome.flips > 0]
+    return sorted(notable, key=lambda outcome: (not outcome.refusal, -outcome.flips))[:_MAX_LINES]
+
+
+def _outcome(
+    name: str, model: LoadedModel, clean: ModelPredictions, rows: NamedArrays, baseline: Baseline | None
+) -> _Outcome:
+    try:
+        disturbed = model.predict(rows)
+    except (SchemaMismatch, InferenceError) as error:
+        return _Outcome(name, refusal=error.message)
+    loss = None if baseline is None else baseline.loss(baseline.value_of(disturbed))
+    return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), disturbed.no_number - clean.no_number, loss)
+
+
+def _amount(metric: str, value: float) -> str:
+    return f"{value:.1%}" if metric in RELATIVE_METRICS else f"{value:.4f}"

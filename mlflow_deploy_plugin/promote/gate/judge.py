@@ -1,0 +1,296 @@
+"""Run the checks of a policy on a version, compared with the current version."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.promote.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
+from mlflow_deploy_plugin.promote.gate.checks.backtest import check_backtest
+from mlflow_deploy_plugin.promote.gate.checks.budget import MeasuredCost, check_budget, measure_costs
+from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
+from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness
+from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
+from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, torch_gradient
+from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
+from mlflow_deploy_plugin.wrap.evaluation.curves import measure_robustness
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    cast_to_signature,
+    load_dataset,
+    own_columns,
+    reference_rows,
+    sample_positions,
+    take_rows,
+)
+from mlflow_deploy_plugin.wrap.evaluation.metrics import default_metric
+from mlflow_deploy_plugin.wrap.evaluation.model import (
+    LoadedModel,
+    LoadedOnnx,
+    ModelPredictions,
+    downloaded_version,
+    load_version,
+)
+
+_NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    dataset: str
+    truth: Array
+    candidate: ModelPredictions
+    current: ModelPredictions | None
+
+
+@dataclass(eq=False)
+class _Checks:
+    """The checks of a version, and inputs of the checks. An input that cannot be loaded is None for later checks."""
+
+    policy: GatePolicy
+    progress: ProgressCallback
+    resolved: ResolvedModel
+    folder: Path
+    candidate: LoadedModel
+    allows_code: bool = True
+    original: str = ""
+    store: Store | None = None
+    against: str = ""
+    current_folder: Path | None = None
+    current: LoadedModel | None = None
+    labelled: LabelledRows | None = None
+    predictions: ModelPredictions | None = None
+    evaluated: EvaluationData | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def load_current(self, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
+        """Load the current version. If loading fails, judge the candidate without a comparison."""
+        self.against = current.source
+        try:
+            folder = folders.enter_context(downloaded_version(current))
+            self.current, self.current_folder = load_version(folder, allowed.code), folder
+        except (errors.RegistryUnavailable, errors.CodeRefused):
+            raise
+        except errors.OnnxserveError as error:
+            self.notes.append(f"{self.against} cannot be loaded for the comparison: {error.message}")
+
+    def run(self) -> Iterator[CheckResult]:
+        yield self.parity()
+        steps = {
+            "signature": self.signature,
+            "evaluation": self.evaluation,
+            "robustness": self.robustness,
+            **({"disturbances": self.disturbances} if self.policy.robustness.disturbances else {}),
+            "budget": self.budget,
+            **({"backtest": self.backtest} if self.policy.backtest.endpoint else {}),
+        }
+        for name, step in steps.items():
+            if ("robustness" if name == "disturbances" else name) in self.policy.skip:
+                yield CheckResult(name, "skipped", "the policy skips it")
+                continue
+            self.progress(f"checking {name}")
+            try:
+                result = step()
+            except errors.RegistryUnavailable:
+                raise
+            except errors.OnnxserveError as error:
+                result = CheckResult(name, "failed", error.message)
+            yield replace(result, notes=(*self.notes, *result.notes))
+            self.notes.clear()
+
+    def parity(self) -> CheckResult:
+        """Check the version's parity. If it is optimized, check the base's parity and the agreement with the base."""
+        record = self.candidate.artifact.optimization
+        if not record or not isinstance(self.candidate, LoadedOnnx):
+            return check_parity(self.candidate.artifact, self.policy)
+        where = str(record.get("base"))
+        self.progress(f"comparing with {where}")
+        try:
+            if not where.startswith(("models:/", "runs:/")):  # The MLmodel file may contain any URI.
+                raise errors.InvalidConfig("it is not a version in MLflow")
+            with downloaded_version(resolve(where)) as folder:
+                base = load_version(folder, allow_pyfunc=False)
+                if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(base):
+                    raise errors.InvalidConfig("the files of the base have changed")
+                policy, seed = self.policy.evaluation, self.policy.seed
+                rows, labelled = None, None
+                if policy.dataset and "evaluation" not in self.policy.skip:
+                    artifact = self.candidate.artifact
+                    labelled = load_dataset(policy.dataset, policy.target, artifact, seed, policy.max_rows)
+                else:
+                    rows = reference_rows(base.artifact, policy.max_rows, seed)
+                return check_agreement(self.candidate, base, self.policy, labelled, rows)
+        except errors.RegistryUnavailable:
+            raise
+        except errors.OnnxserveError as error:
+            reason = f"the version cannot be compared with its base {where}: {error.message}"
+            return CheckResult(PARITY, "failed", reason)
+
+    def signature(self) -> CheckResult:
+        if self.current is None:
+            return CheckResult("signature", "skipped", NO_CURRENT)
+        return check_signature(self.candidate.artifact, self.current.artifact, self.against)
+
+    def evaluation(self) -> CheckResult:
+        policy = self.policy.evaluation
+        if not policy.dataset:
+            return CheckResult("evaluation", "skipped", "the policy has no dataset")
+        labelled = load_dataset(
+            policy.dataset, policy.target, self.candidate.artifact, self.policy.seed, policy.max_rows
+        )
+        predictions = self.candidate.predict(labelled.rows)
+        self.labelled, self.predictions = labelled, predictions
+        current = None
+        if self.current is not None:
+            try:
+                current = self.current.predict(cast_to_signature(self.current.artifact, labelled.rows))
+            except errors.OnnxserveError as error:
+                reason = f"{self.against} cannot predict the rows of the dataset: {error.message}"
+                return CheckResult("evaluation", "failed", reason)
+        self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
+        return check_evaluation(labelled.truth, predictions, current, policy, self.policy.seed, self.against)
+
+    def robustness(self) -> CheckResult:
+        policy, seed = self.policy.robustness, self.policy.seed
+        rows = self.rows(policy.max_rows)
+        if rows is None:
+            return CheckResult("robustness", "skipped", _NO_ROWS)
+        picked = sample_positions(row_count(rows), policy.max_rows, seed)
+        truth, metric = None, self.policy.evaluation.metric
+        if self.labelled is not None and self.predictions is not None:
+            metric = metric or default_metric(self.labelled.truth, self.predictions)
+            truth = self.labelled.truth[picked]
+        rows, current = take_rows(rows, picked), None
+        if self.current is not None:
+            current = self.current, own_columns(self.current.artifact, rows)
+        own = own_columns(self.candidate.artifact, rows)
+        return check_robustness(self.candidate, own, policy, seed, truth, metric, current, self.against)
+
+    def disturbances(self) -> CheckResult:
+        policy, evaluation = self.policy.robustness, self.policy.evaluation
+        labelled = self.labelled
+        if policy.dataset or labelled is None:
+            source = policy if policy.dataset else evaluation
+            artifact, seed = self.candidate.artifact, self.policy.seed
+            labelled = load_dataset(source.dataset, source.target, artifact, seed, policy.max_rows)
+        picked = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
+        report = measure_robustness(
+            self.candidate,
+            LabelledRows(take_rows(labelled.rows, picked), labelled.truth[picked]),
+            policy.metric or evaluation.metric,
+            policy.disturbances,
+            self.policy.seed,
+            self.find_gradient,
+            self.progress,
+        )
+        return check_disturbances(report, policy)
+
+    def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | errors.Refused:
+        if not self.allows_code:
+            return errors.Refused("the torch original runs its own code, which this server does not allow")
+        return torch_gradient(
+            self.resolved, self.folder, self.candidate.artifact, self.original, rows, truth, has_consent=True
+        )
+
+    def budget(self) -> CheckResult:
+        policy = self.policy.budget
+        rows = self.rows(policy.batch)
+        if rows is None:  # Without rows, measure with zeros and empty strings.
+            rows = {}
+            for entry in self.candidate.artifact.inputs:
+                dtype = numpy_dtype(entry.dtype)
+                shape = (1,) if entry.columns else (1, *(max(size, 1) for size in entry.shape[1:]))
+                blank = np.full(shape, "" if dtype.kind == "O" else 0, dtype=dtype)
+                rows |= dict.fromkeys(entry.columns or (entry.name,), blank)
+        if not rows:
+            return CheckResult("budget", "skipped", _NO_ROWS)
+        current: MeasuredCost | None = None
+        if self.current_folder is not None:
+            try:
+                candidate, current = measure_costs([self.folder, self.current_folder], rows, policy.batch)
+                return check_budget(candidate, current, policy, self.against)
+            except errors.InferenceError as error:
+                self.notes.append(f"not measured together with {self.against}: {error.message}")
+        (candidate,) = measure_costs([self.folder], rows, policy.batch)
+        return check_budget(candidate, None, policy)
+
+    def backtest(self) -> CheckResult:
+        name = self.policy.backtest.endpoint
+        traffic = open_traffic(name, None if self.store is None else self.store.endpoint(name))
+        return check_backtest(self.candidate, traffic, self.policy)
+
+    def rows(self, most: int) -> NamedArrays | None:
+        if self.labelled is not None:
+            return self.labelled.rows
+        sample = reference_rows(self.candidate.artifact, most, self.policy.seed)
+        if sample is None and self.current is not None:
+            sample = reference_rows(self.current.artifact, most, self.policy.seed)
+        return sample
+
+
+def judge(
+    candidate: ResolvedModel,
+    current: ResolvedModel | None,
+    policy: GatePolicy,
+    policy_from: str,
+    progress: ProgressCallback = lambda line: None,
+    allowed: Permissions = ALL_PERMISSIONS,
+    original: str = "",
+    store: Store | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> tuple[GateVerdict, EvaluationData | None]:
+    """Run the checks and return the verdict. An error of the version or of the policy's dataset is a failed check.
+
+    Args:
+        current: the version to compare with, e.g. the served version; None for no comparison.
+        original: the URI of the torch model that the candidate was made from; default: named by the candidate.
+        store: knows the masked columns of the back-tested endpoint; None if it is not available.
+
+    Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the data of the policy
+    may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.
+    """
+    if not allowed.files:
+        require_mlflow_data(policy)
+    results: tuple[CheckResult, ...]
+    evaluation = None
+    with ExitStack() as folders:
+        progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
+        folder = folders.enter_context(downloaded_version(candidate))
+        digest = combine_hashes(hash_files(folder))
+        try:
+            loaded = load_version(folder, allowed.code)
+            checks = _Checks(policy, progress, candidate, folder, loaded, allowed.code, original, store)
+        except (errors.RegistryUnavailable, errors.CodeRefused):
+            raise
+        except errors.OnnxserveError as error:
+            results = (CheckResult("load", "failed", error.message),)
+        else:
+            if current is not None:
+                checks.load_current(current, folders, allowed)
+            results = tuple(checks.run())
+            evaluation = checks.evaluated
+    verdict = GateVerdict(
+        model=candidate.name,
+        version=candidate.version,
+        digest=digest,
+        against=current.source if current else "",
+        at=clock(),
+        checks=results,
+        policy=policy.model_dump(mode="json"),
+        policy_digest=policy.digest,
+        policy_from=policy_from,
+    )
+    return verdict, evaluation

@@ -1,0 +1,228 @@
+"""A captured prediction, computed again by its version, with an explanation and the graph's intermediate values.
+
+The whole request is computed, because the sums of a row may depend on the other rows of the batch.
+"""
+
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.explained import check_explainable
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.spool.codec import as_one_row
+from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
+from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions, require_shap
+from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """A captured and a recomputed output. `captured` and `computed` are the values at `index` (row, position, …), where
+    the difference is largest, or the types and shapes if `index` is empty."""
+
+    column: str
+    is_equal: bool
+    captured: object = None
+    computed: object = None
+    index: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeOutput:
+    """An output of a node of the graph: its type and shape, its first five values, and its numbers of NaN and infinite
+    values."""
+
+    operator: str
+    output: str
+    type: str
+    values: list[Any]
+    nan: int
+    infinite: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A repeated prediction. `inputs` are the captured columns, [N, …]. `explanation` and `nodes` are of one row.
+    `left_out` is the number of nodes that `nodes` lacks."""
+
+    endpoint: str
+    version: str
+    is_equal: bool
+    inputs: dict[str, list[Any]]
+    outputs: list[OutputComparison]
+    explanation: "RowContributions | Refused"
+    nodes: list[NodeOutput] | Refused
+    left_out: int
+
+
+def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> tuple[str, pa.Table]:
+    """Return the endpoint and the rows of a request, to any endpoint unless it is specified. The table has the columns
+    of the log (docs/log.md) in the order of `_row`. Raises NotFound with possible reasons.
+
+    The hours are read from the newest to the oldest, and only their ids.
+    """
+    is_request = pc.field("_prediction_id") == prediction_id
+    for name in [endpoint] if endpoint else log.endpoints():
+        for hour in log.walk_hours(name, newest_first=True):
+            if any(len(ids.filter(is_request)) for ids in log.scan(hour, TimeRange(), ["_prediction_id"])):
+                rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
+                return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
+    raise NotFound(
+        f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
+        "it arrives some seconds after the response, expires after capture.retention, and is not captured if it is not "
+        "sampled (capture.fraction) or failed (`onnxserve log query NAME --failed`)"
+    )
+
+
+def replay_prediction(
+    traffic: Traffic, table: pa.Table, *, row: int = 0, nodes: int = 20, debug: bool = False
+) -> Replay:
+    """Compute a request again with the version that answered it, and compare the captured outputs.
+
+    Args:
+        table: the rows of the request, by `find_request`.
+        row: the row whose explanation and nodes are in the result. All rows are compared.
+        nodes: the maximum number of the graph's nodes in the result.
+        debug: True to run `predict` of a model without an ONNX form in pdb.
+
+    Raises InvalidConfig if the row or a column is not in the log, or `debug` is not possible; NotFound if the version
+    was deleted; InvalidArtifact or InferenceError if it cannot compute; and the errors of `resolve`.
+    """
+    if row >= len(table):
+        raise InvalidConfig(f"--row {row}: the log has rows 0 to {len(table) - 1} of this request")
+    first = table.select(["_model", "_version"]).to_pylist()[0]
+    resolved = resolve(served_version_uri(first["_model"], first["_version"]))
+    with downloaded_version(resolved) as folder:
+        artifact = read_served_artifact(folder)
+        explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
+        graph: tuple[list[NodeOutput] | Refused, int] = Refused("a pyfunc has no ONNX form"), 0
+        if artifact.flavor == PYTHON_FUNCTION:
+            columns, computed = _pyfunc_outputs(traffic, table, artifact, debug)
+        elif debug:
+            raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
+        else:
+            model = OnnxModel.load(folder)
+            artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
+            traffic.require(resolved.source, artifact, schema.dtypes, table.column_names)
+            columns = arrays_of(table, schema.dtypes)
+            feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
+            computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
+            if not no_batch_dimension_reason(artifact):
+                feeds = slice_feeds(feeds, slice(row, row + 1))
+            try:
+                check_explainable(artifact)
+                require_shap()
+                explanation = contributions(model, feeds, None, 0, lambda line: None)[0]
+            except OnnxserveError as error:
+                explanation = Refused(error.message)
+            graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
+        names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
+        by_column = {output_column(names, name, array): array for name, array in computed.items()}
+        answers = traffic.answers(artifact, table)
+        captured = [name for name in answers.column_names if name == PREDICTION or name.startswith(OUTPUT_PREFIX)]
+        outputs = [_compare(name, array, by_column.get(name)) for name, array in arrays_of(answers, captured).items()]
+        return Replay(
+            endpoint=traffic.endpoint,
+            version=resolved.source,
+            is_equal=bool(outputs) and all(output.is_equal for output in outputs),
+            inputs={name: values.tolist() for name, values in columns.items()},
+            outputs=outputs,
+            explanation=explanation,
+            nodes=graph[0],
+            left_out=graph[1],
+        )
+
+
+def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug: bool) -> tuple[NamedArrays, Feeds]:
+    """Return the captured columns and the outputs of a model without an ONNX form."""
+    from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
+
+    if artifact.undescribed:
+        raise InvalidConfig(
+            "the log lacks the inputs of a pyfunc whose signature has neither columns of numbers and texts nor named "
+            "tensors: log the model with such a signature"
+        )
+    schema = pyfunc_schema(artifact)
+    traffic.require("the version", artifact, schema.dtypes, table.column_names)
+    columns = arrays_of(table, schema.dtypes)
+    with redirect_stdout(sys.stdout if debug else sys.stderr):  # The output of the model must not mix with the result.
+        scorer = load_scorer(artifact.folder)
+        if debug:
+            scorer.debug()
+        return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
+
+
+def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
+    if computed is not None and not captured.size and not computed.size:
+        return OutputComparison(column, True)  # The lists of the log do not show the other dimensions of no values.
+    if computed is None or (captured.shape, captured.dtype.kind) != (computed.shape, computed.dtype.kind):
+        shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
+        return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
+    differs = np.asarray(captured != computed)
+    if captured.dtype.kind == "f":  # Zeros of different signs differ, and NaN equals NaN.
+        differs |= np.signbit(captured) != np.signbit(computed)
+        differs &= ~(np.isnan(captured) & np.isnan(computed))
+    if not differs.any():
+        return OutputComparison(column, True)
+    sizes = differs.astype(np.float64)
+    if captured.dtype != object:
+        with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
+            gaps = np.abs(captured.astype(np.float64) - computed.astype(np.float64))
+        sizes = np.where(differs, np.nan_to_num(gaps, nan=np.inf), -1.0)  # Zeros of different signs differ by 0.
+    index = np.unravel_index(int(sizes.argmax()), sizes.shape)
+    return OutputComparison(column, False, captured[index], computed[index], tuple(map(int, index)))
+
+
+def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOutput] | Refused, int]:
+    """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is a node.
+
+    Optimization is off, because it removes nodes. The graph with all outputs is written next to its external weights.
+    """
+    import onnx  # The import takes 0.2 s, and a pyfunc does not need it.
+
+    proto, changed = onnx.load(onnx_file, load_external_data=False), onnx_file.with_name("all-outputs.onnx")
+    nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
+    outputs = [(node.op_type, name) for node in nodes[:most] for name in node.output if name]
+    declared = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in outputs if name not in declared)
+    onnx.save(proto, changed)
+    module = import_onnxruntime()
+    options = session_options(module, intra_op_num_threads=1)
+    options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = module.InferenceSession(str(changed), options, providers=["CPUExecutionProvider"])
+        values = session.run([name for _, name in outputs], feeds) if outputs else []  # ONNX Runtime reads [] as all.
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        return Refused(describe_error(error)), 0
+    described = []
+    for (operator, output), value in zip(outputs, values, strict=True):
+        # A sequence or a mapping is shown as a text.
+        array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
+        flat = array.reshape(-1)
+        nan, infinite = int((flat != flat).sum()), int(((flat == np.inf) | (flat == -np.inf)).sum())
+        kind = f"{array.dtype} {list(array.shape)}"
+        described.append(NodeOutput(operator, output, kind, flat[:5].tolist(), nan, infinite))
+    return described, max(0, len(nodes) - most)

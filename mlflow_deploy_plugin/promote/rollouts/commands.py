@@ -1,0 +1,244 @@
+"""Commands that start, pause, resume and abort a rollout, and the description of a rollout for users."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import parse_duration
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
+from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, write_progress
+from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
+from mlflow_deploy_plugin.promote.rollouts.plan import (
+    DEFAULT_CRITERIA,
+    MIN_REQUESTS,
+    RolloutPlan,
+    parse_criteria,
+    parse_steps,
+    plan_of,
+)
+from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.promote.rollouts.state_machine import (
+    Progress,
+    aborted,
+    paused,
+    progress_of,
+    resumed,
+    rollout_summary,
+    started_event,
+)
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.unapproved import require_rollout
+
+CANDIDATE = "candidate"
+DEFAULT_STEPS = "1,10,50,100"
+DEFAULT_EVERY = "5m"
+_ATTEMPTS = 50
+_CONTROLLER_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+_DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """A rollout that a user requests. `to` is a model URI or a version of the model that is served now.
+
+    Raises InvalidConfig if the steps, their duration or the criteria are not valid.
+    """
+
+    to: str
+    steps: str = DEFAULT_STEPS
+    every: str = DEFAULT_EVERY
+    abort_on: str = DEFAULT_CRITERIA
+    min_requests: int = MIN_REQUESTS
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        parse_steps(self.steps)
+        parse_criteria(self.abort_on)
+        parse_duration(self.every, "--every")
+
+
+def start_rollout(
+    deployments: Deployments,
+    endpoint: str,
+    request: RolloutRequest,
+    actor: str | None = None,
+    before_it_starts: Callable[[], None] = lambda: None,
+) -> Rollout:
+    """Store the rollout, which a controller then runs.
+
+    `before_it_starts` is called after the request was validated. If this call raises, the rollout is not started.
+
+    Raises NotFound, InvalidConfig if the request is not valid, NotReady if the endpoint's server does not answer,
+    GateRefused if the version lacks approvals beyond the limit of the policy, and AlreadyExists if the endpoint has a
+    live rollout.
+    """
+    deployments.store.require_no_rollout(endpoint)  # Check first: during a rollout, `main_variant` fails.
+    observed = deployments.get_endpoint(endpoint)
+    spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
+    main = main_variant(spec)
+    if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:
+        why = snapshot.reason or "the workers serve different versions"
+        raise NotReady(f"{endpoint}: {snapshot.state}; {why}")
+    reference = parse_model_uri(spec.variants[main].model)
+    resolved = _find_version(request.to, spec, reference, before)
+    steps = parse_steps(request.steps)
+    seconds = parse_duration(request.every, "--every").total_seconds()
+    limit = require_rollout(f"models:/{resolved.name}/{resolved.version}", steps, seconds, registered_model_names(spec))
+    criteria = parse_criteria(request.abort_on)
+    candidate = _free_name(CANDIDATE, spec.variants)
+    is_compared = any(criterion.is_of_shadow for criterion in criteria)
+    plan = RolloutPlan(
+        endpoint=endpoint,
+        main=main,
+        candidate=candidate,
+        shadow=_free_name(f"{candidate}-shadow", spec.variants) if is_compared else "",
+        to_uri=f"models:/{resolved.name}/{resolved.version}",
+        model=resolved.name,
+        version=resolved.version,
+        before_uri=spec.variants[main].model,
+        before_version=before,
+        kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
+        selector=reference.selector,
+        steps=steps,
+        every=seconds,
+        abort_on=",".join(criterion.text for criterion in criteria),
+        min_requests=request.min_requests,
+        actor=actor or deployments.store.user,
+        why="; ".join(filter(None, [request.why, limit])),
+    )
+    before_it_starts()
+    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
+
+
+def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
+    """Return the requested version. A number is a version of the served model.
+
+    Raises InvalidConfig if the version cannot replace version `before`.
+    """
+    if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
+        raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
+    resolved = resolve(f"models:/{served.name}/{to}" if to.isdecimal() else to)
+    if not resolved.version.isdigit():
+        raise InvalidConfig(
+            f"{resolved.model_uri} is not a version of a registered model; use a URI like models:/NAME/7"
+        )
+    what = f"{resolved.name} version {resolved.version}"
+    if served.followed and served.name != resolved.name:
+        raise InvalidConfig(f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out to it")
+    if (resolved.name, resolved.version) == (served.name, before):
+        raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
+    if spec.require and not resolved.gate_status.passed:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: {resolved.gate_status.reason}"
+        )
+    return resolved
+
+
+def _free_name(preferred: str, taken: Iterable[str]) -> str:
+    names = [preferred, *(f"{preferred}-{number}" for number in range(2, 100))]
+    return next(name for name in names if name not in set(taken))
+
+
+def last_rollout(store: Store, endpoint: str) -> Rollout:
+    """Return the endpoint's live rollout, or its last rollout if none is live. Raises NotFound without any rollout."""
+    rollouts = store.rollouts(endpoint, limit=1)
+    if not rollouts:
+        raise NotFound(f"endpoint {endpoint!r} has had no rollout")
+    return rollouts[0]
+
+
+def command_rollout(
+    deployments: Deployments, endpoint: str, command: str, why: str = "", actor: str | None = None
+) -> str:
+    """Pause, resume or abort the live rollout, and return its state. Raises NotFound or InvalidConfig."""
+    actor = actor or deployments.store.user
+    reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
+    if command == "abort":
+        return rollout_summary(abort_rollout(deployments, endpoint, reason, actor))
+    change = {"pause": lambda progress: paused(progress, reason), "resume": resumed}[command]
+    return rollout_summary(_change(deployments.store, endpoint, command, change, actor))
+
+
+def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
+    """End the live rollout and, if its plan can be read, restore the earlier version. Raises NotFound."""
+    store = deployments.store
+    for live in store.rollouts(endpoint, live=True):
+        try:
+            plan_of(live)
+        except InvalidConfig as error:
+            now, why = utc_now(), f"{reason}; the earlier version was not restored: {error.message}"
+            event = AuditEvent(now, actor, "rollout.end", endpoint, why=why, detail={"rollout": live.id})
+            abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
+            return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
+    rollout = _change(store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
+    plan, stored = plan_of(rollout), store.endpoint(endpoint)
+    is_there = stored is not None and plan.main in stored.spec.variants
+    if is_there:
+        RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)
+    progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
+    return write_progress(store, rollout, progress, actor) or store.rollout(rollout.id) or rollout
+
+
+def describe_rollout(rollout: Rollout) -> str:
+    lines = [rollout_summary(rollout)]
+    for text, judged in rollout.figures.get("criteria", {}).items():
+        share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
+        lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence needed to end the rollout")
+    return "\n".join(lines)
+
+
+def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
+    """Wait for a controller to take the lease. Raises NotReady if no controller does: the rollout would hang."""
+    deadline = time.monotonic() + patience
+    while (view := store.lease(lease)) is None or not view.is_current:
+        if time.monotonic() > deadline:
+            raise NotReady(
+                "no controller that can reach the server is running, so the rollout was not started: start "
+                "`onnxserve controller` first, or use --wait to run the rollout in this command"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def controller_status(store: Store, lease: str, look: str) -> str:
+    """Return a sentence about the lease's controller. `look` is the command with which a user sees the progress."""
+    view = store.lease(lease)
+    if view is None:
+        return "no controller is running: start `onnxserve controller`, or use --wait"
+    if not view.is_current:
+        return f"{view.holder} seems to have stopped: start `onnxserve controller`, or use --wait"
+    return f"{view.holder} runs it; `{look}` shows the progress"
+
+
+def stall_reason(deployments: Deployments, endpoint: str) -> str:
+    """Return the reason why the endpoint's rollout does not advance, if this machine can detect it; otherwise empty."""
+    try:
+        location = deployments.place(endpoint)
+    except OnnxserveError as error:
+        return f"only a controller that can reach the server can continue the rollout; from here: {error.message}"
+    view = deployments.store.lease(rollouts_lease_name(location))
+    if view is not None and view.is_current:
+        return ""
+    return "the rollout is stalled: no controller that can reach the server is running; start `onnxserve controller`"
+
+
+def _change(
+    store: Store, endpoint: str, command: str, change: Callable[[Progress], Progress | None], actor: str
+) -> Rollout:
+    for _ in range(_ATTEMPTS):
+        live = store.rollouts(endpoint, live=True)
+        if not live:
+            raise NotFound(f"endpoint {endpoint!r} has no live rollout")
+        changed = change(progress_of(live[0]))
+        if changed is None:
+            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}")
+        written = write_progress(store, live[0], changed, actor)
+        if written is not None:  # None means that a controller has changed the rollout in the meantime.
+            return written
+    raise StoreUnavailable(f"the rollout of {endpoint!r} was changed at the same time by its controller; try again")

@@ -1,0 +1,233 @@
+"""The evidence in a rollout's step: the counts since the step began, and the results of the sequential tests."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.promote.rollouts.plan import Criterion, RolloutPlan
+from mlflow_deploy_plugin.promote.rollouts.sequential import SequentialTest, upper_limit
+from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
+
+_MIN_TIMED = 100
+"""The number of timed requests that the current version needs before its latency quantiles are used."""
+_UNREAD = 100
+"""The maximum number of unavailable servers whose last counters are kept in case such a server returns."""
+_ROLES = ("current", "candidate", "shadow")
+_COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
+
+
+@dataclass(frozen=True)
+class StepEvidence:
+    """The counts of requests in a rollout, and the tests of its current step.
+
+    Attributes:
+        last: server → role → the counters that were read last, ordered by the time of reading; empty at first.
+        step: role → the counts since the step began.
+        history: the counts of the current version, from before the rollout to the last reading. The latency bounds of a
+            reading are computed from the history before that reading.
+        before_step: the value of `history` when the step began.
+    """
+
+    last: Mapping[str, Mapping[str, VersionCounters]] = field(default_factory=dict)
+    step: Mapping[str, VersionCounters] = field(default_factory=dict)
+    history: VersionCounters = field(default_factory=VersionCounters)
+    before_step: VersionCounters = field(default_factory=VersionCounters)
+    tests: Mapping[str, SequentialTest] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        return {
+            "last": {server: _COUNTERS.dump_python(roles, mode="json") for server, roles in self.last.items()},
+            "step": _COUNTERS.dump_python(self.step, mode="json"),
+            "current": _COUNTERS.dump_python({"all": self.history, "before": self.before_step}, mode="json"),
+            "tests": {
+                text: [test.above_threshold.tolist(), test.above_current.tolist()] for text, test in self.tests.items()
+            },
+        }
+
+    @staticmethod
+    def from_json(plan: RolloutPlan, step: int, document: Json) -> "StepEvidence":
+        if "current" not in document:  # No counters were read yet.
+            return StepEvidence()
+        last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
+        current = _COUNTERS.validate_python(document["current"])
+        step_counts = _COUNTERS.validate_python(document["step"])
+        evidence = StepEvidence(last, step_counts, history=current["all"], before_step=current["before"])
+        tests = _new_tests(plan, step, evidence)
+        for text, (above_threshold, above_current) in document["tests"].items():
+            tests[text].above_threshold, tests[text].above_current = np.array(above_threshold), np.array(above_current)
+        return replace(evidence, tests=tests)
+
+
+def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvidence:
+    """Return the evidence of a new step. The history keeps the counts of earlier steps."""
+    begun = replace(evidence, step={role: VersionCounters() for role in _ROLES}, before_step=evidence.history)
+    return replace(begun, tests=_new_tests(plan, step, begun))
+
+
+def add_counters(
+    plan: RolloutPlan, step: int, evidence: StepEvidence, counters: Mapping[str, CountersByVersion]
+) -> StepEvidence:
+    """Return the evidence with the counts since the last reading.
+
+    For each server, the difference to its last counters is added, so the counts do not fall if a server ends. A
+    server's first counters are not added to the step, because these counters may include requests from before the step.
+    """
+    variants = {
+        "current": (plan.main, plan.before_version),
+        "candidate": (plan.candidate, plan.version),
+        "shadow": (plan.shadow, plan.version),
+    }
+    nothing = VersionCounters()
+    now = {
+        server: {role: counted.get(variant, nothing) for role, variant in variants.items()}
+        for server, counted in counters.items()
+    }
+    unread = {server: roles for server, roles in evidence.last.items() if server not in now}
+    added = dict.fromkeys(_ROLES, nothing)
+    before_first_look = nothing
+    for server, roles in now.items():
+        if server not in evidence.last:
+            before_first_look = before_first_look.plus(roles["current"])
+            continue
+        for role in _ROLES:
+            added[role] = added[role].plus(roles[role].since(evidence.last[server][role]))
+    tests = {text: replace(test) for text, test in evidence.tests.items()}
+    is_alone = plan.steps[step] == 100
+    for criterion in plan.criteria if tests else ():
+        if criterion.is_of_shadow:
+            # The current version answered all these rows: the candidate's requests are not copied to the shadow.
+            tests[criterion.text].look(*_events(criterion, added["shadow"]))
+        else:
+            slow_from = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
+            current = VersionCounters() if is_alone else added["current"]
+            events = (*_events(criterion, added["candidate"], slow_from), *_events(criterion, current, slow_from))
+            tests[criterion.text].look(*events)
+    return replace(
+        evidence,
+        last={**dict(list(unread.items())[-_UNREAD:]), **now},
+        tests=tests,
+        step={role: evidence.step[role].plus(counted) for role, counted in added.items()} if evidence.step else {},
+        history=evidence.history.plus(added["current"]).plus(before_first_look),
+    )
+
+
+def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
+    """Return the reason for rejecting the candidate, with figures; empty if the evidence does not suffice."""
+    for criterion in plan.criteria:
+        test = evidence.tests.get(criterion.text)
+        if test is None or not test.rejects:
+            continue
+        counted = evidence.step["shadow"].compared if criterion.is_of_shadow else evidence.step["candidate"].requests
+        if counted >= plan.min_requests:
+            proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is needed"
+            return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
+    return ""
+
+
+def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> str:
+    """Return a text about the counts that the step needs before it may end; empty if the counts suffice."""
+    answered = evidence.step["candidate"].requests if evidence.step else 0
+    if answered < plan.min_requests:
+        return f"the candidate has answered {answered:.0f} of the {plan.min_requests} required requests"
+    is_compared = plan.steps[step] < 100 and any(criterion.is_of_shadow for criterion in plan.criteria)
+    if is_compared and (rows := evidence.step["shadow"].compared) < plan.min_requests:
+        return f"{rows:.0f} of the {plan.min_requests} required rows were compared"
+    return ""
+
+
+def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
+    """Return the counts and test results of the step for the audit trail; empty before the first step."""
+    if not evidence.step:
+        return {}
+    judged = {}
+    for criterion in plan.criteria:
+        if (test := evidence.tests.get(criterion.text)) is not None:
+            judged[criterion.text] = {
+                "figures": _figures(plan, criterion, evidence),
+                "log_evidence": round(float(test.log_evidence), 3),
+                "log_evidence_needed": round(math.log(1 / test.level), 3),
+            }
+    shadow = evidence.step["shadow"]
+    counted = {
+        role: {"requests": counts.requests, "errors": counts.errors}
+        for role, counts in evidence.step.items()
+        if role != "shadow"
+    }
+    if plan.shadow:
+        counted["shadow"] = {"same": shadow.same, "different": shadow.different}
+    return {**counted, "criteria": judged}
+
+
+def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
+    """Return the tests of a step.
+
+    At 100 %, the current version receives no requests. The candidate is then compared with an upper limit for the
+    current version's share of events in the history. The limit and the test each use half of the level.
+    """
+    tests = {}
+    for criterion in plan.criteria:
+        level, threshold = plan.level_of_a_test, criterion.share
+        is_alone = plan.steps[step] == 100
+        if is_alone and not criterion.is_of_shadow:
+            level /= 2
+            history = evidence.before_step
+            events, trials = _events(criterion, history, _slow_from(criterion, history))
+            threshold = max(threshold, upper_limit(events, trials, level)) if trials else threshold
+        against_current = not is_alone and not criterion.is_of_shadow
+        tests[criterion.text] = SequentialTest(threshold, level, against_current)
+    return tests
+
+
+def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
+    """Return the number of requests (or rows) with the criterion's event, and the number of all requests (or rows).
+
+    For a latency criterion, the event is a latency above `slow_from` seconds. Without `slow_from`, both numbers are 0.
+    """
+    match criterion.kind:
+        case "error_rate":
+            return counted.errors, counted.requests
+        case "latency":
+            if slow_from is None:
+                return 0, 0
+            total = counted.timed.get(math.inf, 0)
+            return total - counted.timed.get(slow_from, 0), total
+        case "disagreement":
+            return counted.different, counted.compared
+
+
+def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
+    """Return the latency in seconds above which a request is slow: the criterion's bound rounded up to a bucket.
+
+    Return None if the current version has answered too few requests, or if the bound is above the last bucket.
+    """
+    seconds = criterion.seconds
+    if criterion.factor is not None and history.timed.get(math.inf, 0) >= _MIN_TIMED:
+        quantile = history.quantile(1 - criterion.share)
+        seconds = None if quantile is None else quantile * criterion.factor
+    if seconds is None:
+        return None
+    return next((bound for bound in sorted(history.timed) if seconds <= bound < math.inf), None)
+
+
+def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
+    slow_from = _slow_from(criterion, evidence.history)
+    match criterion.kind:
+        case "disagreement":
+            share = _share(*_events(criterion, evidence.step["shadow"]))
+            return f"version {plan.version} answers {share} rows differently from the current version"
+        case "latency":
+            if slow_from is None:
+                return f"not judged: version {plan.before_version} has too few timed requests"
+            event = f"took longer than {slow_from * 1000:g} ms"
+        case "error_rate":
+            event = "failed"
+    new, old = (_share(*_events(criterion, evidence.step[role], slow_from)) for role in ("candidate", "current"))
+    return f"{new} requests to version {plan.version} {event}, {old} to version {plan.before_version}"
+
+
+def _share(events: float, trials: float) -> str:
+    return f"{events / trials:.2%} of {trials:,.0f}" if trials else "0 of 0"

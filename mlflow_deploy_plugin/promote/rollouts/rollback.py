@@ -1,0 +1,280 @@
+"""Rollback: restore the earlier version of an endpoint in the registry and on the servers with one call."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.connection import registry_address
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri
+from mlflow_deploy_plugin.core.registry.tags import tag_version
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout
+from mlflow_deploy_plugin.promote.rollouts.plan import plan_of
+from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, total_metrics
+from mlflow_deploy_plugin.ship.deployments.unapproved import has_answered
+
+_SERVED_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+
+
+def rollback(
+    deployments: Deployments, endpoint: str, why: str = "", actor: str | None = None, to: str | None = None
+) -> dict[str, str]:
+    """Restore the version that `endpoint` served before, and return when it answers requests.
+
+    A live rollout is only aborted. Otherwise, the stage, alias or tag that the endpoint follows is moved to the earlier
+    version, and the newer version is archived. If the endpoint follows nothing, its earlier model is set. A tag
+    excludes the newer version from later rollbacks.
+
+    `to` is a version, or a model URI if the endpoint follows nothing. If `to` is None, the earlier version or model is
+    found. The result has the keys model, from, to, source (of the earlier version) and seconds.
+
+    Raises NotFound, InvalidConfig if several deployments answer or MLflow rejects the earlier version, and
+    DeploymentFailed if the earlier version cannot be served; the newer version is then kept in the registry and served.
+    """
+    by = actor or deployments.store.user
+    begun, store = time.monotonic(), deployments.store
+    observed = deployments.get_endpoint(endpoint)
+    try:
+        plan = plan_of(abort_rollout(deployments, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by))
+        done = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
+    except NotFound:
+        if store.rollouts(endpoint, live=True):
+            raise
+        done = _move_back(deployments, observed, why, by, to)  # There was no live rollout, or it has just ended.
+    seconds = f"{time.monotonic() - begun:.1f}"
+    figures = {"model": done.model, "from": done.before, "to": done.after, "source": done.source, "seconds": seconds}
+    before, after = (f"version {version}" if version.isdigit() else version for version in (done.before, done.after))
+    store.record(
+        "rollback",
+        endpoint=endpoint,
+        model=done.model,
+        version=done.after,
+        before=before,
+        after=after,
+        why=why,
+        detail=figures | done.detail,
+        actor=by,
+    )
+    return figures
+
+
+def rollback_target(
+    store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
+) -> PreviousVersion:
+    """Return the current target of `rollback`: a version, or the model URI if the endpoint follows nothing.
+
+    `registry` is MLflow's registry store inside MLflow's server, and None in a client. Raises as `rollback`.
+    """
+    spec = observed.endpoint.spec
+    for rollout in store.rollouts(spec.name, live=True):
+        return PreviousVersion(str(rollout.spec.get("before_version", "")), "the live rollout is aborted")
+    main = main_variant(spec)
+    reference = parse_model_uri(spec.variants[main].model)
+    if not reference.followed:
+        return _earlier_model(store, spec.name, main, spec.variants[main].model)
+    return _Follower(store, observed, main, reference, lambda: metrics, registry).current_and_earlier()[1]
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A completed rollback. `source` is the source that named the earlier version."""
+
+    model: str
+    before: str
+    after: str
+    source: str
+    detail: Json = field(default_factory=dict)
+
+
+def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, actor: str, to: str | None) -> _Move:
+    spec = observed.endpoint.spec
+    main = main_variant(spec)
+    current = spec.variants[main].model
+    reference = parse_model_uri(current)
+    if reference.followed:
+        metrics = partial(deployments.server_metrics, observed)
+        follower = _Follower(deployments.store, observed, main, reference, metrics)
+        return _repoint(deployments, follower, why, actor, to)
+    if not to:
+        earlier_model = _earlier_model(deployments.store, spec.name, main, current)
+        earlier, source = earlier_model.version, earlier_model.source
+    else:
+        if to.isdecimal() and reference.kind not in ("version", "latest"):
+            raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
+        earlier = f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to
+        source = "requested by the user"
+    if earlier == current:
+        raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
+    config = {f"variants.{main}.model": earlier}
+    # A model that answered before must not wait for people. A model that a user names, or that had no traffic, may.
+    restores = not to and has_answered(deployments.store, spec.name, earlier)
+    deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
+    return _Move(parse_model_uri(earlier).name, current, earlier, source)
+
+
+def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: str, to: str | None) -> _Move:
+    begun_at, observed, reference = deployments.store.now(), follower.observed, follower.reference
+    endpoint = observed.endpoint.name
+    if not to:
+        current, earlier = follower.current_and_earlier()
+    else:
+        requested = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
+        if (requested.kind, requested.name) != ("version", reference.name):
+            raise InvalidConfig(
+                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, for example 6"
+            )
+        current, earlier = follower.current(), PreviousVersion(requested.selector, "requested by the user")
+    if earlier.version == current:
+        raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}")
+    transitions.move_version(reference, earlier.version)
+    deployments.poll_registry(reference.name)
+    if observed.observation.state in ("running", "starting"):
+        try:
+            _wait_until_served(deployments, endpoint, follower.main, earlier.version)
+        except DeploymentFailed as error:
+            if not current:
+                raise
+            transitions.move_version(reference, current)  # Let the registry name the served version.
+            deployments.poll_registry(reference.name)
+            raise DeploymentFailed(f"{error.message}; version {current} was restored in the registry") from None
+    if current:
+        tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
+    detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
+    return _Move(reference.name, current, earlier.version, earlier.source, detail)
+
+
+@dataclass(frozen=True)
+class _Follower:
+    """An endpoint that follows a stage, alias or tag, and the sources that name the versions that it served before.
+
+    `main` is the variant that answers, and `reference` is its model. `metrics` returns the counters of the endpoint's
+    servers, and is called only if the audit trail does not name the version. `registry` is as in `rollback_target`.
+    """
+
+    store: Store
+    observed: ObservedEndpoint
+    main: str
+    reference: ModelURI
+    metrics: Callable[[], MetricsByServer]
+    registry: Any = None
+
+    def current(self) -> str:
+        """Return the version that the reference names; if there is none, the served version, or an empty text."""
+        followed = transitions.current_version(self.reference, self.registry)
+        return followed or take_snapshot(self.observed).versions.get(self.main, "")
+
+    def current_and_earlier(self) -> tuple[str, PreviousVersion]:
+        """Return the current version, and the version that was served before it, by the most reliable source."""
+        name, current = self.observed.endpoint.name, self.current()
+        for earlier in self._candidates(current):
+            try:
+                is_back = transitions.was_rolled_back(self.reference.name, earlier.version, self.registry)
+            except NotFound:  # The version was deleted.
+                continue
+            if not is_back:
+                return current, earlier
+        raise NotFound(
+            f"the audit trail, the server and MLflow at {registry_address()} have no record of what endpoint {name!r} "
+            f"served before version {current} of {self.reference.name}: use `onnxserve rollback {name} --to VERSION`"
+        )
+
+    def _candidates(self, current: str) -> Iterator[PreviousVersion]:
+        """Yield the versions except `current` that may have been served before, from the most reliable source on."""
+        followed = self._versions_in_trail()
+        source = f"listed before version {current} in the audit trail"
+        in_trail = [PreviousVersion(version, source) for version in followed if version != current]
+        if followed[:1] == [current]:  # The audit trail has the last change.
+            yield from in_trail
+        counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
+        answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
+        registered = transitions.previous_in_registry(self.reference, current, self.registry)
+        passed = ""
+        if registered is not None and registered.version not in answered:
+            passed = f"; skipped version {registered.version}: {registered.source}, but it answered no request here"
+        source = f"the last version to answer before version {current}, by the server's metrics{passed}"
+        yield from (PreviousVersion(version, source) for version in answered if version != current)
+        if registered is not None:
+            yield PreviousVersion(registered.version, f"{registered.source}, according to the registry")
+        yield from in_trail
+
+    def _versions_in_trail(self) -> list[str]:
+        """Return the followed versions, newest first: the new and the previous version of each move.
+
+        Only moves of this model count. A move to an empty stage has no previous version. Before the endpoint was
+        converted to an alias (`Deployments.follow_alias`), the moves of its former stage count.
+        """
+        versions: list[str] = []
+        name = self.observed.endpoint.name
+        conversions = self.store.events(name, actions=("follow",), newest_first=True)
+        converted = next((event for event in conversions if self.main in event.detail["stages"]), None)
+        for event in self.store.events(model=self.reference.name, newest_first=True):
+            if not event.endpoint and event.action in ("rename", "delete"):
+                break
+            if (moved := event.detail.get("moved")) is None:
+                continue
+            if event.action in ("rollout.end", "rollback"):
+                is_here = event.endpoint == name
+            else:
+                is_earlier = converted is not None and event.at <= converted.at
+                place = converted.detail["stages"][self.main] if converted and is_earlier else self.reference.place
+                is_here = moved["place"].lower() == place.lower()
+            versions += [event.version, moved["before"]] if is_here else []
+        return list(filter(None, versions))
+
+
+def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
+    """Return the earlier model of the deployment `main`, from the audit trail since the endpoint was created.
+
+    Skip models that failed, and models that were rolled back and not deployed again.
+    """
+    taken_back: set[str] = set()
+    models: list[str] = []
+    for event in store.events(endpoint):
+        if event.action == "create":
+            taken_back, models = set(), []
+        if event.action == "rollback":
+            taken_back.add(str(event.detail.get("from")))
+        elif event.detail.get("undone") and models:
+            models.pop()  # The previous change failed and was undone.
+        elif text := event.detail.get("spec"):
+            (spec,) = load_specs(text, may_be_empty=True)
+            served = [spec.variants[main].model] if main in spec.variants else []
+            if served != models[-1:]:
+                taken_back.difference_update(served)
+            models += served
+    for model in reversed(models):
+        if model not in {current, *taken_back}:
+            return PreviousVersion(model, "the previous model in the audit trail")
+    raise NotFound(
+        f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
+        f"use `onnxserve rollback {endpoint} --to MODEL`"
+    )
+
+
+def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
+    deadline = time.monotonic() + _SERVED_SECONDS
+    while True:
+        snapshot = take_snapshot(deployments.get_endpoint(endpoint))
+        if snapshot.versions.get(main) == version:
+            return
+        if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
+            raise DeploymentFailed(f"{endpoint}: version {version} could not be restored: {error}")
+        if time.monotonic() > deadline:
+            raise DeploymentFailed(
+                f"{endpoint}: the registry names version {version} again, but it is not served after "
+                f"{_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}"
+            )
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,344 @@
+"""The model card of versions in real MLflow servers: its statements, and the places that they link to."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import requests
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.monitoring.result import Finding, State
+from mlflow_deploy_plugin.promote.evidence.card import Statement, VersionCard, make_card
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Person,
+    approve,
+    promotion_requests,
+    request_promotion,
+    subject_of,
+)
+from mlflow_deploy_plugin.promote.gate.promotion import promote
+from mlflow_deploy_plugin.promote.gate.run import run_gate
+from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
+from tests.support.commands import said
+from tests.support.refusals import mentions, refused
+from tests.support.results import result_of
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+
+SECTIONS = {
+    "model_details": ["purpose", "origin", "data", "signature"],
+    "quantitative_analysis": ["metrics", "parity", "gate", "robustness", "segments", "explanations"],
+    "considerations": ["approvals", "deployments", "monitors"],
+}
+
+BARE = {"model_details": ["origin", "signature"], "quantitative_analysis": ["parity"], "considerations": []}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The card of a version with all records, its URL of MLflow, and the run that logged the version."""
+
+    card: VersionCard
+    url: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    client: MlflowClient
+    store: Store
+    folder: Path
+
+    def register(self, name: str, run_id: str | None = None) -> None:
+        """Register a version of a model that was not logged, judged or explained."""
+        self.client.create_registered_model(name)
+        self.client.create_model_version(name, (self.folder / "model").as_uri(), run_id)
+
+
+class Page(HTMLParser):
+    """The elements, the addresses and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.addresses: list[str] = []
+        self.texts = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts += data
+
+
+def statements(card: VersionCard) -> Iterator[tuple[str, Statement]]:
+    for group in SECTIONS:
+        for section, entries in getattr(card, group).items():
+            yield from ((section, statement) for statement in entries)
+
+
+def texts(card: VersionCard, section: str) -> str:
+    return "\n".join(statement.text for name, statement in statements(card) if name == section)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Recorded]:
+    """Log, judge, approve, promote, disturb, explain and monitor a version of the model `toy`."""
+    from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result
+
+    folder = tmp_path_factory.mktemp("card")
+    home = Settings(home=folder / "home")
+    new_database(folder)
+    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(home.home)})
+    server.start()
+    holdout = str(write_rows(folder / "holdout.parquet", labelled(600, seed=3)))
+    store = open_store(home.store_url)
+    try:
+        with tracking_at(server.url):
+            client, rows = MlflowClient(), pd.DataFrame(labelled(400))
+            policy = (
+                f"gated_aliases: [champion]\napprovals: {{count: 1}}\nevaluation: {{dataset: {holdout}, target: label}}"
+            )
+            client.create_registered_model("toy", {"onnxserve.gate.policy": policy}, "Predicts toys.")
+            with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
+                mlflow.log_param("C", 1.0)
+                mlflow.log_metric("accuracy", 0.875)
+                mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
+                model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
+                dated = rows[[*COLUMNS]].assign(day=pd.date_range("2013-01-01", "2013-12-31", len(rows)))
+                onnxserve.log_model(model, "model", registered_model_name="toy", input_example=dated, event_time="day")
+            client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
+            onnxserve.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
+            onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
+            run_gate("toy", "1", store=store)
+            champion, chosen = parse_stage_or_alias("@champion"), choose_policy("toy", None).policy
+            files = version_digest("models:/toy/1")
+            subject = subject_of(client.get_model_version("toy", "1"), champion, files, chosen)
+            request_promotion(store, chosen, subject, Person("eva", frozenset(), True), "needed")
+            (request,) = promotion_requests(store, "toy")
+            approve(store, chosen, subject, Person("ada", frozenset(), True), request.report_digest, "well done")
+            promote("toy", "1", "@champion", store=store, actor="eva")
+            states: list[State] = ["drift", "no drift", "no drift"]
+            for day, state in enumerate(states):
+                finding = Finding("a", "distribution", state, "the mean moved", 4.5, 3.0, "carrier=AA")
+                window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
+                log_result(window, build_report(window))
+            other = result_of(9, "toys", model="another", version="1", state="drift")
+            log_result(other, build_report(other))
+            yield Recorded(make_card("models:/toy@champion", store), server.url, run.info.run_id)
+    finally:
+        store.close()
+        server.kill()
+
+
+@pytest.fixture
+def registry(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    write_classifier(tmp_path / "model")
+    store = open_store(Settings(home=tmp_path / "home").store_url)
+    with tracking_at(new_database(tmp_path)):
+        yield Registry(MlflowClient(), store, tmp_path)
+    store.close()
+
+
+@pytest.mark.long
+def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: Recorded) -> None:
+    client = MlflowClient(recorded.url)
+    tags = client.get_model_version("toy", "1").tags
+    trail = requests.get(f"{recorded.url}/onnxserve/history.jsonl?model=toy", timeout=30).text.splitlines()
+    events = {f"{event['action']} {event['at']}" for event in map(json.loads, trail)}
+    pages = {}
+    for section, statement in statements(recorded.card):
+        pages[statement.url] = section
+        if statement.kind == "run":
+            run_id, _, file = statement.source.partition("/")
+            assert f"/runs/{run_id}" in statement.url
+            folder = file.rpartition("/")[0] or None
+            assert not file or file in {entry.path for entry in client.list_artifacts(run_id, folder)}, statement
+        elif statement.kind == "registry":
+            assert statement.source == "models:/toy/1"
+        else:
+            assert statement.source in (tags if statement.kind == "tag" else events), statement
+    assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
+
+
+@pytest.mark.long
+def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
+    card = recorded.card
+    assert {group: [*getattr(card, group)] for group in SECTIONS} == SECTIONS
+    assert (card.name, card.version) == ("toy", "1")
+    assert mentions(texts(card, "purpose"), "Predicts toys")
+    assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
+    assert mentions(texts(card, "origin"), "registered by anonymous@127.0.0.1", "LogisticRegression of sklearn")
+    datasets = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
+    for entry in datasets:
+        assert mentions(texts(card, "data"), f"{entry.dataset.name} has the digest {entry.dataset.digest} and 400 rows")
+    assert mentions(texts(card, "data"), "400 rows, from 2013-01-01 to 2013-12-31")
+    assert mentions(texts(card, "signature"), *(f"{name} (double)" for name in COLUMNS), "int64 [-1]")
+    assert mentions(texts(card, "metrics"), "accuracy 0.875")
+    assert "onnxserve.parity" not in texts(card, "metrics")
+    assert mentions(texts(card, "parity"), "proven", "probabilities")
+    assert mentions(texts(card, "gate"), "passed", "evaluation", "budget")
+    assert mentions(texts(card, "robustness"), "noise", "1.0", "600 rows")
+    assert mentions(texts(card, "segments"), "carrier=AA", "no drift", "toys")
+    assert mentions(texts(card, "explanations"), "10 predictions", *COLUMNS)
+    assert mentions(texts(card, "approvals"), "eva", "ada", "request", "approve", "well done")
+    assert mentions(texts(card, "deployments"), "promote", "version 1 in @champion")
+    assert mentions(texts(card, "monitors"), "2 no drift", "1 drift", "2013-07-03")
+
+
+def test_sections_without_records_are_left_out(registry: Registry, tmp_path: Path) -> None:
+    registry.register("bare")
+    card = make_card("models:/bare/1", registry.store)
+    assert {group: [*getattr(card, group)] for group in SECTIONS} == BARE
+    assert {statement.url for _, statement in statements(card)} == {""}  # A database has no pages.
+    card.write(tmp_path / "out")
+    text = Page((tmp_path / "out" / "model_card.html").read_text()).texts
+    assert ("Model details" in text, "Considerations" in text, "No record" in text) == (True, False, False)
+
+
+def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Registry) -> None:
+    registry.register("pair")
+    registry.client.create_model_version("pair", (registry.folder / "model").as_uri())
+    registry.client.set_registered_model_alias("pair", "champion", "1")
+    for version, state in (("1", "passed"), ("2", "failed")):
+        for name, value in (("", state), (".reason", f"the reason of {version}"), (".digest", "a digest")):
+            registry.client.set_model_version_tag("pair", version, f"onnxserve.gate{name}", value)
+    own, served = texts(make_card("models:/pair/2", registry.store), "gate").splitlines()[:2]
+    assert mentions(own, "models:/pair/2 is failed", "the reason of 2")
+    assert mentions(served, "served version 1 in @champion is passed", "the reason of 1")
+    assert "served" not in texts(make_card("models:/pair/1", registry.store), "gate")
+
+
+def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> None:
+    name, image = "<img src=x onerror=alert(1)>", "<script>alert(2)</script>"
+    registry.register(name)
+    registry.client.update_registered_model(name, f"{image}\n'\"&")
+    registry.client.update_model_version(name, "1", "https://ada:secret@example.com")
+    for tag, value in {"onnxserve.parent": image, "onnxserve.gate": "failed"}.items():
+        registry.client.set_model_version_tag(name, "1", tag, value)
+    registry.client.set_model_version_tag(name, "1", "onnxserve.gate.report", "javascript:alert(3)")
+    make_card(f"models:/{name}/1", registry.store).write(tmp_path / "out")
+    page = Page((tmp_path / "out" / "model_card.html").read_text())
+    assert not page.elements & {"img", "script"}
+    assert page.addresses == []
+    assert name in page.texts
+    assert image in page.texts
+    assert "secret" not in page.texts + (tmp_path / "out" / "model_card.json").read_text()
+
+
+def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: Registry) -> None:
+    run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
+    registry.register("shared", run_id)
+    report = {"model": "models:/shared/2", "rows": 7, "importance": [{"column": "a", "mean_abs": 1.0}]}
+    registry.client.log_dict(run_id, report, "explain/explain.json")
+    assert texts(make_card("models:/shared/1", registry.store), "explanations") == ""
+    registry.client.log_dict(run_id, {**report, "model": "models:/shared/1"}, "explain/explain.json")
+    assert mentions(texts(make_card("models:/shared/1", registry.store), "explanations"), "7 predictions", "a 1")
+    registry.client.copy_model_version("models:/shared/1", "copied")
+    copied = make_card("models:/copied/1", registry.store)
+    assert mentions(texts(copied, "origin"), "copy of models:/shared/1")
+    assert mentions(texts(copied, "explanations"), "7 predictions")
+
+
+def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -> None:
+    run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
+    registry.register("broken", run_id)
+    registry.client.log_text(run_id, '{"model": "models:/broken/1", "metric": 1}', "robustness/robustness.json")
+    registry.client.log_text(run_id, "[", "explain/explain.json")
+    registry.client.set_model_version_tag("broken", "1", "onnxserve.monitor.x/window", "soon")
+    card = make_card("models:/broken/1", registry.store)
+    for section in ("robustness", "explanations", "segments", "monitors"):
+        assert mentions(texts(card, section), section, "cannot be understood")
+
+
+def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(registry: Registry) -> None:
+    registry.register("odd")
+    registry.client.set_registered_model_tag("odd", "onnxserve.gate.policy", "approvals: {counts: 1}")
+    for name, value in (("", "passed"), (".digest", "a digest")):
+        registry.client.set_model_version_tag("odd", "1", f"onnxserve.gate{name}", value)
+    verdict, policy, *_ = texts(make_card("models:/odd/1", registry.store), "gate").splitlines()
+    assert mentions(verdict, "models:/odd/1 is passed")
+    assert mentions(policy, "policy", "onnxserve.gate.policy of model odd", "approvals.counts")
+
+
+def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry) -> None:
+    registry.register("odd")
+    (registry.folder / "model" / "MLmodel").write_text("flavors: {onnxserve: 5}")
+    card = make_card("models:/odd/1", registry.store)
+    texts = [statement.text for statement in card.model_details["origin"]]
+    words = "The model cannot be read: the MLmodel file cannot be understood: flavors.onnxserve is 5"
+    assert [text for text in texts if text.startswith(words)]
+
+
+def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry: Registry) -> None:
+    registry.store.record("approve", model="again", version="1", after="@champion", actor="ada")
+    registry.register("again")
+    registry.store.record("approve", model="again", version="2", after="@champion", actor="ada")
+    registry.store.record("approve", model="again", version="1", after="@champion", actor="bob")
+    approvals = texts(make_card("models:/again/1", registry.store), "approvals")
+    assert (mentions(approvals, "bob"), mentions(approvals, "ada")) == (True, False)
+
+
+def test_only_registered_versions_have_a_card(registry: Registry) -> None:
+    with refused(InvalidConfig, str(registry.folder / "model")):
+        make_card(str(registry.folder / "model"), registry.store)
+
+
+def test_the_command_writes_the_page_and_the_document(registry: Registry) -> None:
+    registry.register("toy")
+    before = datetime.now(UTC)
+    done = CliRunner().invoke(main, ["card", "models:/toy/1"])
+    assert done.exit_code == 0, done.output
+    assert mentions(done.stdout, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json")
+    document = json.loads((registry.folder / "toy-1-card" / "model_card.json").read_text())
+    assert {group: [*document[group]] for group in SECTIONS} == BARE
+    assert datetime.fromisoformat(document["created_at"]) >= before
+    page = Page((registry.folder / "toy-1-card" / "model_card.html").read_text())
+    written = [entry["text"] for group in SECTIONS for entries in document[group].values() for entry in entries]
+    assert all(text in page.texts for text in written)
+
+
+def test_without_an_answer_of_mlflow_no_file_is_written(
+    registry: Registry, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking_at(f"http://127.0.0.1:{free_port}"):
+        assert mentions(said(CliRunner().invoke(main, ["card", "models:/toy/1"])), str(free_port))
+    assert not [*registry.folder.rglob("model_card.*")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["models:/toy/9"], ["toy", "9"]),
+        (["models:/gone/1"], ["gone"]),
+        (["models:/toy/1", "-o", "model/MLmodel/below"], ["model/MLmodel/below"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_no_file(registry: Registry, arguments: list[str], names: list[str]) -> None:
+    registry.register("toy")
+    assert mentions(said(CliRunner().invoke(main, ["card", *arguments])), *names)
+    assert not [*registry.folder.rglob("model_card.*")]

@@ -1,0 +1,119 @@
+"""Tests of the client of requests for promotions: the answers of MLflow's servers with and without onnxserve."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+    ScopeMissing,
+    Unauthenticated,
+)
+from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest, listed_requests, send_decision
+from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
+
+REQUEST = {"model": "flights", "version": "3", "to": "@champion", "requested_by": "eva"}
+REQUEST |= {"at": "2026-11-25T12:00:00Z"}
+
+
+@pytest.fixture
+def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A server that answers each request with the same status and body, and keeps the last request."""
+    served = SimpleNamespace(status=200, body="[]", kind="application/json", path="", sent=None, login="")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.path, served.login = self.path, self.headers.get("Authorization", "")
+            length = int(self.headers.get("Content-Length") or 0)
+            served.sent = json.loads(self.rfile.read(length)) if length else None
+            self.send_response(served.status)
+            self.send_header("Content-Type", served.kind)
+            self.end_headers()
+            self.wfile.write(served.body.encode())
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with tracking_at(f"http://127.0.0.1:{server.server_port}/ml"):
+            yield served
+        server.shutdown()
+
+
+def test_the_requests_are_read_with_the_credentials_of_mlflow(
+    mlflow_at: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    mlflow_at.body = json.dumps([REQUEST | {"a_field_of_a_newer_server": 1}])
+    (listed,) = listed_requests("flights")
+    assert listed == ListedRequest.model_validate(REQUEST)
+    assert mlflow_at.path == "/ml/onnxserve/requests?model=flights&workspace=team-a"
+    assert mlflow_at.login.startswith("Basic ")
+
+
+def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
+    mlflow_at.body = json.dumps(REQUEST)
+    assert send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
+    assert (mlflow_at.path, mlflow_at.sent) == (
+        "/ml/onnxserve/requests",
+        {"action": "approve", "model": "flights", "version": "3", "to": "@champion", "why": "fine", "report": "ab12"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (400, "INVALID_PARAMETER_VALUE", InvalidRequest),
+        (401, "UNAUTHENTICATED", Unauthenticated),
+        (403, "PERMISSION_DENIED", ScopeMissing),
+        (404, "RESOURCE_DOES_NOT_EXIST", NotFound),
+        (503, "TEMPORARILY_UNAVAILABLE", OnnxserveError),
+    ],
+)
+def test_an_error_of_the_server_is_raised_with_its_message(
+    mlflow_at: SimpleNamespace, status: int, code: str, error: type[OnnxserveError]
+) -> None:
+    mlflow_at.status, mlflow_at.body = status, json.dumps({"error_code": code, "message": "so it is"})
+    with pytest.raises(error) as raised:
+        send_decision("approve", "flights", "3", "@champion")
+    assert raised.value.message == "so it is"
+    assert raised.value.http_status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "error", "names"),
+    [
+        (404, "text/html", "<!doctype html>", InvalidConfig, ["--app-name onnxserve"]),
+        (404, "application/json", '{"detail": "Not Found"}', InvalidConfig, ["--app-name onnxserve"]),
+        (405, "text/html", "", InvalidConfig, ["--app-name onnxserve"]),
+        (200, "text/html", "<!doctype html>", InvalidConfig, ["--app-name onnxserve"]),
+        (401, "text/html", "You are not authenticated", RegistryRefused, ["MLFLOW_TRACKING_PASSWORD"]),
+        (403, "text/plain", "Permission denied", RegistryRefused, ["permission"]),
+        (502, "text/html", "<h1>Bad gateway</h1>", RegistryUnavailable, ["502"]),
+    ],
+)
+def test_another_answer_is_an_error_with_a_remedy(
+    mlflow_at: SimpleNamespace, status: int, kind: str, body: str, error: type[OnnxserveError], names: list[str]
+) -> None:
+    mlflow_at.status, mlflow_at.kind, mlflow_at.body = status, kind, body
+    with pytest.raises(error) as raised:
+        listed_requests()
+    assert mentions(raised.value.message, *names)
+    assert "secret" not in raised.value.message

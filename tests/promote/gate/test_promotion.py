@@ -1,0 +1,260 @@
+import hashlib
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.policy import Permissions, choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.promote.gate.approvals import Person, approve, request_promotion, subject_of
+from mlflow_deploy_plugin.promote.gate.promotion import promote
+from mlflow_deploy_plugin.promote.gate.run import run_gate
+from tests.support.refusals import mentions, refused
+
+
+@pytest.fixture
+def toy(registry: MlflowClient) -> MlflowClient:
+    """Configure only the cheap checks. test_judge.py, test_run.py and tests/e2e/test_gate.py test the other checks."""
+    text = "skip: [evaluation, robustness, budget]\n"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
+    return registry
+
+
+UNEVALUATED = "passed without an evaluation"
+
+
+def stages(client: MlflowClient) -> dict[int, str]:
+    return {v.version: v.current_stage for v in client.search_model_versions("name='toy'")}
+
+
+def events() -> list[AuditEvent]:
+    store = open_store(load_settings().store_url)
+    try:
+        return [*store.events(model="toy")]
+    finally:
+        store.close()
+
+
+def actions() -> list[tuple[str, str, str]]:
+    return [(event.action, event.version, event.actor) for event in events()]
+
+
+def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> None:
+    said: list[str] = []
+    found = promote("toy", "2", "production", actor="eva", progress=said.append)
+    assert (found.to, found.before, found.gate, found.uri) == ("Production", "1", UNEVALUATED, "models:/toy/Production")
+    assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
+    assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
+    assert mentions(said[-1], "version 2", "Production")
+    event = events()[-1]
+    assert (event.before, event.after) == ("version 1 in Production", "version 2 in Production")
+    assert (event.detail["report"], event.detail["moved"]) == (found.report, {"place": "Production", "before": "1"})
+
+
+def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: MlflowClient) -> None:
+    with refused(GateRefused, "toy version 4", "Production", "form", "report"):
+        promote("toy", "4", "Production", actor="eva")
+    assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
+    assert actions() == [("gate", "4", "eva"), ("refused", "4", "eva")]
+    assert events()[-1].after == ""
+    assert "moved" not in events()[-1].detail
+
+
+def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
+    with refused(InvalidConfig, "forced", "reason"):
+        promote("toy", "4", "Production", force=True)
+    found = promote("toy", "4", "Production", force=True, why="the old one is broken", actor="eva")
+    assert found.gate == "forced"
+    assert stages(toy)[4] == "Production"
+    tags = toy.get_model_version("toy", "4").tags
+    assert tags["onnxserve.gate"] == "forced"
+    assert tags["onnxserve.gate.reason"].startswith(
+        "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned"
+    )
+    event = events()[-1]
+    assert (event.action, event.actor, event.why) == ("promote", "eva", "the old one is broken")
+    assert event.detail["forced"] is True
+
+
+def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any")
+    assert promote("toy", "4", "Production", force=True, why="why").gate == UNEVALUATED
+
+
+@pytest.mark.long
+def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> None:
+    run_gate("toy", "2")
+    said: list[str] = []
+    promote("toy", "2", "Production", progress=said.append)
+    assert said[0].startswith("the verdict on version 2 from ")
+    promote("toy", "1", "Production", progress=said.append)  # Version 1 is compared with version 2.
+    run_gate("toy", "2")
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nseed: 1")
+    said.clear()
+    promote("toy", "2", "Production", progress=said.append)
+    assert said[0].startswith("fetching")  # The policy has changed.
+    for version, year in (("1", 2020), ("2", 2096)):  # Version 2 was judged by a machine whose clock was ahead.
+        toy.set_model_version_tag("toy", version, "onnxserve.gate.at", f"{year}-01-01T00:00:00+00:00")
+        said.clear()
+        promote("toy", version, "Production", progress=said.append)
+        assert said[0].startswith("fetching")
+
+
+def test_a_verdict_on_other_files_is_not_taken(toy: MlflowClient, own_files: Path, folders: dict[str, Path]) -> None:
+    run_gate("toy", "5")
+    shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
+    with pytest.raises(GateRefused, match="form is warned"):
+        promote("toy", "5", "Production")
+    assert stages(toy)[5] == "None"
+    tags = toy.get_model_version("toy", "5").tags
+    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == ("failed", version_digest("models:/toy/5"))
+
+
+def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
+    toy: MlflowClient, own_files: Path, folders: dict[str, Path]
+) -> None:
+    assert promote("toy", "5", "Production").is_moved
+    shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
+    with pytest.raises(GateRefused, match="form is warned"):
+        promote("toy", "5", "Production")
+
+
+@pytest.mark.parametrize("can_be_judged", [True, False])
+def test_a_forced_version_is_forced_with_its_files(can_be_judged: bool, toy: MlflowClient) -> None:
+    if not can_be_judged:
+        policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
+        toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
+    promote("toy", "4", "Production", force=True, why="a drill", allowed=Permissions(files=can_be_judged))
+    assert resolve("models:/toy/4").gate_status.passed
+    assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest("models:/toy/4")
+
+
+def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: MlflowClient) -> None:
+    def overtaken(line: str) -> None:
+        if line.startswith("logging"):
+            toy.transition_model_version_stage("toy", "3", "Production", archive_existing_versions=True)
+
+    with refused(GateRefused, "version 3", "Production", "version 2", "again"):
+        promote("toy", "2", "Production", progress=overtaken)
+    assert stages(toy)[3] == "Production"
+    assert promote("toy", "2", "Production").before == "3"
+
+
+def test_the_alias_champion_is_gated_by_default(toy: MlflowClient) -> None:
+    toy.set_registered_model_alias("toy", "champion", "1")
+    with refused(GateRefused, "toy version 4", "@champion"):
+        promote("toy", "4", "@champion")
+    found = promote("toy", "2", "@champion")
+    assert mentions(found.location_text, "@champion")
+    assert (found.gate, found.before, found.uri) == (UNEVALUATED, "1", "models:/toy@champion")
+    assert toy.get_model_version_by_alias("toy", "champion").version == 2
+
+
+def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
+    found = promote("toy", "4", "Staging")
+    assert (found.gate, found.reason) == ("not asked", "the policy does not gate Staging")
+    assert promote("toy", "4", "@shadow").gate == "not asked"
+    assert stages(toy)[4] == "Staging"
+    assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
+
+
+def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: MlflowClient) -> None:
+    toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
+    again = r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force --why TEXT"
+    with pytest.raises(GateRefused, match=again):
+        promote("toy", "2", "Production", actor="eva")
+    assert actions() == [("refused", "2", "eva")]
+    promote("toy", "2", "Staging")  # No endpoint follows Staging.
+    assert promote("toy", "2", "Production", force=True, why="it is fast now").gate == UNEVALUATED
+    assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
+
+
+def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
+    moved = promote("toy", "2", "Production", actor="eva")
+    again = promote("toy", "2", "Production", actor="eva")
+    assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
+        True,
+        False,
+        UNEVALUATED,
+        "is in Production",
+    )
+    assert again.reason == moved.reason
+    assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
+
+
+def test_what_is_there_without_a_verdict_gets_one(toy: MlflowClient) -> None:
+    assert promote("toy", "1", "Production").is_moved
+    assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
+
+
+@pytest.mark.parametrize(
+    ("version", "to", "error", "message"),
+    [
+        ("2", "Prod", InvalidConfig, r"'Prod' is neither a stage \(Production, Staging, Archived, None\) nor an alias"),
+        ("9", "Production", NotFound, "model toy has no version 9"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(
+    version: str, to: str, error: type[Exception], message: str, toy: MlflowClient
+) -> None:
+    with pytest.raises(error, match=message):
+        promote("toy", version, to)
+
+
+def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:
+    (tmp_path / "easy.yaml").write_text("parity: any\nskip: [evaluation, robustness, budget]")
+    with refused(InvalidConfig, "model toy", "already has a policy"):
+        promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
+
+
+APPROVED = "skip: [evaluation, robustness, budget]\napprovals: {count: 2, groups: [risk], evaluation: optional}"
+
+
+def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
+    """Request the promotion to Production, and approve it with the last report of the gate."""
+    policy = choose_policy("toy").policy
+    place, entry = StageOrAlias(stage="Production"), toy.get_model_version("toy", version)
+    files = version_digest(f"models:/toy/{version}")
+    subject = subject_of(entry, place, files, policy)
+    with closing(open_store(load_settings().store_url)) as store:
+        request, _ = request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
+        report = MlflowClient().download_artifacts(request.report.partition("/")[0], "gate_report.html")
+        seen = hashlib.sha256(Path(report).read_bytes()).hexdigest()
+        for user in users:
+            approve(store, policy, subject, Person(user, frozenset({"risk"}), may_edit=False), report=seen)
+
+
+@pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
+def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
+    version: str, force: bool, toy: MlflowClient
+) -> None:
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
+    for users, missing in ((), "2 of 2"), (("ada",), "1 of 2"):
+        if users:
+            approve_as(toy, version, *users)
+        with refused(
+            GateRefused, missing, "risk", *users, f"onnxserve promote toy {version} --to Production --request"
+        ):
+            promote("toy", version, "Production", force=force, why="a drill")
+        assert stages(toy)[1] == "Production"
+        assert toy.get_model_version("toy", version).tags["onnxserve.gate"] in ("failed", UNEVALUATED)
+        assert (events()[-1].action, events()[-1].version) == ("refused", version)
+    approve_as(toy, version, "bob")
+    assert promote("toy", version, "Production", force=force, why="a drill").is_moved
+    promote("toy", version, "Production", force=force, why="a drill")  # The version is already there.
+    toy.transition_model_version_stage("toy", version, "Archived")
+    with refused(GateRefused, "2 of 2"):
+        promote("toy", version, "Production", force=force, why="a drill")
+
+
+def test_a_stage_that_the_policy_does_not_gate_needs_no_approvals(toy: MlflowClient) -> None:
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
+    assert promote("toy", "2", "Staging").is_moved

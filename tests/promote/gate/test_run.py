@@ -1,0 +1,157 @@
+"""Tests of a run of the gate: the logged report, the tags of the version and the audit trail."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
+from tests.support.refusals import mentions
+
+
+@pytest.fixture
+def policy(folders: dict[str, Path], registry: MlflowClient) -> None:
+    """Set the policy of `toy` to all checks that do not need a separate process."""
+    evaluation = f"{{dataset: {folders['holdout']}, target: label, resamples: 200}}"
+    text = f"evaluation: {evaluation}\nskip: [budget]\n"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
+
+
+def events() -> list[AuditEvent]:
+    store = open_store(load_settings().store_url)
+    try:
+        return [*store.events(model="toy")]
+    finally:
+        store.close()
+
+
+def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
+    policy: None, registry: MlflowClient, tmp_path: Path
+) -> None:
+    gated = run_gate("toy", "2", actor="eva")
+    run = registry.get_run(gated.run.run_id)
+    assert run.info.run_name == "gate toy v2"
+    assert run.info.status == "FINISHED"
+    # The version was not logged by a run.
+    assert registry.get_experiment(run.info.experiment_id).name == "onnxserve/toy"
+    assert run.data.metrics["gate_passed"] == 1
+    assert run.data.metrics["evaluation/accuracy_current"] > 0.8
+    assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8  # MLflow's evaluation logs this metric.
+    names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
+    assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
+    document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text())
+    assert (document["state"], document["against"]) == ("passed", "models:/toy/1")
+    assert resolve("models:/toy/2").gate_status.passed
+    tags = registry.get_model_version("toy", "2").tags
+    assert tags["onnxserve.gate"] == "passed"
+    assert tags["onnxserve.gate.report"] == f"{gated.run.run_id}/gate_report.html"
+    assert tags["onnxserve.gate.against"] == "models:/toy/1"
+    assert tags["onnxserve.gate.digest"] == document["digest"] == version_digest("models:/toy/2")
+    (event,) = events()
+    assert (event.action, event.actor, event.version, event.after) == ("gate", "eva", "2", "passed")
+    assert event.detail["checks"]["evaluation"]["difference"] == 0
+
+
+def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are_written(
+    policy: None, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, seen = tags.tag_version, list[str]()
+
+    def write_and_read(name: str, version: str, key: str, value: str) -> None:
+        write(name, version, key, value)
+        seen.append(tags.gate_status_of(registry.get_model_version(name, version).tags).reason)
+
+    monkeypatch.setattr(tags, "tag_version", write_and_read)
+    run_gate("toy", "2")
+    assert {reason for reason in seen if "again" in reason} == set()
+    assert {"it has not been through the gate", seen[-1]} == {*seen}
+
+
+@pytest.mark.long
+def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
+    run_gate("toy", "3")
+    found = resolve("models:/toy/3").gate_status
+    assert (found.passed, found.state) == (False, "failed")
+    assert found.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
+    assert mentions(resolve("models:/toy/2").gate_status.reason, "the gate")
+
+
+def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
+    own = "skip: [evaluation, robustness, budget]"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", own)
+    (tmp_path / "easy.yaml").write_text(f"parity: any\n{own}")
+    gated = run_gate("toy", "4", policy_file=tmp_path / "easy.yaml")
+    assert gated.verdict.passed
+    assert not gated.is_tagged
+    assert resolve("models:/toy/4").gate_status.state == ""
+    (tmp_path / "same.yaml").write_text(own)
+    assert run_gate("toy", "4", policy_file=tmp_path / "same.yaml").is_tagged
+    assert resolve("models:/toy/4").gate_status.state == "failed"
+
+
+@pytest.mark.long
+def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text("skip: [evaluation, robustness, budget]")
+    registry.transition_model_version_stage("toy", "2", "Production")
+    assert run_gate("toy", "2", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/1"
+    assert run_gate("toy", "3", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/2"
+    other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
+    assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
+    reasons = {check.name: check.reason for check in other.verdict.checks}
+    assert mentions(reasons["signature"], "the same", "models:/toy/1")  # Version 2 is served, not version 1.
+    same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
+    assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
+
+
+def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient) -> None:
+    policy = "skip: [evaluation, robustness, budget]"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
+    assert verdict_of_served("toy", "1") is None  # The version is served without a verdict.
+    run_gate("toy", "1")
+    told = str(verdict_of_served("toy", "1"))
+    assert told.startswith(
+        "toy version 1 is the served version (Production), and there is no version to compare it with"
+    )
+    assert mentions(told, "remains passed", "without an evaluation")
+    assert verdict_of_served("toy", "2") is None
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
+    assert verdict_of_served("toy", "1") is None  # The policy has changed.
+
+
+def test_the_verdict_on_other_files_is_not_told_of_what_is_served(
+    registry: MlflowClient, own_files: Path, folders: dict[str, Path]
+) -> None:
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]")
+    registry.transition_model_version_stage("toy", "5", "Production", archive_existing_versions=True)
+    run_gate("toy", "5")
+    assert verdict_of_served("toy", "5") is not None
+    shutil.copytree(folders["worse"], own_files, dirs_exist_ok=True)
+    assert verdict_of_served("toy", "5") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "error", "message"),
+    [
+        ("toy", "9", NotFound, "model toy has no version 9"),
+        ("none", "1", NotFound, "there is no registered model none"),
+        ("toy", "Production", InvalidConfig, "'Production' is not a version of toy; a number is expected"),
+    ],
+)
+def test_a_version_that_is_not_there_is_named(
+    model: str, version: str, error: type[Exception], message: str, registry: MlflowClient
+) -> None:
+    with pytest.raises(error, match=message):
+        run_gate(model, version)

@@ -1,0 +1,109 @@
+"""A registry with small models, and an inference log of requests that these models have answered, as a server logs."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.promote.replay.prediction import Replay, find_request, replay_prediction
+from mlflow_deploy_plugin.promote.replay.traffic import Traffic
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
+from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.tracking import tracking_at
+
+Outputs = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A registry and the log of a server, in a folder of the test."""
+
+    client: MlflowClient
+    folder: Path
+
+    @property
+    def log(self) -> InferenceLog:
+        return open_log(str(self.folder / "log"))
+
+    def register(self, model: Path, name: str = "toy") -> Path:
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        self.client.create_model_version(name, model.as_uri())
+        return model
+
+    def answer(
+        self,
+        model: Path,
+        rows: Mapping[str, Any],
+        *,
+        name: str = "toy",
+        version: str = "1",
+        endpoint: str = "toys",
+        drop: tuple[str, ...] = (),
+        mask: tuple[str, ...] = (),
+        change: Callable[[Outputs], object] = lambda outputs: None,
+    ) -> str:
+        """Answer a request of columns or tensors, log it, and return its id. `change` changes the logged outputs."""
+        artifact = read_served_artifact(model)
+        if artifact.flavor == PYTHON_FUNCTION:
+            schema, names, scorer = pyfunc_schema(artifact), None, load_scorer(model)
+            if artifact.tensors:
+                feeds = schema.from_columns(rows)
+                outputs = dict(scorer.predict(feeds).arrays["outputs"])
+            else:
+                records = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+                arrays = scorer.invoke(JSON, orjson.dumps({"dataframe_records": records})).arrays
+                feeds = dict(arrays["feeds"])
+                outputs = dict(arrays.get("outputs") or arrays["texts"])
+        else:
+            onnx = OnnxModel.load(model)
+            schema, artifact = onnx.schema, onnx.artifact
+            names = tuple(output.name for output in artifact.outputs)
+            feeds = schema.from_columns(rows)
+            outputs = onnx.run(feeds)
+        change(outputs)
+        captured = exclude_columns(
+            CapturedModel(name, version, schema, artifact.prediction or tuple(outputs), names), drop, mask
+        )
+        return self.capture(captured, feeds, outputs, endpoint)
+
+    def capture(self, model: CapturedModel, feeds: Outputs, outputs: Outputs, endpoint: str, status: int = 200) -> str:
+        now, identity = int(time.time() * 1e6), uuid.uuid4().hex
+        writer = CaptureWriter(self.folder / "spool")
+        record = RequestRecord(endpoint, endpoint, "", identity, now, now, status=status)
+        assert writer.write(record, model, feeds, outputs, 1000)[-1]
+        writer.close()
+        assert Shipper(self.folder / "spool", str(self.folder / "log")).round()
+        return identity
+
+    def replay(self, prediction_id: str, capture: CaptureSpec | None = None, **options: Any) -> Replay:
+        """Replay a request to an endpoint, which captures by `capture` now."""
+        endpoint, table = find_request(self.log, prediction_id)
+        return replay_prediction(Traffic(self.log, endpoint, capture or CaptureSpec()), table, **options)
+
+
+@pytest.fixture
+def answering(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Answering]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
+    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
+    with tracking_at(new_database(tmp_path)):
+        yield Answering(MlflowClient(), tmp_path)

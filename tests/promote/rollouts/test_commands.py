@@ -1,0 +1,111 @@
+"""The description of a rollout for users, and the checks before a rollout starts."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.promote.rollouts.commands import (
+    RolloutRequest,
+    command_rollout,
+    describe_rollout,
+    last_rollout,
+    require_controller,
+    stall_reason,
+    start_rollout,
+)
+from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from tests.support.refusals import mentions, refused
+from tests.support.rollouts import PLAN
+
+LEASE = "rollouts/here"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
+    yield opened
+    opened.close()
+
+
+def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None:
+    with refused(NotReady, "was not started", "`onnxserve controller`", "--wait"):
+        require_controller(store, LEASE, patience=0)
+
+    killed = store.acquire_lease(LEASE, "killed", seconds=0)
+    assert killed is not None
+    with pytest.raises(NotReady, match="no controller"):
+        require_controller(store, LEASE, patience=0)
+
+    store.release_lease(killed)
+    store.acquire_lease(LEASE, "alive", seconds=60)
+    require_controller(store, LEASE, patience=0)
+
+
+def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    deployments = Deployments(store, settings, lambda line: None)
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
+    assert mentions(stall_reason(deployments, "flights"), "'flights'", "another machine")
+
+    (settings.deployments_path / "flights").mkdir(parents=True)
+    assert mentions(stall_reason(deployments, "flights"), "no controller")
+
+    assert store.acquire_lease(rollouts_lease_name(deployments.place("flights")), "beside", 60)
+    assert stall_reason(deployments, "flights") == ""
+
+
+def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1"))
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    with refused(NotReady, "flights", "no Kubernetes cluster"):
+        start_rollout(deployments, "flights", RolloutRequest(to="2"))
+
+
+def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(store: Store, tmp_path: Path) -> None:
+    spec = add_variant(new_endpoint("flights", "models:/flight-delay/1"), "candidate", "models:/flight-delay/2")
+    store.add_endpoint("onnxserve", apply_config(spec, {"variants.candidate.weight": 10}))
+    store.add_rollout("flights", PLAN.to_json(), "stepping")
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    with refused(AlreadyExists, "onnxserve rollout flights --abort"):
+        start_rollout(deployments, "flights", RolloutRequest(to="2"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [({"steps": "0,50"}, "--steps"), ({"every": "5"}, "--every"), ({"abort_on": "errors>1%"}, "--abort-on")],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_anything_is_looked_up(
+    fields: dict[str, str], option: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=option):
+        RolloutRequest(to="2", **fields)  # type: ignore[arg-type]
+
+
+def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
+    judged = {"figures": "many requests failed", "log_evidence": 500.0, "log_evidence_needed": 4.9}
+    begun = store.add_rollout("flights", PLAN.to_json(), "stepping")
+
+    told = describe_rollout(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
+
+    assert mentions(told, "many requests failed", "100%")
+
+
+def test_what_a_rollout_cannot_do_in_its_state_is_refused(store: Store, tmp_path: Path) -> None:
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    with refused(NotFound, "'flights'", "no rollout"):
+        last_rollout(store, "flights")
+
+    store.add_rollout("flights", PLAN.to_json(), "stepping")
+    with refused(InvalidConfig, "'flights'", "resumed", "stepping"):
+        command_rollout(deployments, "flights", "resume")

@@ -1,0 +1,79 @@
+"""A plan is stored as JSON, and its steps and criteria are parsed from the user's text."""
+
+import json
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.store import Rollout
+from mlflow_deploy_plugin.promote.rollouts.plan import Criterion, parse_criteria, parse_steps, plan_of
+from tests.support.refusals import refused
+from tests.support.rollouts import PLAN
+
+
+def test_a_plan_survives_being_written_down() -> None:
+    now = utc_now()
+    written = json.loads(json.dumps(PLAN.to_json()))
+
+    assert plan_of(Rollout(1, PLAN.endpoint, written, "starting", 0, now, {}, "", now, now)) == PLAN
+
+
+def test_the_error_probability_is_shared_by_all_tests() -> None:
+    assert PLAN.level_of_a_test == pytest.approx(0.05 / 2 / 2)
+
+
+def test_steps_rise_from_one_to_a_hundred_percent() -> None:
+    assert parse_steps("1, 10%,50,100") == (1, 10, 50, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "whole percentages"),
+        ("1,x", "whole percentages"),
+        ("0,100", "must ascend"),
+        ("10,5", "must ascend"),
+        ("10,5,20", "must ascend"),
+        ("50,50", "must ascend"),
+        ("50,101", "must ascend"),
+    ],
+)
+def test_other_steps_are_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"--steps .*{said}"):
+        parse_steps(text)
+
+
+def test_criteria_are_read_with_their_units() -> None:
+    assert parse_criteria("error_rate>1%, p99 > 2x,disagreement>0.2") == (
+        Criterion("error_rate>1%", "error_rate", 0.01),
+        Criterion("p99>2x", "latency", 0.01, factor=2.0),
+        Criterion("disagreement>0.2", "disagreement", 0.2),
+    )
+
+
+def test_a_latency_may_be_said_in_time() -> None:
+    fast, slow = parse_criteria("p50>250ms,p95>1.5s")
+
+    assert (fast.share, fast.seconds, fast.factor) == (0.5, 0.25, None)
+    assert (slow.share, slow.seconds) == (0.05, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ["contains no criterion", "error_rate>1%"]),
+        ("errors>1%", ["'errors>1%'", "is not a criterion", "error_rate>1%, p99>2x"]),
+        ("error_rate<1%", ["'error_rate<1%'", "is not a criterion"]),
+        ("p42>2x", ["'p42>2x'", "is not a criterion"]),
+        ("p99>2", ["'p99>2'", "is not a criterion"]),
+        ("error_rate>120%", ["error_rate>120%", "0%", "100%"]),
+        ("error_rate>0", ["error_rate>0", "0%", "100%"]),
+        ("p99>0.5x", ["p99>0.5x", "1x"]),
+        ("p99>0ms", ["p99>0ms", "greater than 0"]),
+        ("p99>2x,p99>1s", ["p99>2x", "p99>1s", "the same"]),
+    ],
+)
+def test_what_is_no_criterion_is_refused_with_those_that_are(text: str, names: list[str]) -> None:
+    with refused(InvalidConfig, "--abort-on", *names):
+        parse_criteria(text)

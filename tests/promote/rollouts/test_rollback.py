@@ -1,0 +1,365 @@
+"""The earlier version of an endpoint, from the most reliable source that has it. Its server is not running."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
+from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
+from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions
+from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
+from mlflow_deploy_plugin.promote.rollouts.state_machine import Progress
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, ServerMetrics, VersionCounters
+from tests.support.refusals import mentions, refused
+from tests.support.rollouts import PLAN
+from tests.support.tracking import tracking_at
+
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[None]:
+    with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
+        yield
+
+
+@pytest.fixture
+def model(registry: None) -> str:
+    """A registered model whose versions 2, 1 and 3 were in Production one after the other, and had the alias."""
+    name, client = f"model-{next(_numbers)}", MlflowClient()
+    client.create_registered_model(name)
+    for _ in range(3):
+        client.create_model_version(name, "s3://nowhere/model")
+    for version in ("2", "1", "3"):
+        client.transition_model_version_stage(name, version, "Production", archive_existing_versions=True)
+        client.set_registered_model_alias(name, "live", version)
+    return name
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    opened = open_store(load_settings().store_url)
+    yield opened
+    opened.close()
+
+
+def roll_back(endpoint: str, **asked: Any) -> dict[str, str]:
+    with open_deployments(print) as deployments:
+        return rollback(deployments, endpoint, **asked)
+
+
+def stage(model: str, version: str) -> str:
+    return str(MlflowClient().get_model_version(model, version).current_stage)
+
+
+def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+
+    done = roll_back("flights", why="too slow", actor="ada@laptop")
+
+    assert (done["model"], done["from"], done["to"]) == (model, "3", "1")
+    assert mentions(done["source"], "archived", "the registry")
+    assert (stage(model, "1"), stage(model, "3")) == ("Production", "Archived")
+    tags = MlflowClient().get_model_version(model, "3").tags
+    assert tags["onnxserve.rolled_back"] == "flights: too slow"
+    event = next(store.events("flights", newest_first=True))
+    assert (event.action, event.before, event.after, event.why) == ("rollback", "version 3", "version 1", "too slow")
+    assert (event.model, event.actor, event.detail["source"]) == (model, "ada@laptop", done["source"])
+
+
+def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+
+    done = roll_back("flights")
+
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the audit trail")
+
+
+def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production"))
+
+    class Counted(Deployments):
+        def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = 0) -> MetricsByServer:
+            def answered(version: str, at: float) -> ServerMetrics:
+                key = ("flights", "flights", model, version)
+                return ServerMetrics({key: VersionCounters(requests=1)}, {("flights", model, version): at})
+
+            return {"f-1": answered("3", 300), "f-2": answered("2", 200), "f-3": Refused("no command can be run there")}
+
+    done = rollback(Counted(store, load_settings(), print), "flights")
+
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the server", "version 1")
+
+
+def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
+        store.record("transition", model=model, version="3", detail=move_detail(stage_moved_to, stood))
+
+    done = roll_back("flights")
+
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the audit trail")
+
+
+def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+    store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "1"))
+
+    done = roll_back("flights")
+
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the audit trail")
+
+
+@pytest.mark.parametrize(
+    ("action", "endpoint", "to"),
+    [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
+)
+def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
+    store: Store, model: str, action: str, endpoint: str, to: str
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
+
+    assert roll_back("flights")["to"] == to
+
+
+@pytest.mark.parametrize("action", ["rename", "delete"])
+def test_the_trail_of_another_model_that_had_the_name_does_not_count(store: Store, model: str, action: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+    store.record(action, model=model)
+
+    assert roll_back("flights")["to"] == "1"
+
+
+def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
+    """Return the history of the alias in MLflow's server: the new and the previous version of each change."""
+    for version, stood in moves:
+        store.record(
+            "alias", model=model, version=version or stood, detail=move_detail("@live", stood) if version else {}
+        )
+
+
+@pytest.mark.parametrize(
+    ("moves", "served"),
+    [
+        ([("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")], "2"),
+        ([("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")], "1"),
+        ([("3", "2"), ("1", "3"), ("", "1"), ("3", "")], "1"),  # The alias was deleted and set again.
+        ([("3", "1"), ("2", "3"), ("", "2"), ("3", "")], "2"),
+        ([("3", "1"), ("2", "3")], "2"),  # A later change to version 3 was not recorded.
+        ([("1", ""), ("3", "")], "1"),
+    ],
+)
+def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
+    store: Store, model: str, moves: list[tuple[str, str]], served: str
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+    by_hand(store, model, *moves)
+
+    done = roll_back("flights")
+
+    assert (done["from"], done["to"]) == ("3", served)
+    assert mentions(done["source"], "version 3", "the audit trail")
+
+
+def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    for version, place, stood in (
+        ("3", "Production", "1"),
+        ("2", "Production", "3"),
+        ("2", "Archived", ""),
+        ("3", "Production", ""),
+    ):
+        store.record("transition", model=model, version=version, detail=move_detail(place, stood))
+
+    assert roll_back("flights")["to"] == "2"
+
+
+def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/3"))
+    MlflowClient().set_model_version_tag(model, "3", "onnxserve.rolled_back", "flights: too slow")
+    uri = f"models:/{model}/3"
+    plan = replace(PLAN, main="flights", kind="pinned", model=model, version="3", to_uri=uri, before_uri=uri)
+
+    with open_deployments(print) as deployments:
+        for version in ("3", "4"):  # The fourth version was deleted.
+            actions = RolloutActions(deployments, "controller@here", print)
+            actions.do("finish", replace(plan, version=version), Progress("promoting"))
+
+    assert "onnxserve.rolled_back" not in MlflowClient().get_model_version(model, "3").tags
+
+
+def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+
+    assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
+    with refused(NotFound, "MLflow", f"version 2 of {model}", "--to VERSION`"):
+        roll_back("flights")
+
+
+def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+
+    with pytest.raises(NotFound, match="--to VERSION`"):
+        roll_back("flights")
+    with refused(InvalidConfig, "version 3", "already"):
+        roll_back("flights", to="3")
+    done = roll_back("flights", to="2")
+
+    assert (done["to"], done["source"]) == ("2", "requested by the user")
+    assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
+
+
+def test_what_a_rollout_has_promoted_just_now_is_taken_back(
+    store: Store, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    begun, read = store.add_rollout("flights", PLAN.to_json(), "promoting"), store.rollouts
+
+    def ends_after_the_first_look(*asked: Any, **more: Any) -> list[Rollout]:
+        found = read(*asked, **more)
+        store.update_rollout(replace(begun, state="promoted", ended_at=begun.created_at), None)
+        return found
+
+    monkeypatch.setattr(store, "rollouts", ends_after_the_first_look)
+
+    done = rollback(Deployments(store, load_settings(), print), "flights")
+
+    assert (done["from"], done["to"]) == ("3", "1")
+
+
+@pytest.mark.parametrize("to", ["2", "models:/{}/2"])
+def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: str, to: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+
+    with refused(InvalidConfig, model, "versions", "6"):
+        roll_back("flights", to="models:/other/2")
+    assert roll_back("flights", to=to.format(model))["to"] == "2"
+
+
+@pytest.fixture
+def pinned(store: Store) -> Callable[..., dict[str, str]]:
+    """Roll back an endpoint that follows nothing. Only the stored spec changes, because no server runs."""
+
+    class Written(Deployments):
+        def update_endpoint(
+            self, endpoint: str, config: Any, why: str = "", actor: str | None = None, restores: bool = False
+        ) -> Any:
+            stored = self.store.endpoint(endpoint)
+            assert stored is not None
+            self.progress(f"restores={restores}")
+            self.store.replace_spec(apply_config(stored.spec, config), why=why)
+
+    return lambda **asked: rollback(Written(store, load_settings(), print), "flights", **asked)
+
+
+def give(store: Store, model_uri: str) -> None:
+    store.replace_spec(new_endpoint("flights", model_uri))
+
+
+def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
+    store: Store, pinned: Callable[..., dict[str, str]]
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    give(store, "models:/X/2")
+
+    assert (done := pinned())["to"] == "models:/X/1", done
+    with pytest.raises(NotFound, match="no earlier model"):
+        pinned()  # The model that was rolled back is not restored.
+    give(store, "models:/X/2")  # The model that was rolled back is deployed again.
+    give(store, "models:/X/3")
+    assert pinned()["to"] == "models:/X/2"
+    assert pinned(to="1")["to"] == "models:/X/1"
+    with pytest.raises(InvalidConfig, match="already serves models:/X/1"):
+        pinned(to="models:/X/1")
+
+
+def test_only_a_rollback_to_the_version_before_needs_no_approval(
+    store: Store, pinned: Callable[..., dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    give(store, "models:/X/2")
+    pinned()
+    pinned(to="3")
+    assert capsys.readouterr().out.split() == ["restores=True", "restores=False"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "unapproved", "is_undone", "restores"),
+    [(0, [], False, False), (5, [], False, True), (5, ["models:/X/6"], False, False), (5, [], True, False)],
+)
+def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
+    weight: int,
+    unapproved: list[str],
+    is_undone: bool,
+    restores: bool,
+    store: Store,
+    pinned: Callable[..., dict[str, str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = add_variant(new_endpoint("flights", "models:/X/4"), "trial", "models:/X/6")
+    store.add_endpoint("onnxserve", spec)
+    answers = [{"model_uri": model_uri} for model_uri in unapproved]
+    store.replace_spec(apply_config(spec, {"variants.trial.weight": weight}), unapproved=answers)
+    if is_undone:
+        store.replace_spec(spec, detail={"undone": True})
+    approved = apply_config(spec, {"variants.trial.model": "models:/X/5"})
+    store.replace_spec(approved)
+    store.replace_spec(apply_config(approved, {"variants.flights.weight": 0, "variants.trial.weight": 100}))
+
+    assert pinned()["to"] == "models:/X/6"
+    assert capsys.readouterr().out.split() == [f"restores={restores}"]
+
+
+def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
+    store: Store, pinned: Callable[..., dict[str, str]]
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    store.remove_endpoint("flights")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/Y/2"))
+
+    with pytest.raises(NotFound, match="--to MODEL`"):
+        pinned()
+
+
+def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store, model: str) -> None:
+    spec = new_endpoint("flights", f"models:/{model}/Production")
+    store.add_endpoint("onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}))
+
+    with refused(InvalidConfig, "flights and new"):
+        roll_back("flights")
+
+
+def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
+    store.add_rollout("flights", PLAN.to_json(), "starting")
+
+    said = command_rollout(Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop")
+
+    assert mentions(said, "flights", "6 → 7", "abandoned", "ada@laptop")
+    assert store.rollouts("flights", live=True) == []
+
+
+def test_what_does_not_exist_is_said(store: Store) -> None:
+    with refused(NotFound, "no endpoint", "'flights'"):
+        roll_back("flights")

@@ -1,0 +1,98 @@
+"""The sequential test keeps its level under repeated evaluation, and detects relevant differences."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.promote.rollouts.sequential import SequentialTest, growth, log_evidence, upper_limit
+
+ROLLOUTS = 1000
+STEPS = (1, 10, 50, 100)
+LOOKS = 60
+REQUESTS = 500
+"""Requests to both versions between two checks: 100 per second for five minutes per step."""
+BEFORE = 10_000
+"""Requests of the current version before the rollout."""
+LEVEL = 0.05
+
+
+def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
+    """Return the share of simulated rollouts that are aborted, judged as in `rollouts/evidence.py`."""
+    generator = np.random.default_rng(seed)
+    ended = np.zeros(ROLLOUTS, bool)
+    history = generator.binomial(BEFORE, current, ROLLOUTS)
+    known = np.full(ROLLOUTS, BEFORE)
+    for weight in STEPS:
+        level, limit = LEVEL / len(STEPS), np.full(ROLLOUTS, threshold)
+        if weight == 100:
+            level /= 2
+            limits = [upper_limit(*counts, level) for counts in zip(history.tolist(), known.tolist(), strict=True)]
+            limit = np.maximum(limits, threshold)
+        test = SequentialTest(limit, level, against_current=weight < 100)
+        for _ in range(LOOKS):
+            asked = generator.binomial(REQUESTS, weight / 100, ROLLOUTS)
+            errors = generator.binomial(asked, candidate)
+            current_errors = generator.binomial(REQUESTS - asked, current)
+            test.look(errors, asked, current_errors, REQUESTS - asked)
+            history, known = history + current_errors, known + REQUESTS - asked
+            ended |= test.rejects
+    return float(ended.mean())
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.01, 0.02, 0.3])
+def test_of_a_thousand_rollouts_of_the_same_version_at_most_one_in_twenty_aborts(rate: float) -> None:
+    assert aborted(rate, rate, threshold=0.01, seed=1) <= LEVEL
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
+def test_of_a_thousand_rollouts_with_doubled_errors_at_least_nineteen_in_twenty_abort(rate: float) -> None:
+    assert aborted(2 * rate, rate, threshold=0.01, seed=2) >= 0.95
+
+
+def test_a_candidate_below_the_threshold_is_let_through_although_it_is_worse() -> None:
+    assert aborted(0.008, 0.002, threshold=0.01, seed=3) <= LEVEL
+
+
+def test_an_outage_that_hits_both_is_held_against_neither() -> None:
+    generator = np.random.default_rng(4)
+    test = SequentialTest(0.01, LEVEL)
+    ended = np.zeros(ROLLOUTS, bool)
+    for look in range(LOOKS):
+        rate = 0.5 if 20 <= look < 30 else 0.001
+        # The candidate's share of the requests also changes, so pooled counts would make it look far worse.
+        asked = generator.binomial(REQUESTS, 0.5 if rate > 0.1 else 0.1, ROLLOUTS)
+        errors = generator.binomial(asked, rate)
+        test.look(errors, asked, generator.binomial(REQUESTS - asked, rate), REQUESTS - asked)
+        ended |= test.rejects
+    assert ended.mean() <= LEVEL
+
+
+def test_the_evidence_is_a_fair_game_under_the_null_hypothesis() -> None:
+    events = np.arange(11)
+    binomial = np.array([1, 10, 45, 120, 210, 252, 210, 120, 45, 10, 1]) * 0.2**events * 0.8 ** (10 - events)
+
+    mean = (binomial * np.exp(log_evidence(growth(events, 10, 0.2)))).sum()
+
+    assert mean == pytest.approx(1)
+
+
+def test_without_a_request_there_is_no_evidence() -> None:
+    test = SequentialTest(0.01, LEVEL)
+
+    test.look(0, 0, 3, 100)
+    test.look(0, 0, 0, 0)
+
+    assert test.log_evidence == pytest.approx(0)
+    assert not test.rejects
+
+
+@pytest.mark.parametrize(("events", "trials"), [(0, 100), (5, 1000), (999, 1000)])
+def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int) -> None:
+    limit = upper_limit(events, trials, 0.05)
+
+    samples = np.random.default_rng(5).binomial(trials, limit, 20_000)
+    assert events / trials < limit <= 1
+    assert (samples <= events).mean() <= 0.055  # With 0 events, the share is 0.05 plus the noise of the samples.
+
+
+def test_nothing_limits_what_was_never_asked() -> None:
+    assert upper_limit(0, 0, 0.05) == 1.0

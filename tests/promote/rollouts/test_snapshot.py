@@ -1,0 +1,35 @@
+"""A snapshot of an endpoint with its server's counts."""
+
+from contextlib import closing
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.promote.rollouts.snapshot import served_model, take_snapshot
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, parse_server_metrics
+from tests.support.metrics_page import PAGE
+from tests.support.refusals import refused
+
+
+def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> None:
+    with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
+        stored = store.add_endpoint("onnxserve", new_endpoint("f", "models:/X/Production", variant="main"))
+    metrics: MetricsByServer = {"f-1": parse_server_metrics(PAGE), "f-2": Refused("it answers 500")}
+    one = ObservedEndpoint(stored, Observation("running"))
+
+    snapshot = take_snapshot(one, metrics)
+
+    ((server, counted),) = snapshot.counters.items()
+    assert (server, counted["main", "6"].requests, counted["main", "6"].errors) == ("f-1", 100, 5)
+    assert snapshot.unread.split(": ") == ["f-2", "it answers 500"]
+    assert (take_snapshot(one).counters, take_snapshot(one).unread) == ({}, "")
+
+
+def test_only_versions_of_a_registered_model_are_trained(tmp_path: Path) -> None:
+    with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
+        of_files = store.add_endpoint("onnxserve", new_endpoint("f", str(tmp_path)))
+    with refused(InvalidConfig, "'f'", "does not serve a registered model"):
+        served_model(ObservedEndpoint(of_files, Observation("running")))
