@@ -35,7 +35,7 @@ JOURNEYS = {
     "Promote": ("promote", "ui"),
     "Serve": ("serve",),
     "Ship": ("ship",),
-    "Watch": ("monitoring", "controller"),
+    "Watch": ("watch",),
     "All commands": ("",),
 }
 """The title of a section → the folders and modules of the package whose messages it lists. The first match counts."""

@@ -29,14 +29,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
-from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import merge, sketch_batches, sketch_groups
-from mlflow_deploy_plugin.monitoring.drift.verdict import judge_profile
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.watch.drift.sketches.hourly import SketchStore, window_profile
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge, sketch_batches, sketch_groups
+from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
 from projects.flight_delay.data import EVENT_TIME, FEATURES, TRAINING_MONTHS, load_flights, months
 
 COLUMNS = [name for name in FEATURES if name != "weekend"]

@@ -14,9 +14,9 @@ from scipy import stats
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 
 RATE = 0.05
 WORKERS = 2

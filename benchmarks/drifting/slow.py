@@ -30,7 +30,7 @@ from benchmarks.drifting.worlds import (
     walking_days,
 )
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import needed_windows
+from mlflow_deploy_plugin.watch.drift.threshold.distribution import needed_windows
 
 _DAYS, _LATER, _ROWS = 90, 45, 60
 """The days of the reference, the later days (half as many), and the rows per day."""

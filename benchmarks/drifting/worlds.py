@@ -11,14 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
-from mlflow_deploy_plugin.monitoring.drift.references.windows import (
-    DriftReference,
-    cut_pieces,
-    sketch_pieces,
-    window_grid,
-)
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
 

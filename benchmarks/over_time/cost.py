@@ -121,12 +121,12 @@ RUNS: dict[str, tuple[str, Callable[[Path, int], list[str]], Cost]] = {
 def judge_in_library(root: Path) -> None:
     """Print the CPU seconds for sketching the window with frozen bins and judging it."""
     from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-    from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
-    from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
-    from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
-    from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
-    from mlflow_deploy_plugin.monitoring.drift.verdict import judge_profile
     from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
+    from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+    from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+    from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
+    from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
+    from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
 
     rows = pq.read_table(root / "training.parquet")
     bins, _ = freeze_table(rows, (), "the reference")

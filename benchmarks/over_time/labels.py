@@ -14,10 +14,10 @@ import pyarrow as pa
 from benchmarks.drifting.judging import Line, Outcome, found_line, interval, on_all_cores
 from benchmarks.drifting.worlds import Array
 from benchmarks.labels import CONFIDENCE, RATE, START, answers_of
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import COMPLETE, LabelledWindow, trust_labels
-from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
+from mlflow_deploy_plugin.watch.kinds.cbpe import COMPLETE, LabelledWindow, trust_labels
+from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.kinds.predictions import Predictions
 
 _ODDS = -1.5  # One row in four is positive.
 _MODELS = {
@@ -77,7 +77,7 @@ def _draw(
 
 
 def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
-    """Judge as `monitoring/kinds/performance.py` does; `earlier` are the labelled rows of earlier windows, the latest
+    """Judge as `watch/kinds/performance.py` does; `earlier` are the labelled rows of earlier windows, the latest
     first."""
     answers, rows = window.all_rows.answers, len(window.has_label)
     predictions = Predictions(answers, None, np.where(window.has_label, window.all_rows.truth, -1))

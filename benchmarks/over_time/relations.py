@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer
 
 from benchmarks.drifting.judging import Judge, Line, found_line, is_alarm, on_all_cores, rate_line
 from benchmarks.drifting.worlds import CALM_DAYS, DAY_US, Array, Rows, flights, reference_of
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
+from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 
 _STREAMS, _DAYS = 20, 40
 _DAY_ROWS = 300

@@ -20,8 +20,8 @@ from benchmarks.over_time.streams import (
     yearly_line,
     years_of,
 )
-from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_groups
+from mlflow_deploy_plugin.watch.drift.references.windows import cut_pieces
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_groups
 
 _WORLD = World(5, 0.2, 400)
 _REFERENCE, _CALM_DAYS, _LATER_DAYS = 90, 365, 30

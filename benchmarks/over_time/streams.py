@@ -22,15 +22,16 @@ from benchmarks.drifting.worlds import DAY_US, HOUR_US, Array, Rows, reference_o
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_groups
-from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
-from mlflow_deploy_plugin.monitoring.kinds.drift import CHECKS, WindowComparison
-from mlflow_deploy_plugin.monitoring.result import Finding, WindowRequest
-from mlflow_deploy_plugin.monitoring.sequential import budget, shifts
-from mlflow_deploy_plugin.monitoring.sequential.detector import Tracking, limit_for, track
-from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, PastLevels
-from mlflow_deploy_plugin.monitoring.sequential.levels import (
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_groups
+from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict
+from mlflow_deploy_plugin.watch.kinds.drift import CHECKS, WindowComparison
+from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
+from mlflow_deploy_plugin.watch.sequential import budget, shifts
+from mlflow_deploy_plugin.watch.sequential.detector import Tracking, limit_for, track
+from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, Evidence, PastLevels
+from mlflow_deploy_plugin.watch.sequential.levels import (
     FLOORS,
     MISSING,
     FigureSeries,
@@ -38,7 +39,6 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
     reference_levels,
     window_levels,
 )
-from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 CHANGED = 3
 """The column whose level changes."""

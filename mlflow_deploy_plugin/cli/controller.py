@@ -74,17 +74,17 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
     ended = threading.Event()
     end_on_signals(ended)  # Handle signals before the imports, which take seconds.
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
-    from mlflow_deploy_plugin.controller.metrics import start_metrics_server
-    from mlflow_deploy_plugin.controller.service import run_controller
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.watch.controller.metrics import start_metrics_server
+    from mlflow_deploy_plugin.watch.controller.service import run_controller
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:
         configure_logging(deployments.settings, "controller")
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
         if webhook_port is not None:
-            from mlflow_deploy_plugin.controller.webhooks import start_webhook_receiver
             from mlflow_deploy_plugin.serve.supervisor import open_listener
+            from mlflow_deploy_plugin.watch.controller.webhooks import start_webhook_receiver
 
             host = deployments.settings.host
             start_webhook_receiver(deployments, open_listener(host, webhook_port, "--webhook-port"))
@@ -320,12 +320,12 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
         raise click.UsageError("--list can be combined only with NAME and -o")
     if not listed and output != "text":
         raise click.UsageError("-o requires --list")
-    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
-    from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
     from mlflow_deploy_plugin.core.store.retrainings import Retrainings
     from mlflow_deploy_plugin.promote.rollouts.commands import controller_status
     from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
+    from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 
     with opened_deployments(quiet=True) as deployments:
         if name is None or listed:
@@ -351,9 +351,9 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
     """Show the progress of a retraining until its end. If no controller runs the retraining, run it in this process."""
-    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
-    from mlflow_deploy_plugin.controller.service import run_retrainings
     from mlflow_deploy_plugin.core.store.retrainings import Retrainings
+    from mlflow_deploy_plugin.watch.controller.service import run_retrainings
+    from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
 
     retrainings, current, summary = Retrainings(deployments.store), begun, retraining_summary(begun)
     show_lines([summary])

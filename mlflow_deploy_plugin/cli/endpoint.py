@@ -29,9 +29,9 @@ from mlflow_deploy_plugin.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.core.store.audit import AuditEvent
     from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+    from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
 
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
@@ -91,7 +91,7 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     changes = key_values(config)
     with opened_deployments() as deployments:
         if any(field.startswith(("alarms.", "monitors.")) for field in changes):  # The import takes a second.
-            from mlflow_deploy_plugin.controller.monitors.budget import check_change
+            from mlflow_deploy_plugin.watch.monitors.budget import check_change
 
             for line in check_change(deployments, name, changes):
                 show_progress(line)
@@ -206,8 +206,8 @@ def list_(output: str) -> None:
     Servers that `onnxserve serve` runs in the foreground are not listed.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.schedule import overviews
         from mlflow_deploy_plugin.ship.deployments.description import describe_endpoints
+        from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 
         endpoints = describe_endpoints(deployments)
         monitors = overviews(deployments.store)

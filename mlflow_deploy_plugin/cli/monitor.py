@@ -34,11 +34,11 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.types import parse_duration
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
-    from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.core.store.alerts import Silence
     from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
-    from mlflow_deploy_plugin.monitoring.result import Engine, WindowRequest
+    from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow
+    from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
+    from mlflow_deploy_plugin.watch.result import Engine, WindowRequest
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
@@ -82,11 +82,11 @@ def list_(name: str | None, output: str) -> None:
     The list shows the state, the last result and the next due time of each monitor.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.schedule import overviews
         from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
         from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
         from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
         from mlflow_deploy_plugin.serve.inference_log.windows import Window
+        from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
@@ -167,9 +167,9 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
     if window is not None or output != "text" or engine != "local":
         raise click.UsageError("--due cannot be combined with --window, -o or --engine")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
-        from mlflow_deploy_plugin.monitoring.alerts.send import send_due
         from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
+        from mlflow_deploy_plugin.watch.alerts.send import send_due
+        from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due
 
         chosen = find_monitor(deployments, name, monitor_name)
         try:
@@ -226,9 +226,9 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
         period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
         began, ended = period.start, period.end
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import backfill as backfill_windows
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
+        from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
+        from mlflow_deploy_plugin.watch.monitors.manual_runs import backfill as backfill_windows
+        from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 
         chosen = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
@@ -282,7 +282,7 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
     """
     changes = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.budget import check_change
+        from mlflow_deploy_plugin.watch.monitors.budget import check_change
 
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
@@ -319,7 +319,7 @@ def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> 
     needs a budget of alarms (alarms.false_per_year).
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms
+        from mlflow_deploy_plugin.watch.monitors.budget import accept_alarms
 
         accepted = accept_alarms(deployments, name, monitor_name, why, columns)
     lines = accepted.describe()
@@ -402,8 +402,8 @@ def run_drift(
         if rows is None or reference is None or window is not None or monitor_name is not None:
             raise click.UsageError("--rows and --reference must be specified together, without --window and --monitor")
         show_progress(f"comparing {rows} with {reference}")  # Print the line before imports that take seconds.
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
         from mlflow_deploy_plugin.core.settings import load_settings
+        from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 
         _show_result(*run_files(name, rows, reference, load_settings(), _judge, **bounds), output)
         return
@@ -473,8 +473,8 @@ def _judge_window(
 ) -> None:
     """Judge a window now and show the result. The result is not stored if the command overrides fields of the spec."""
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+        from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_window
 
         with usage_errors():
             parsed = parse_window(window) if window is not None else None
@@ -489,13 +489,13 @@ def _judge_window(
 
 
 def _judge(request: "WindowRequest") -> "EvaluatedWindow":
-    from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+    from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 
     return judge_and_log(replace(request, progress=show_progress))
 
 
 def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
-    from mlflow_deploy_plugin.monitoring.result import to_document
+    from mlflow_deploy_plugin.watch.result import to_document
 
     result = evaluated.result
     document = {
@@ -544,7 +544,7 @@ def _window_document(window: "MonitorWindow") -> dict[str, object]:
 
 def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
     """Yield the lines of `monitor run`: the verdict, the worst findings and the address of the report."""
-    from mlflow_deploy_plugin.monitoring.result import SD_LEGEND
+    from mlflow_deploy_plugin.watch.result import SD_LEGEND
 
     result = evaluated.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""

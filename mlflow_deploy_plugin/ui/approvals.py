@@ -14,13 +14,13 @@ from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
-from mlflow_deploy_plugin.monitoring.alerts.send import send_until_accepted
 from mlflow_deploy_plugin.promote.gate import approvals
 from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.promote.gate.approvals import Person, PromotionRequest, Subject
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form, refusal_of
+from mlflow_deploy_plugin.watch.alerts.record import announce_request
+from mlflow_deploy_plugin.watch.alerts.send import send_until_accepted
 
 _log = logging.getLogger(__name__)
 

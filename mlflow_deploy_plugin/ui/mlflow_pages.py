@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.settings import workspace_query
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
-from mlflow_deploy_plugin.monitoring.result import mark_of
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.result import mark_of
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 
 if TYPE_CHECKING:
     from mlflow.store.tracking.abstract_store import AbstractStore

@@ -21,10 +21,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE as REPORT
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow
 from projects.demo.workspace import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
 from projects.flight_delay.drift import describe, judge_window

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow
 from projects.demo import steps
 from projects.demo.mlflow_server import mlflow_url, start_mlflow, stop_mlflow
 from projects.demo.workspace import Workspace

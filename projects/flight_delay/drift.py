@@ -8,10 +8,10 @@ experiment onnxserve/DEPLOYMENT.
 
 import argparse
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
-from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_window
 from projects.command import one_line_errors
 
 

@@ -70,7 +70,7 @@ def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
     assert said.stdout.endswith("[]\n")
 
 
-TRIGGER = "mlflow_deploy_plugin.controller.retraining.trigger.request_retraining"
+TRIGGER = "mlflow_deploy_plugin.watch.retraining.trigger.request_retraining"
 PLAN = {
     "endpoint": "flights",
     "model": "X",

@@ -117,11 +117,11 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
 
 def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> None:
     """The commands do not import these modules for their help, which would take a second."""
-    from mlflow_deploy_plugin.controller.retraining.plan import TrainingMode
     from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-    from mlflow_deploy_plugin.monitoring.result import Engine
     from mlflow_deploy_plugin.ship.batch.part import OnError
     from mlflow_deploy_plugin.ship.batch.run import Engine as BatchEngine
+    from mlflow_deploy_plugin.watch.result import Engine
+    from mlflow_deploy_plugin.watch.retraining.plan import TrainingMode
     from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
     from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction
 

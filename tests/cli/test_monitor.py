@@ -1,4 +1,4 @@
-"""Tests of the output and errors of `onnxserve monitor …`. See tests/controller/monitors for the schedule."""
+"""Tests of the output and errors of `onnxserve monitor …`. See tests/watch/monitors for the schedule."""
 
 import json
 import re
@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.monitors import evaluation
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
@@ -310,8 +310,8 @@ def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], name
 def test_a_window_that_the_controller_is_at_is_left_to_it(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow_deploy_plugin.controller.monitors import manual_runs
-    from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
+    from mlflow_deploy_plugin.watch.monitors import manual_runs
+    from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
 
     monkeypatch.setattr(manual_runs, "PATIENCE_SECONDS", 0.0)
     lease = store.acquire_lease(lease_name("flights", "daily"), "controller@here", 3600)

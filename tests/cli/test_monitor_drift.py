@@ -1,4 +1,4 @@
-"""Tests of the output and errors of `onnxserve drift run`. See tests/controller/monitors/test_manual_runs.py."""
+"""Tests of the output and errors of `onnxserve drift run`. See tests/watch/monitors/test_manual_runs.py."""
 
 import json
 import re

@@ -38,7 +38,7 @@ ROOMS = {
     "cpu": "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
     "import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
-    "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.monitor",
+    "mlflow_deploy_plugin.watch.run, mlflow_deploy_plugin.watch.reports, mlflow_deploy_plugin.cli.monitor",
     "controller": "import mlflow_deploy_plugin.promote.rollouts.leadership, mlflow_deploy_plugin.cli.controller",
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.wrap.convert.sklearn.conversion",
@@ -254,7 +254,7 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
     _install(folder, "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
     run_smallest_example(folder, tmp_path)
     of_gunicorn = ("serve/test_gunicorn_conf.py", "serve/http/workers/test_fast_worker_gunicorn.py")
-    rooms = [f"tests/{room}" for room in ("gate", "monitoring/alerts", "serve/runtime", *of_gunicorn)]
+    rooms = [f"tests/{room}" for room in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)]
     _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *rooms], cwd=checkout)
 
 

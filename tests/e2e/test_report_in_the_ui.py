@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Page, expect
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData
+from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, ReportData
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.results import result_of
 from tests.support.services.mlflow_server import MlflowServer
@@ -65,7 +65,7 @@ def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
 def log(judgement: MonitorResult, evidence: ReportData) -> str:
     """Report the judgement, and return the page of its run."""
     # The import of Evidently takes seconds, and every worker of a test run imports every test module.
-    from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result, past_windows
+    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result, past_windows
 
     return log_result(judgement, build_report(replace(judgement, report=evidence), past_windows(judgement))).url
 

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
-from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
@@ -17,10 +15,12 @@ from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
-from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
+from mlflow_deploy_plugin.watch.monitors.scheduler import MonitorScheduler
+from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from tests.support.inference_log import LogWriter
 from tests.support.waiting import wait_until
 

@@ -17,10 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import process
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.runner import try_step
-from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
@@ -28,10 +24,14 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.monitoring.result import MonitorResult, State
 from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.result import MonitorResult, State
+from mlflow_deploy_plugin.watch.retraining import process
+from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext
+from mlflow_deploy_plugin.watch.retraining.runner import try_step
+from mlflow_deploy_plugin.watch.retraining.trigger import retrain_on_alarm
 from tests.support.classifiers import COLUMNS, TRUTH, labelled, write_classifier
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.support.waiting import wait_until

@@ -23,13 +23,13 @@ from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
-from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
-from mlflow_deploy_plugin.monitoring.reports.log import build_report
-from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.reports.history import PastWindow
+from mlflow_deploy_plugin.watch.reports.log import build_report
+from mlflow_deploy_plugin.watch.result import Finding
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS

@@ -14,11 +14,11 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
 from mlflow_deploy_plugin.ui import approvals, guard
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
+from mlflow_deploy_plugin.watch.alerts.send import send_due
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import PAGE, events, open_page, point
 from tests.support.refusals import mentions

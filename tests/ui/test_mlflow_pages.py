@@ -8,8 +8,8 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow, WindowState
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.refusals import mentions
 
 DAY = datetime(2026, 11, 20, tzinfo=UTC)

@@ -22,13 +22,13 @@ from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.promote.rollouts.snapshot import take_snapshot
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving

@@ -58,7 +58,7 @@ LONGEST_DAYS = 3660
 _PAIRS = 2.0
 """The number of window pairs to read, as a multiple of 1 / false alarm rate: 40 pairs for 5 %."""
 SMALLEST_ROLLING_RATE = 0.002
-"""The smallest false alarm rate that the log's stored counts support (`monitoring/drift/references/windows.py`)."""
+"""The smallest false alarm rate that the log's stored counts support (`watch/drift/references/windows.py`)."""
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
 _SPANS_AN_ERA = 4
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -34,7 +34,7 @@ class Alert:
         state: `said` is an announcement, which is never resolved.
         first_at / last_at / told_at: the times of the first and last observation and of the last notification (None if
             never sent), by the store's clock.
-        detail: the content and the recipients (`monitoring/alerts`).
+        detail: the content and the recipients (`watch/alerts`).
     """
 
     fingerprint: str

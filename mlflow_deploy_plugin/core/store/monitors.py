@@ -44,7 +44,7 @@ class MonitorWindow:
         rows: the number of judged rows.
         log_rows / log_digest: the rows in the log when the window was judged, and a digest of its hours' files.
         attempts: the number of failed attempts.
-        evidence: the signed figures and the alarms of the window, as in `monitoring/sequential/evidence.py`.
+        evidence: the signed figures and the alarms of the window, as in `watch/sequential/evidence.py`.
     """
 
     id: int

@@ -24,8 +24,8 @@ class Retraining:
     Attributes:
         monitor: the monitor whose alarm or spec requested the retraining.
         cause: the result, the schedule or the user; `why` contains the cause as a sentence.
-        spec: the plan (`controller/retraining/plan.py`); never changed.
-        state: a state of `controller/retraining/runner.py`; `reason` explains the state to users.
+        spec: the plan (`watch/retraining/plan.py`); never changed.
+        state: a state of `watch/retraining/runner.py`; `reason` explains the state to users.
         run_id / version: the MLflow run of the training, and the version that the run registered; empty until known.
         rollout_id: the rollout of the version.
         ended_at: None while the retraining is live.

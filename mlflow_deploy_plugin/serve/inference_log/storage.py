@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 FAILURES = "_failed"
 """The log of requests without an answer, in a folder of the log's root. This log has no columns of the model."""
 SKETCHES = "_sketches"
-"""The folder of sketches, which are computed from the rows (`monitoring/drift/sketches/hourly.py`)."""
+"""The folder of sketches, which are computed from the rows (`watch/drift/sketches/hourly.py`)."""
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 PART_BYTES = 8 * 1024 * 1024

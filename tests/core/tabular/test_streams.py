@@ -20,7 +20,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, open_parquet
 from mlflow_deploy_plugin.core.tabular.streams import RowBlock, RowStream, read_parquet, read_table, typed_tables
-from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
+from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
 
 

@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.monitoring.result import Finding, State
 from mlflow_deploy_plugin.promote.evidence.card import Statement, VersionCard, make_card
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
@@ -35,6 +34,7 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
 )
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.gate.run import run_gate
+from mlflow_deploy_plugin.watch.result import Finding, State
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.commands import said
 from tests.support.refusals import mentions, refused
@@ -103,7 +103,7 @@ def texts(card: VersionCard, section: str) -> str:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Recorded]:
     """Log, judge, approve, promote, disturb, explain and monitor a version of the model `toy`."""
-    from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result
+    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
     folder = tmp_path_factory.mktemp("card")
     home = Settings(home=folder / "home")

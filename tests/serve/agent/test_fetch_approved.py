@@ -9,13 +9,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.controller.service import announce_changes_of_files
 from mlflow_deploy_plugin.core.errors import GateRefused
 from mlflow_deploy_plugin.core.registry.approved_files import approval_of, changed_files
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
+from mlflow_deploy_plugin.watch.controller.service import announce_changes_of_files
 from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions

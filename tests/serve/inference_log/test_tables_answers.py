@@ -1,4 +1,4 @@
-"""Captured answers as outputs. The shadow monitor and back-tests compare them (tests/monitoring,
+"""Captured answers as outputs. The shadow monitor and back-tests compare them (tests/watch,
 tests/promote/replay)."""
 
 from pathlib import Path

@@ -1,0 +1,233 @@
+"""Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad, lasts for the repeat interval,
+or ends."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Literal
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
+from mlflow_deploy_plugin.core.registry.console import console_page
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.watch.result import UNDECIDED, MonitorResult
+
+AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
+_WORSE = 1.5
+_MOST_FINDINGS, _LONGEST_TEXT = 5, 400
+_log = logging.getLogger(__name__)
+
+
+def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
+    """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
+    alerts, now = Alerts(store), store.now()
+    endpoint, monitor = result.endpoint, result.monitor
+    content = _result_content(result, run_url, spec)
+    if result.is_alarm:
+        repeat = timedelta(seconds=settings.alert_repeat_seconds)
+        alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
+    elif result.state not in UNDECIDED:
+        alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
+    recovered = AlertContent(
+        _failing(endpoint, monitor), endpoint, monitor, lines=("the monitor works again",), link=content.link
+    )
+    alerts.change(recovered.fingerprint, lambda before: resolve(before, recovered, now))
+
+
+def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
+    """Record that a monitor could not be run. The next judged window ends this alert."""
+    _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
+    now = store.now()
+    content = AlertContent(
+        _failing(endpoint, monitor),
+        endpoint,
+        monitor,
+        lines=(f"{endpoint}: the monitor fails: {_short(reason)}",),
+        next=_next(endpoint, f"onnxserve monitor list {endpoint}"),
+        tags=_tags(store, endpoint, monitor),
+    )
+    repeat = timedelta(seconds=settings.alert_repeat_seconds)
+    Alerts(store).change(content.fingerprint, lambda before: fire(before, content, now, repeat, "failing"))
+
+
+def resolve_orphaned(store: Store) -> None:
+    """End alerts of monitors or endpoints that no longer exist."""
+    firing = Alerts(store).firing()
+    known = {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors} if firing else set()
+    unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
+    for alert in firing:
+        if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:
+            end_alert(store, alert, "the monitor was removed")
+
+
+def end_alert(store: Store, alert: Alert, line: str) -> None:
+    """End a firing alert without a window, with this line as the message."""
+    order = alert.detail.get("order", "")
+    content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=(_short(line),))
+    Alerts(store).change(alert.fingerprint, partial(resolve, content=content, now=store.now()))
+
+
+def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
+    """Record a message that is sent once and does not end, such as a version that waits for approval."""
+    now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
+    fingerprint = f"{endpoint}/{monitor}/said/{digest}"
+    content = AlertContent(
+        fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor)
+    )
+    detail = content.event_detail("said", now, None)
+    Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
+
+
+def announce_request(store: Store, model: str, text: str, link: str, step: str, request: Json) -> None:
+    """Record a message, which is sent once, about the request for a promotion of the model, in place of an endpoint.
+
+    The detail `request` identifies the request, so that the message is dropped if the request ends first.
+    """
+    now = store.now()
+    content = AlertContent(f"request/{model}/{now.isoformat()}", model, "", lines=(_short(text),), link=link, next=step)
+    detail = {**content.event_detail("said", now, None), "request": request}
+    Alerts(store).add_once(Alert(content.fingerprint, model, "", "said", now, now, detail=detail))
+
+
+def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
+    """Record a message, which is sent once per digest, that the files of a version in a gated place have changed."""
+    model, version = changed.model, changed.version
+    compared = f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}" if changed.now else "they cannot be read"
+    text = (
+        f"the files of {model} version {version}, which is in {changed.place}, are no longer the files that the gate "
+        f"let in ({compared}). Servers that have the version keep serving the earlier files"
+    )
+    step = f"restore the files, or promote another version: onnxserve history --model {model} shows the moves"
+    now, fingerprint = store.now(), f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
+    content = AlertContent(fingerprint, model, "", lines=(_short(text),), next=step)
+    detail = content.event_detail("said", now, None)
+    Alerts(store).add_once(Alert(fingerprint, model, "", "said", now, now, detail=detail))
+
+
+def _failing(endpoint: str, monitor: str) -> str:
+    return f"{endpoint}/{monitor}/failing"
+
+
+def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
+    try:
+        stored_endpoint = store.endpoint(endpoint)
+    except InvalidConfig:
+        return ()
+    spec = stored_endpoint.spec.monitors.get(monitor) if stored_endpoint is not None else None
+    return spec.alert if spec is not None else ()
+
+
+@dataclass(frozen=True)
+class AlertContent:
+    """The content of the alert with this `fingerprint`, for channels with one of the `tags` (empty: all). A larger
+    `weight` is worse. Content with an older `order` (window start and revision) than the last has no effect."""
+
+    fingerprint: str
+    endpoint: str
+    monitor: str
+    order: str = ""
+    weight: float = 1.0
+    lines: Sequence[str] = ()
+    link: str = ""
+    next: str = ""
+    tags: Sequence[str] = ()
+
+    def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, object]:
+        detail = {} if before is None else before.detail
+        return {
+            **detail,
+            **self.detail(),
+            "news": event,
+            "number": detail.get("number", 0) + 1,
+            "since": now.isoformat(),
+            "told_weight": self.weight,
+            "is_told": False,
+        }
+
+    def detail(self) -> dict[str, object]:
+        texts = {"lines": list(self.lines), "link": self.link, "next": self.next, "tags": list(self.tags)}
+        return {"order": self.order, "weight": self.weight, **texts}
+
+
+def fire(
+    before: Alert | None, content: AlertContent, now: datetime, repeat: timedelta, event: AlertEvent = "firing"
+) -> Alert | None:
+    """Return the alert after an alarm; None if the alarm is older than the alert's last window."""
+    if before is None:
+        detail = content.event_detail(event, now, None)
+        return Alert(content.fingerprint, content.endpoint, content.monitor, "firing", now, now, detail=detail)
+    last = _last_order(before, now)
+    if content.order < last:
+        return None
+    updated = replace(before, last_at=now, count=before.count + (content.order > last or not content.order))
+    if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
+        return replace(updated, detail=content.event_detail("worse", now, before))
+    if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
+        return replace(updated, detail=content.event_detail("still", now, before))
+    return replace(updated, detail={**before.detail, **content.detail()})
+
+
+def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
+    """Return the alert after a window without an alarm; None if the alert does not change."""
+    if before is None or content.order < _last_order(before, now):
+        return None
+    over = {"told_weight": 0.0, "tags": before.detail.get("tags", [])}
+    detail = content.event_detail("resolved", now, before) | over
+    return replace(before, state="resolved", last_at=now, detail=detail)
+
+
+def _last_order(before: Alert, now: datetime) -> str:
+    """Return the order of the alert's newest window; empty if the window begins in the future."""
+    order: str = before.detail.get("order", "")
+    return order if order <= now.isoformat() else ""
+
+
+def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> AlertContent:
+    alarms = [finding for finding in result.findings if finding.is_alarm]
+    answered = f"{result.model} version {result.version}" if result.model else "no version"
+    lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
+    if result.reason and not alarms:  # The reason repeats the first alarm, if any.
+        lines.append(_short(result.reason))
+    for finding in alarms[:_MOST_FINDINGS]:
+        name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
+        figures = f", {finding.measure}" if finding.measure else ""
+        if finding.value_text and finding.threshold_text:
+            figures += f" {finding.value_text} (threshold {finding.threshold_text})"
+        why = _short("; ".join(filter(None, (finding.history, finding.reason))))
+        lines.append(f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}")
+    if len(alarms) > _MOST_FINDINGS:
+        lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
+    if alarms and (budget := result.figures.get("false_alarms_per_year")):
+        lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
+    monitor = f"{result.endpoint} --monitor {result.monitor}"
+    first = f"onnxserve retrain {monitor}" if spec.retrain else f"onnxserve monitor list {result.endpoint}"
+    return AlertContent(
+        fingerprint=f"{result.endpoint}/{result.monitor}",
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        order=f"{result.window.start.isoformat()} {result.revision:06}",
+        weight=sum(finding.weight for finding in alarms) or 1.0,
+        lines=lines,
+        link=f"{run_url}/artifacts/report.html" if run_url else "",
+        next=_next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h") if result.is_alarm else "",
+        tags=spec.alert,
+    )
+
+
+def _next(endpoint: str, commands: str) -> str:
+    page = console_page(endpoint=endpoint)
+    return f"next ({page}): {commands}" if page else f"next: {commands}"
+
+
+def _short(text: str) -> str:
+    """Return the text as a single short line, because column names and categories may have any length and content."""
+    line = one_line(text)
+    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

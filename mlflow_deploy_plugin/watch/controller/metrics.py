@@ -1,0 +1,167 @@
+"""Metrics of monitors, alerts and retrainings for Prometheus, read from the store at each scrape.
+
+All controllers of a store return the same values. The time of the last success shows whether a monitor has stopped.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow, read_counts
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.promote.rollouts.leadership import LEADS
+from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED
+
+if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
+_log = logging.getLogger(__name__)
+
+STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
+_SHARE = "share_of_drifted_columns"
+_LOOKED_BACK = 20
+"""The number of windows that are searched for the newest drift share: a window without rows has no drift share."""
+_PATIENCE_SECONDS = 3.0
+"""The seconds that a scrape waits for the store. By default, Prometheus stops waiting after 10 seconds."""
+_LONGEST_READING_SECONDS = 60.0
+_MOST_THREADS = 200
+_MONITOR = ("endpoint", "monitor")
+_METRICS = {
+    "onnxserve_drift_share": ("Share of drifted columns in the last judged window.", _MONITOR),
+    "onnxserve_monitor_metric": ("A metric of the last judged window.", (*_MONITOR, "metric")),
+    "onnxserve_monitor_state": ("1 for the current state of a monitor.", (*_MONITOR, "state")),
+    "onnxserve_monitor_judged_until_timestamp_seconds": ("End of the newest judged window, in event time.", _MONITOR),
+    "onnxserve_monitor_last_success_timestamp_seconds": ("Time at which a window was last judged.", _MONITOR),
+    "onnxserve_monitor_windows": ("Judged windows.", (*_MONITOR, "verdict")),
+    "onnxserve_monitor_failures": ("Failed attempts to judge a window.", _MONITOR),
+    "onnxserve_alerts_firing": ("Alerts that are firing.", _MONITOR),
+    "onnxserve_retrainings": ("Retrainings, by state.", (*_MONITOR, "state")),
+}
+_COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
+
+
+def start_metrics_server(store: Store, port: int, host: str = "", request_seconds: float = 10.0) -> "WSGIServer":
+    """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises InvalidConfig if the port is taken.
+
+    `request_seconds` is the longest wait for data from a client.
+    """
+    registry = CollectorRegistry()
+    registry.register(StoreMetrics(store))
+    registry.register(LEADS)
+    try:
+        server, _ = start_http_server(port, host or load_settings().host, registry)
+    except OSError as error:
+        raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
+    opened: Any = server  # Close idle connections after a timeout, because each connection uses a thread.
+    opened.RequestHandlerClass = type("Handler", (opened.RequestHandlerClass,), {"timeout": request_seconds})
+    opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
+    return server
+
+
+class _Reading:
+    def __init__(self) -> None:
+        self.answered, self.ended = threading.Event(), threading.Event()
+        self.has_failed = False
+        self._began = time.monotonic()
+
+    @property
+    def is_up(self) -> bool:
+        """Return True if the store has answered and the complete read has not exceeded `_LONGEST_READING_SECONDS`."""
+        is_late = not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
+        return self.answered.is_set() and not self.has_failed and not is_late
+
+
+class StoreMetrics(Collector):
+    """The metrics of a store, which are read by one thread.
+
+    After `patience_seconds`, a scrape returns the previous values. `onnxserve_store_up` is 0 if the store is down.
+    """
+
+    def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+        self._store = store
+        self._patience_seconds = patience_seconds
+        self._lock = threading.Lock()
+        self._reading: _Reading | None = None
+        self._known: Sequence[Metric] = ()
+        self._logged = ""
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # The store is not read at registration, but by the first scrape.
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            if self._reading is None or self._reading.ended.is_set():
+                self._reading = _Reading()
+                threading.Thread(target=self._read, args=(self._reading,), name="gauges", daemon=True).start()
+            reading = self._reading
+        reading.ended.wait(self._patience_seconds)
+        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
+        yield from self._known
+
+    def _read(self, reading: _Reading) -> None:
+        try:
+            endpoints = self._store.endpoints()
+            reading.answered.set()
+            self._known, self._logged = _read_all(self._store, endpoints), ""
+        except StoreUnavailable as error:
+            reading.has_failed = True
+            if self._logged != error.message:
+                self._logged = error.message
+                _log.warning("Prometheus receives the values of the previous read: %s", error.message)
+        except Exception:  # noqa: BLE001 — `onnxserve_store_up` reports the failure
+            reading.has_failed = True
+            _log.exception("the metrics cannot be read")
+        finally:
+            reading.ended.set()
+
+
+def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
+    keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
+    paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
+    counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
+    families = {
+        name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(name, text, labels=labels)
+        for name, (text, labels) in _METRICS.items()
+    }
+    for key in keys:
+        judged = counts.judged.get(key)
+        state = "paused" if key in paused else _state(judged, counts.newest.get(key))
+        for possible in STATES:
+            families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
+        if judged is None:
+            continue
+        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
+        for metric, value in judged.figures.items():
+            if "/" not in metric and value is not None:  # Omit values per column or variant.
+                families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
+    # Omit a removed monitor's last success, which would soon raise the alert for a stopped monitor.
+    last_success = {key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged}
+    for name, values in (
+        ("onnxserve_monitor_windows", counts.judged_windows),
+        ("onnxserve_monitor_failures", counts.failures),
+        ("onnxserve_monitor_last_success_timestamp_seconds", last_success),
+        ("onnxserve_drift_share", counts.figures),
+        ("onnxserve_alerts_firing", counts.firing),
+        ("onnxserve_retrainings", counts.retrainings),
+    ):
+        for labels, value in values.items():
+            families[name].add_metric(labels, value)
+    return [*families.values()]
+
+
+def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
+    if last is not None and (last.state == "failed" or last.attempts > 0) and last.state != "judged":
+        return "failing"
+    if judged is None:
+        return "waiting"
+    if judged.outcome in ALARMS:
+        return "alarm"
+    return judged.verdict if judged.verdict in UNDECIDED else "ok"

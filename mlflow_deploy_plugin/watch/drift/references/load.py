@@ -1,0 +1,287 @@
+"""The reference of a monitor: load the reference that the spec names, and divide it into bins, windows and steps.
+
+Training rows and datasets are counted once for all windows (4 s for a million rows), and the counts remain in memory.
+References from the log use stored profiles.
+
+`window:START/END` selects a fixed part of the log without drift. `rolling:7d` compares a window with the window a week
+before. Earlier pairs with the same lag show the normal variation; their figures contain no daily or weekly cycle and no
+slow trend. This is seasonal differencing of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
+
+For a reference in the log, bins are frozen on a bounded sample of rows. For `rolling:`, the bins are renewed after four
+times the span, so that stored profiles serve many windows.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.spec.types import EPOCH, bin_period, length_of, rolling_span
+from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, InferenceLog, View
+from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.storage import SKETCHES
+from mlflow_deploy_plugin.serve.inference_log.tables import Sample, summarise_lists
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange, Window, microseconds, parse_window
+from mlflow_deploy_plugin.watch.drift.references.rows import (
+    ReferenceRows,
+    choose_rows,
+    event_times,
+    load_datasets,
+    load_training_rows,
+    signature_types,
+)
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    DriftReference,
+    ReferencePieces,
+    assemble_pieces,
+    correct_for_rest,
+    cut_pieces,
+    sketch_pieces,
+    window_grid,
+)
+from mlflow_deploy_plugin.watch.drift.sketches import hourly
+from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, bins_digest, freeze_bins
+from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns, select_columns
+from mlflow_deploy_plugin.watch.drift.sketches.relations import freeze_relations
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import coalesce_batches, encode_columns
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.segments import is_segment
+
+CACHE = "references"
+_MAX_CELLS = 1_500_000
+"""The maximum number of values that freeze the projections (`relations.py`): 50,000 rows of 30 columns."""
+_last_cut: dict[bytes, ReferencePieces] = {}
+"""The pieces of the last reference that was computed from rows in memory. The key is a digest of the rows."""
+
+
+@dataclass(frozen=True)
+class LogReference:
+    """A part of the log that is used as a reference.
+
+    Attributes:
+        span: the part that is divided into windows.
+        sampled: the part whose rows are used to freeze the bins.
+        model, version: the version that answered the rows; empty for all versions.
+        lag: the time between a window and the earlier window that it is compared with; None to compare with all others.
+    """
+
+    log: InferenceLog
+    endpoint: str
+    model: str
+    version: str
+    span: Window
+    sampled: Window
+    lag: timedelta | None = None
+
+    def sample(self) -> pa.Table:
+        """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with the log. Raises NotFound."""
+        versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
+        rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
+        key = f"projected {self.sampled} {self.model} {self.version} {rows}"
+        if self.log.since is not None:
+            key += f" {self.log.since.isoformat()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
+        stored = hourly.read_beside_log(self.log.location, name)
+        if stored is not None:
+            return stored
+        sample = Sample(MAX_ROWS)
+        for table in self.rows(self.sampled):
+            sample.add(summarise_lists(table))
+        if not rows:
+            raise NotFound(f"the reference is empty: no rows of {self.endpoint!r} were captured in {self.sampled}")
+        table = sample.table()
+        hourly.write_beside_log(self.log.location, name, table)
+        return table
+
+    def rows(self, window: Window) -> Iterator[pa.Table]:
+        for table in self.log.batches(self.endpoint, window):
+            yield table.filter(pa.array(is_answered_by(table, self.model, self.version))) if self.version else table
+
+    def pieces(
+        self,
+        bins: Mapping[str, Bins],
+        bins_key: str,
+        sample: pa.Table,
+        window: Window,
+        segment: tuple[str, str] | None = None,
+    ) -> ReferencePieces:
+        """Return the pieces of the span with the length and phase of `window`, from hourly profiles if pieces are whole
+        hours. The bins were frozen on `sample`. Only rows of the `segment` (column, value) are used."""
+        length_us = window.end_us - window.start_us
+        lag_windows = self.lag // window.length if self.lag else 0
+        grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
+        if all(time % HOUR_US == 0 for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)):
+            sketches = hourly.SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
+            hours = hourly.hour_profiles(sketches, self.model, self.version, self.span)
+            pieces = assemble_pieces(grid, ((microseconds(start), profile) for start, profile in hours))
+        else:
+            tables = coalesce_batches(self.rows(self.span))
+            if segment:
+                tables = (table.filter(is_segment(table, *segment)) for table in tables)
+            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table))
+            pieces = sketch_pieces(bins, batches, grid)
+        if not len(sample):
+            return pieces
+        windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
+        return replace(pieces, windows=windows)
+
+
+def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+    """Return the part of the log for `window:START/END`, and notes; raise NotFound if this part has no rows."""
+    span = parse_window(request.spec.reference.removeprefix("window:"))
+    past, notes = _past(request, model, version, span, span)
+    if span.start < request.window.end and request.window.start < span.end:
+        notes.append(f"the window overlaps the reference {span}, so a change in the window is also in the reference")
+    return past, notes
+
+
+def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+    """Return the windows before the judged window, each compared with the window one `rolling:` period before, and
+    notes. Raises InvalidConfig if the period is not a multiple of the window, and NotFound if there are no rows."""
+    text = request.spec.reference.removeprefix("rolling:")
+    lag, length, start = length_of(text), request.window.length, request.window.start
+    if lag < length:
+        raise InvalidConfig(f"reference rolling:{text} is shorter than the window, which is {length} long")
+    if lag % length:
+        raise InvalidConfig(
+            f"reference rolling:{text} must be a multiple of the window: no window of {length} begins {text} "
+            "before another"
+        )
+    span = rolling_span(lag, length, request.spec.false_alarm_rate)
+    oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
+    if oldest is None:
+        raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured before {start:%F %R}")
+    first = max(oldest.start, start - span)
+    sampled = Window(*bin_period(oldest.start, start, span))
+    if next(request.log.walk_hours(request.endpoint, sampled), None) is None:
+        sampled = Window(first, start)
+    past, notes = _past(request, model, version, Window(first, start), sampled)
+    same = Window(start - lag, start - lag + length)
+    return replace(past, lag=lag), [f"compared with the window {text} before, {same}", *notes]
+
+
+def _past(
+    request: WindowRequest, model: str, version: str, span: Window, sampled: Window
+) -> tuple[LogReference, list[str]]:
+    versions = hourly.window_versions(request.log, request.endpoint, span)
+    if not versions:
+        raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}")
+    same = hourly.window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
+    if (model, version) in versions and (model, version) in same:
+        return LogReference(request.log, request.endpoint, model, version, span, sampled), []
+    others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
+    note = f"{model} version {version} has no rows in the reference {span}; rows of {others} are used instead"
+    return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
+
+
+_LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogReference, list[str]]]] = {
+    "window": pinned_window,
+    "rolling": rolling_windows,
+}
+
+
+def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
+    """Return the monitor's reference, divided into windows with the length and phase of the judged window.
+
+    A reference without event times has only a total, and no windows. Notes report missing event times and columns.
+    `model` and `version` are the version that answered the window's rows. Columns that `capture` or `exclude` leaves
+    out get no bins.
+
+    Raises NotFound if the version, the dataset or its rows do not exist, InvalidArtifact without a readable reference,
+    InvalidConfig if the dataset cannot be read or the reference has none of the columns, and RegistryUnavailable.
+    """
+    spec, window = request.spec, request.window
+    kind, _, rest = spec.reference.partition(":")
+    log_reference = None
+    if kind in _LOG_REFERENCES:
+        log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
+        name_in_messages = f"the captured rows of {log_reference.span}"
+        rows = ReferenceRows(log_reference.sample(), None, "", name_in_messages, tuple(log_notes))
+    elif kind == "dataset":
+        (rows,) = load_datasets([rest], lambda: column_types(request, model, version), request.exclude)
+    else:
+        state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
+        rows = load_training_rows(state_dir, model, version, cache)
+    capture = request.capture
+    left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
+    bins, notes = freeze_table(rows.table, spec.columns, rows.shown, left_out)
+    key = bins_digest(bins)
+    pieces = log_reference.pieces(bins, key, rows.table, window) if log_reference else _cut(bins, key, rows, window)
+    return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
+
+
+def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
+    """Return the column types from the window's rows and the model's signature; the signature has precedence."""
+    window = View(request.endpoint, TimeRange(request.window.start, request.window.end))
+    logged = {column.name: column.type for column in request.log.schema(window)}
+    return logged | signature_types(request.settings.state_dir(request.endpoint), model, version)
+
+
+def load_segment_references(
+    request: WindowRequest, model: str, version: str, whole: DriftReference, column: str, values: Sequence[str]
+) -> list[DriftReference]:
+    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. All
+    rows of a log are used, and only the sample of other references. Raises the errors of `load_reference`."""
+    kind = request.spec.reference.partition(":")[0]
+    log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
+    times = event_times(whole.sample)
+    window = request.window
+    parts = []
+    for value in values:
+        rows = is_segment(whole.sample, column, value)
+        sample = whole.sample.filter(rows)
+        if log_reference is None:
+            own = None if times is None else times[np.asarray(rows)]
+            pieces = cut_pieces(whole.bins, sample, own, window.start_us, window.end_us - window.start_us)
+        else:
+            pieces = log_reference.pieces(whole.bins, whole.bins_key, sample, window, (column, value))
+        parts.append(replace(whole, pieces=pieces, sample=sample, notes=()))
+    return parts
+
+
+def freeze_table(
+    table: pa.Table, columns: Sequence[str], shown: str, left_out: Sequence[str] = ()
+) -> tuple[dict[str, Bins], list[str]]:
+    """Return the bins of a table's columns and of their projections, and a note for each column without bins. Only
+    `columns` get bins (empty: all), without the columns in `left_out`. Raises InvalidConfig if the table has none of
+    `columns`."""
+    bins: dict[str, Bins] = {}
+    names: list[str] = []
+    notes: list[str] = []
+    for column in table.column_names:  # Copy only one column at a time.
+        features, skipped = read_columns(table.select([column]))
+        names += features
+        notes += skipped
+        for name in select_columns(features, columns):
+            if left_out and select_columns([name], left_out):
+                continue
+            # A list's component, a double, has no type in the table.
+            bins[name] = freeze_bins(features[name], str(table.schema.field(name).type) if name == column else "double")
+    missing = [name for name in columns if not select_columns(names, [name])]
+    if columns and len(missing) == len(columns):
+        raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}")
+    notes += [f"{name}: {shown} has no such column" for name in missing]
+    sample = table.take(choose_rows(len(table), _MAX_CELLS // max(len(bins), 1)))
+    return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
+
+
+def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:
+    """Return the pieces of the rows. The last result is reused for the same rows, bins, window length and phase."""
+    length_us = window.end_us - window.start_us
+    digest = hashlib.sha256(f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode())
+    for column in rows.table.columns:
+        buffers = (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer)
+        for buffer in {buffer.address: buffer for buffer in buffers}.values():  # Slices share a buffer.
+            digest.update(buffer)
+    key = digest.digest()
+    if key not in _last_cut:
+        pieces = cut_pieces(bins, rows.table, rows.times, window.start_us, length_us)
+        _last_cut.clear()
+        _last_cut[key] = pieces
+    return _last_cut[key]

@@ -1,0 +1,321 @@
+"""A reference in contiguous windows with the length and phase of the judged window, and in finer steps.
+
+Unseen categories and out-of-range numbers of a reference window are counted against all other windows. Against the
+whole reference, every count would be zero, and the first rare value in a later window would be an alarm.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded, feature_columns
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, merge, sketch_batches, sketch_by, sketch_groups
+
+MAX_WINDOWS = 500
+_FEW_WINDOWS = 100
+_STEPS_A_WINDOW = 24
+_MAX_STEPS = 10_000
+_MAX_CELLS = 16_000_000
+"""The maximum number of histogram counts (128 MB) of all steps, and of all windows if these are more than a hundred."""
+_MERGED_AT = 16
+
+
+class WindowGrid(NamedTuple):
+    """Consecutive windows of equal length (`length_us`), each with `window_steps` steps.
+
+    Attributes:
+        max_windows: the maximum number of windows to keep.
+        keeps_steps: True if the steps are also kept.
+        lag_windows: the distance (in windows) to the earlier window that a window is compared with; 0 to compare with
+            all others. The window `lag_windows` before the end of the grid is kept for comparison with the next window.
+    """
+
+    start_us: int
+    length_us: int
+    windows: int
+    window_steps: int
+    max_windows: int
+    keeps_steps: bool
+    lag_windows: int = 0
+
+    @property
+    def step_us(self) -> int:
+        return self.length_us // self.window_steps
+
+    @property
+    def steps(self) -> int:
+        return self.windows * self.window_steps if self.keeps_steps else 0
+
+    @property
+    def max_pairs(self) -> int:
+        """The maximum number of pairs of windows to keep, excluding the pair of the window that follows the grid."""
+        return self.max_windows // 2 - 1 if self.lag_windows else 0
+
+    def choose(self, count: int) -> Array:
+        """Return the indices of at most `max_windows` of `count` windows, evenly spaced."""
+        if self.lag_windows and count > self.max_windows:
+            later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
+            return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
+        return evenly(np.arange(count), self.max_windows)
+
+    def starts_us(self, numbers: Array) -> tuple[int, ...]:
+        starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
+        return tuple(starts)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferencePieces:
+    """A reference in windows of one length, with the phase of the judged window.
+
+    Attributes:
+        windows: the windows with rows, in order of time; at most `MAX_WINDOWS` (for pairs, twice as many), evenly
+            spaced. If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
+        window_starts_us: [B] the start of each window, microseconds since 1970.
+        steps: all steps of the grid, including steps without rows; empty if the reference is too long.
+        total: all rows of the reference, including rows outside of the windows.
+        lagged: with `lag_windows`, the window that the judged window is compared with. This window may have no rows.
+    """
+
+    windows: tuple[Profile, ...]
+    window_starts_us: tuple[int, ...]
+    steps: tuple[Profile, ...]
+    grid: WindowGrid
+    total: Profile
+    lagged: Profile | None = None
+
+    @property
+    def others(self) -> Profile:
+        return self.total if self.lagged is None else self.lagged
+
+    @property
+    def step_starts_us(self) -> range:
+        first, step_us = self.grid.start_us, self.grid.step_us
+        return range(first, first + len(self.steps) * step_us, step_us)
+
+    def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
+        """Return the windows that begin at `starts_us`, with an empty profile for each missing window."""
+        return profiles_at(starts_us, self.window_starts_us, self.windows)
+
+    def pairs(self) -> tuple[Array, Array]:
+        """Return the indices of the later and the earlier windows of all pairs, [P] int64 each, `lag_windows` apart."""
+        numbers = (np.array(self.window_starts_us, np.int64) - self.grid.start_us) // self.grid.length_us
+        _, later, earlier = np.intersect1d(numbers - self.grid.lag_windows, numbers, return_indices=True)
+        return later, earlier
+
+
+def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+    by_start = dict(zip(known_us, profiles, strict=True))
+    return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
+
+
+@dataclass(frozen=True, eq=False)
+class DriftReference:
+    """A reference for windows of one length. `sample` has a limited number of rows, for the report."""
+
+    bins: Mapping[str, Bins]
+    bins_key: str
+    pieces: ReferencePieces
+    sample: pa.Table
+    model_id: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def evenly(indices: Array, most: int) -> Array:
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
+
+
+def window_grid(
+    bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int, lag_windows: int = 0
+) -> WindowGrid:
+    """Return the grid for the times from `first_us` to `last_us` (inclusive), with the phase of `start_us`."""
+    first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
+    windows = last - first + 1
+    cells = max(sum(column_bins.size + 1 for column_bins in bins.values()), 1)
+    fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
+    most = _steps_of(length_us)
+    steps = next((count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting), 1)
+    kept = min(max(fitting, _FEW_WINDOWS), 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS)
+    keeps_steps = windows * steps <= fitting and not lag_windows
+    return WindowGrid(start_us + first * length_us, length_us, windows, steps, kept, keeps_steps, lag_windows)
+
+
+def cut_pieces(
+    bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int
+) -> ReferencePieces:
+    """Return the pieces of a table with event `times`, [N] int64, microseconds since 1970 (None: return only the
+    total). `start_us` and `length_us` describe the judged window."""
+    total = sketch_batches(bins, [table])
+    if times is None or not len(times):
+        return ReferencePieces((), (), (), WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False), total)
+    grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
+    present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
+    chosen = grid.choose(len(present))
+    group_of = np.full(len(present), -1)
+    group_of[chosen] = np.arange(len(chosen))
+    inside = group_of[groups] >= 0
+    filtered = table if inside.all() else table.filter(pa.array(inside))
+    kept = sketch_groups(bins, filtered, group_of[groups[inside]], len(chosen))
+    rest, corrected = count_out_of_rest(bins, table, groups, len(present)), []
+    for index, window in zip(chosen.tolist(), kept, strict=True):
+        columns = {name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()}
+        corrected.append(Profile(window.rows, {**window.columns, **columns}))
+    steps = [Profile(0, {})] * grid.steps
+    if grid.keeps_steps:
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
+            steps[number] = profile
+    return ReferencePieces(tuple(corrected), grid.starts_us(present[chosen]), tuple(steps), grid, total)
+
+
+def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
+    """Return the pieces from `parts`: profiles in order of time, each within a step, with its start (microseconds)."""
+    steps: dict[int, list[Profile]] = {}
+    windows: dict[int, list[Profile]] = {}
+    total: dict[int, list[Profile]] = {}
+    is_kept = set(grid.choose(grid.windows).tolist())
+    for begin_us, profile in parts:
+        if not profile.rows:
+            continue
+        number = (begin_us - grid.start_us) // grid.step_us
+        _add(total, 0, profile)
+        if grid.keeps_steps:
+            _add(steps, number, profile)
+        if number // grid.window_steps in is_kept:
+            _add(windows, number // grid.window_steps, profile)
+    chosen = np.array(sorted(windows), np.int64)
+    return ReferencePieces(
+        windows=tuple(merge(windows[number]) for number in chosen.tolist()),
+        window_starts_us=grid.starts_us(chosen),
+        steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
+        grid=grid,
+        total=merge(total.get(0, [])),
+        lagged=merge(windows.get(grid.windows - grid.lag_windows, [])) if grid.lag_windows else None,
+    )
+
+
+def _add(parts_by_number: dict[int, list[Profile]], number: int, profile: Profile) -> None:
+    parts = parts_by_number.setdefault(number, [])
+    parts.append(profile)
+    if len(parts) >= _MERGED_AT:  # Merging limits the memory of the parts.
+        parts_by_number[number] = [merge(parts)]
+
+
+def sketch_pieces(
+    bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], grid: WindowGrid
+) -> ReferencePieces:
+    """Return the pieces of the rows in `batches` of a table and its event times, [N] int64, microseconds since 1970."""
+    parts = (
+        (grid.start_us + number * grid.step_us, profile)
+        for table, times in batches
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us)
+    )
+    return assemble_pieces(grid, parts)
+
+
+def _steps_of(length_us: int) -> int:
+    """Return the number of steps per window: at most 24 of whole seconds and of at least an hour each, otherwise 1."""
+    for count in range(_STEPS_A_WINDOW, 1, -1):
+        if length_us % (count * 1_000_000) == 0 and length_us // count >= HOUR_US:
+            return count
+    return 1
+
+
+RestCounts = list[dict[str, int]]
+
+
+def count_out_of_rest(
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
+) -> dict[str, RestCounts]:
+    """Return the counts `unseen`, `below` and `above` of each column with bins, per group of rows, against all other
+    groups. `groups`, [N] int64, is the group of each row; `counted`, [count] bool, are the others (None: all)."""
+    counted = np.ones(count, bool) if counted is None else counted
+    counts: dict[str, RestCounts] = {}
+    for name, raw_column in feature_columns(table, bins):
+        column, column_bins = decoded(raw_column), bins.get(name)
+        if isinstance(column_bins, OrderedBins):
+            counts[name] = _range(as_floats(column), groups, counted)
+        elif column_bins is not None:
+            counts[name] = _unseen(column, groups, counted)
+    return counts
+
+
+def correct_for_rest(
+    bins: Mapping[str, Bins],
+    windows: Sequence[Profile],
+    starts_us: Sequence[int],
+    length_us: int,
+    sample: pa.Table,
+    until_us: int | None = None,
+) -> tuple[Profile, ...]:
+    """Return the windows with `unseen`, `below` and `above` counted against the other windows, for bins that were
+    frozen on a sample of the same rows. The counts in the sample are extrapolated to all rows of the window. Only
+    windows before `until_us` count as other windows (None: all windows). The sample has event times."""
+    if not windows:
+        return ()
+    numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
+    present, groups = np.unique(numbers, return_inverse=True)
+    sampled = np.bincount(groups).tolist()
+    counted = None if until_us is None else starts_us[0] + present * length_us < until_us
+    rest_counts = count_out_of_rest(bins, sample, groups, len(present), counted)
+    index_of = {number: index for index, number in enumerate(present.tolist())}
+    corrected = []
+    for window, start_us in zip(windows, starts_us, strict=True):
+        position = index_of.get((start_us - starts_us[0]) // length_us)
+        if position is None:  # The sample has no rows of the window, so the counts need no correction.
+            corrected.append(window)
+            continue
+        columns = dict(window.columns)
+        for name in rest_counts.keys() & columns.keys():
+            for key, count in rest_counts[name][position].items():
+                extrapolated = round(count * window.rows / sampled[position])
+                columns[name] = replace(columns[name], **{key: max(getattr(columns[name], key), extrapolated)})
+        corrected.append(Profile(window.rows, columns))
+    return tuple(corrected)
+
+
+def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
+    """Return, for each group, the number of rows whose value occurs in no other group."""
+    encoded = column.combine_chunks().dictionary_encode()
+    is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+    values = encoded.indices.drop_null().to_numpy().astype(np.int64)
+    owners, count = groups[is_known], len(counted)
+    size = len(encoded.dictionary)
+    first, last = np.full(size, count), np.full(size, -1)
+    is_counted = counted[owners]
+    np.minimum.at(first, values[is_counted], owners[is_counted])
+    np.maximum.at(last, values[is_counted], owners[is_counted])
+    first, last = first[values], last[values]
+    is_alone = (last < 0) | ((first == last) & (first == owners))
+    return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
+
+
+def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
+    """Return, for each group, the number of values below the minimum and above the maximum of all other groups."""
+    is_known = ~np.isnan(values)
+    numbers, owners, count = values[is_known], groups[is_known], len(counted)
+    least, most = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(least, owners, numbers)
+    np.maximum.at(most, owners, numbers)
+    least[~counted], most[~counted] = np.inf, -np.inf
+    below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
+    above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
+    return [{"below": low, "above": high} for low, high in zip(below.tolist(), above.tolist(), strict=True)]
+
+
+def _of_others(least: Array) -> Array:
+    """Return, for each group, the minimum of all other groups, [count]; minus infinity without other groups."""
+    if len(least) < 2:
+        return np.full(len(least), -np.inf)
+    order = np.argsort(least, kind="stable")
+    smallest: Array = np.full(len(least), least[order[0]])
+    smallest[order[0]] = least[order[1]]
+    return smallest

@@ -1,0 +1,356 @@
+"""Profiles of whole hours, stored next to the log, so that the cost of a window depends on the bins, not the rows.
+
+LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
+
+For each hour, the file contains the names and sizes of the log files and a profile per version. An hour is profiled
+again if its log files have changed. If a log file is unreadable, the hour is profiled every time, so that the file is
+reported. Profiles are computed from only the log, so two concurrent processes only duplicate work.
+
+For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
+merges the profiles in order, so the numbers are bit-identical to those of a single machine.
+
+Each row of the stored table describes a column of a profile. A row without a name has the profile's number of rows.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile, LogLocation, write_file
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window
+from mlflow_deploy_plugin.watch.drift.sketches import sketch
+from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins
+from mlflow_deploy_plugin.watch.segments import is_segment
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Identity = tuple[str, str]
+"""A model name and a version."""
+Profiles = dict[Identity, sketch.Profile]
+Files = list[tuple[str, int]]
+"""Names and sizes of log files."""
+Listed = Mapping[Hour, list[LogFile]]
+
+_RESULT = "number long, profile binary, failure string"
+
+_LISTED_BY_HOUR = 2 * DAY  # For longer windows, one listing of the bucket is faster than one per hour.
+_META = b"onnxserve"
+_FORMAT = 3
+_UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
+_log = logging.getLogger(__name__)
+_ARROW_TYPES = {sketch.SketchKind: pa.string(), str: pa.string(), int: pa.int64(), float: pa.float64()}
+_PLAIN = {each.name: _ARROW_TYPES[each.type] for each in fields(sketch.ColumnSketch)[1:] if each.type in _ARROW_TYPES}
+"""The fields of a sketch, except its name, that are stored as single values, with their Arrow types."""
+_plain_values = attrgetter(*_PLAIN)
+_NO_COUNTS = np.empty(0, np.int64)
+SCHEMA = pa.schema(
+    [
+        ("profile", pa.int32()),
+        ("name", pa.string()),
+        *_PLAIN.items(),
+        ("counts", pa.list_(pa.int64())),
+        ("fresh", pa.list_(pa.string())),
+        ("fresh_rows", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class StoredHour:
+    """The profiles of an hour, and the log files from which they were computed."""
+
+    files: Files
+    profiles: Profiles = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SketchStore:
+    """The profiles of an endpoint for the same bins, of some columns (None: all), and of a segment, which is a column
+    and a value as text (None: all rows)."""
+
+    log: InferenceLog
+    endpoint: str
+    bins: Mapping[str, Bins]
+    bins_key: str
+    columns: tuple[str, ...] | None = None
+    segment: tuple[str, str] | None = None
+
+    def load(self, day: datetime) -> dict[datetime, StoredHour]:
+        """Return the stored hours of a day; empty if there is no file or the file is malformed."""
+        name = self._name(day)
+        table = read_beside_log(self.log.location, name)
+        try:
+            meta = {} if table is None else json.loads(table.schema.metadata[_META])
+            if meta.get("format") != _FORMAT:
+                return {}
+            hours = {
+                datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
+                for start, made_of in meta["files"].items()
+            }
+            for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
+                hours[datetime.fromisoformat(start)].profiles[model, version] = profile
+            return hours
+        except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
+            _log.warning("the stored sketches %s cannot be used and are computed again: %s", name, one_line(error))
+            return {}
+
+    def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
+        profiles = [
+            (start.isoformat(), identity, profile)
+            for start, hour in hours.items()
+            for identity, profile in hour.profiles.items()
+        ]
+        meta = {
+            "format": _FORMAT,
+            "files": {start.isoformat(): hour.files for start, hour in hours.items()},
+            "hours": [(start, *identity) for start, identity, _ in profiles],
+        }
+        table = profiles_to_table([profile for _, _, profile in profiles])
+        write_beside_log(self.log.location, self._name(day), table.replace_schema_metadata({_META: json.dumps(meta)}))
+
+    def _name(self, day: datetime) -> str:
+        key, since = self.bins_key, self.log.since
+        if self.segment or since:  # The same files have other profiles then, so the key differs.
+            key = hashlib.sha256(repr((key, self.segment, since)).encode()).hexdigest()[:32]
+        return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
+
+
+def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> sketch.Profile:
+    """Return the profile of all rows in the window that one version (empty: any version) answered."""
+    return sketch.merge(
+        sketch.merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
+        for day in _by_day(_list(sketches.log, sketches.endpoint, window))
+    )
+
+
+def hour_profiles(
+    sketches: SketchStore, model: str, version: str, window: Window
+) -> Iterator[tuple[datetime, sketch.Profile]]:
+    """Yield the `window_profile` of each whole hour with rows in the window, in order."""
+    listed = _list(sketches.log, sketches.endpoint, window)
+    for hours in _by_day(_whole_hours(listed, window)):
+        for start, profiles in _hours_of_day(sketches, hours).items():
+            yield start, _chosen(profiles, model, version)
+
+
+def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
+    """Return the number of rows in the window by (model, version), the most frequent version first."""
+    sketches = SketchStore(log, endpoint, {}, "versions", ("_model", "_version", EVENT_TIME))
+    rows: dict[Identity, int] = {}
+    for day in _by_day(_list(log, endpoint, window)):
+        for profiles in _pieces(sketches, day, window):
+            for identity, profile in profiles.items():
+                rows[identity] = rows.get(identity, 0) + profile.rows
+    return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _chosen(profiles: Profiles, model: str, version: str) -> sketch.Profile:
+    if not version:
+        return sketch.merge(profiles[identity] for identity in sorted(profiles))
+    return profiles.get((model, version), sketch.Profile(0, {}))
+
+
+def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
+    """Return the hours that overlap the window and have rows, in ascending order, with the log files of each hour."""
+    if window.length <= _LISTED_BY_HOUR:
+        return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
+    hours = log.all_files(endpoint).items()
+    return {hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start}
+
+
+def _whole_hours(listed: Listed, window: Window) -> Listed:
+    return {hour: files for hour, files in listed.items() if window.start <= hour.start and hour.end <= window.end}
+
+
+def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
+    """Yield profiles that together cover the window: first partial hours, then whole hours in order."""
+    whole = _whole_hours(listed, window)
+    for hour in listed:
+        if hour not in whole:
+            part = Window(max(hour.start, window.start), min(hour.end, window.end))
+            yield from _sketch(sketches, part).values()
+    for hours in _by_day(whole):
+        yield from _hours_of_day(sketches, hours).values()
+
+
+def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
+    for _, hours in groupby(listed, key=lambda hour: hour.start.date()):
+        yield {hour: listed[hour] for hour in hours}
+
+
+def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
+    """Return the profiles of the `listed` hours of a day, in order. Stale hours are profiled again and stored."""
+    files = {hour.start: some for hour, some in listed.items()}
+    present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
+    stored = sketches.load(min(files))
+    stale = [start for start, made_of in present.items() if start not in stored or stored[start].files != made_of]
+    computed: dict[datetime, Profiles] = {}
+    for _, run in groupby(enumerate(stale), key=lambda item: item[1] - item[0] * HOUR):  # Group consecutive hours.
+        hours = [start for _, start in run]
+        computed |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
+    for start in stale:
+        is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
+        stored[start] = StoredHour(present[start] if is_readable else [_UNREADABLE], computed.get(start, {}))
+    if stale:
+        sketches.store(min(files), dict(sorted(stored.items())))
+    return {start: stored[start].profiles for start in files}
+
+
+def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
+    """Compute the profiles of each hour in the window from the rows of the hour."""
+    parts: dict[datetime, dict[Identity, list[sketch.Profile]]] = {}
+    rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
+    for table in sketch.coalesce_batches(rows):
+        if sketches.segment:
+            table = table.filter(is_segment(table, *sketches.segment))
+            if not len(table):
+                continue
+        times = microseconds_of(table.column(EVENT_TIME)) // HOUR_US
+        keys = pc.binary_join_element_wise(table.column("_model"), table.column("_version"), "\n")
+        encoded = keys.combine_chunks().dictionary_encode()
+        first = int(times.min())
+        versions = np.asarray(encoded.indices).astype(np.int64)
+        numbers = (times - first) * len(encoded.dictionary) + versions
+        for number, profile in sketch.sketch_by(sketches.bins, table, numbers):
+            hour, position = divmod(number, len(encoded.dictionary))
+            model, _, version = encoded.dictionary[position].as_py().rpartition("\n")
+            start = EPOCH + (first + hour) * HOUR
+            parts.setdefault(start, {}).setdefault((model, version), []).append(profile)
+    return {start: {key: sketch.merge(some) for key, some in versions.items()} for start, versions in parts.items()}
+
+
+def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
+    """Return a table that `write_beside_log` wrote; None if it does not exist or is malformed."""
+    try:
+        with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
+            return pq.read_table(source)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        _log.warning("%s next to the log cannot be read and is computed again: %s", name, one_line(error))
+        return None
+
+
+def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
+    """Write a derived table next to the log. If writing fails, the next process computes the table again."""
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, compression="zstd")
+    try:
+        write_file(location, name, content.getvalue())
+    except (OSError, pa.ArrowException, NotInstalled) as error:
+        _log.debug("%s cannot be stored next to the log: %s", name, one_line(error))
+
+
+def spark_window_profile(
+    session: "SparkSession", sketches: SketchStore, model: str, version: str, window: Window
+) -> sketch.Profile:
+    """Return the `window_profile` that Spark computes per day (UTC). Raises OnnxserveError that names a failed part."""
+    log = sketches.log
+    # The log's file system cannot be serialised for Spark's workers.
+    uri, since = log.location.shown, log.since
+    endpoint, bins, key = sketches.endpoint, sketches.bins, sketches.bins_key
+    days = [
+        Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
+        for day in _by_day(_list(log, endpoint, window))
+    ]
+    if not days:
+        return sketch.merge([])
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                try:
+                    store = SketchStore(open_log(uri, since), endpoint, bins, key)
+                    profile = window_profile(store, model, version, days[number])
+                    content, failure = profile_to_parquet(profile), None
+                except (OSError, pa.ArrowException, OnnxserveError) as error:
+                    content, failure = None, one_line(error)
+                yield pa.RecordBatch.from_pydict(
+                    {
+                        "number": pa.array([number], pa.int64()),
+                        "profile": pa.array([content], pa.binary()),
+                        "failure": pa.array([failure], pa.string()),
+                    }
+                )
+
+    parts = session.range(0, len(days), 1, len(days)).mapInArrow(task, _RESULT).collect()
+    for part in parts:
+        if part["failure"]:
+            raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
+    ordered = sorted(parts, key=lambda part: int(part["number"]))
+    return sketch.merge(profile_from_parquet(bytes(part["profile"])) for part in ordered)
+
+
+def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
+    lines: list[tuple[int, sketch.ColumnSketch]] = []
+    for number, profile in enumerate(profiles):
+        lines.append((number, sketch.ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
+        lines += [(number, column) for column in profile.columns.values()]
+    columns = [column for _, column in lines]
+    counts = [column.counts for column in columns]
+    offsets = pa.array(np.cumsum([0, *map(len, counts)]), pa.int32())
+    plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
+    arrays = {
+        "profile": pa.array([number for number, _ in lines], pa.int32()),
+        "name": pa.array([column.name or None for column in columns], pa.string()),
+        **{name: pa.array(values, kind) for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)},
+        "counts": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([_NO_COUNTS, *counts]))),
+        "fresh": pa.array([list(column.fresh) for column in columns], pa.list_(pa.string())),
+        "fresh_rows": pa.array([list(column.fresh.values()) for column in columns], pa.list_(pa.int64())),
+    }
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
+    """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError if the table is malformed."""
+    if table.schema.names != SCHEMA.names:
+        raise ValueError("the table does not have the columns of a profile")
+    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", *_PLAIN)}
+    stored = table.column("counts").combine_chunks()
+    counts, offsets = stored.values.to_numpy(zero_copy_only=False), stored.offsets.to_numpy().tolist()
+    fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
+    profiles: list[tuple[int, dict[str, sketch.ColumnSketch]]] = []
+    for line, name in enumerate(plain["name"]):
+        if name is None:
+            if plain["profile"][line] != len(profiles):
+                raise ValueError("a profile is missing in the table")
+            profiles.append((plain["rows"][line], {}))
+            continue
+        profiles[-1][1][name] = sketch.ColumnSketch(
+            name=name,
+            counts=counts[offsets[line] : offsets[line + 1]],
+            fresh=dict(zip(fresh[line], fresh_rows[line], strict=True)) if fresh[line] else {},
+            **{key: plain[key][line] for key in _PLAIN},
+        )
+    return [sketch.Profile(rows, columns) for rows, columns in profiles]
+
+
+def profile_to_parquet(profile: sketch.Profile) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(profiles_to_table([profile]), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def profile_from_parquet(content: bytes) -> sketch.Profile:
+    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of `table_to_profiles`."""
+    (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
+    return profile

@@ -1,0 +1,110 @@
+"""Relations between columns: eight random projections of the row, which are counted and judged like numeric columns.
+
+If only correlations change, the distribution of every column stays the same, but the distribution of sums of columns
+changes. A row is standardised, and projected on eight fixed random directions (Johnson and Lindenstrauss, Contemporary
+Mathematics 26, 1984). Numbers are limited to four deviations, so that a sentinel like -9999 does not dominate. Each of
+the ten most frequent values of a category is 1 or 0, and a missing value contributes nothing.
+
+The contribution of a column is looked up by the column's bin. All columns with bins participate, including predictions
+and the parts of lists. The contributions are multiples of 2**-14, so that float32 sums are exact: they depend neither
+on the order of the columns nor on the batches.
+"""
+
+import math
+import zlib
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
+
+RELATIONS = "relations between columns"
+"""The subject of findings about the projections."""
+PROJECTIONS = tuple(f"_relations.{number}" for number in range(8))
+"""The names of the projections in profiles. A column of the data cannot have such a name (`columns.OWN_PREFIX`)."""
+_FREQUENT = 10
+_REACH = 4.0
+_GRAIN = 2.0**14
+_POSITIONS = np.linspace(-12, 12, 193)
+"""The positions of a projection's bins, in standard deviations."""
+_FEWEST = 30
+"""The number of rows below which no correlation is reported."""
+
+
+def without_projections(names: Collection[str]) -> list[str]:
+    """Return the names of columns, in the same order."""
+    return [name for name in names if name not in PROJECTIONS]
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a column for messages and metrics, which is the same for all projections."""
+    return RELATIONS if name in PROJECTIONS else name
+
+
+def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
+    """Return the contributions of the participating columns to the projections, by column: [K + 1, 8] float32 for each
+    bin of the column, then for missing values; empty without projections."""
+    first = bins.get(PROJECTIONS[0])
+    return first.tables if isinstance(first, OrderedBins) else {}
+
+
+def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> dict[str, Bins]:
+    """Return the bins of the projections, frozen on rows of the reference with these `codes` (`encode_columns`). The
+    result is empty if fewer than two columns vary."""
+    tables: dict[str, Array] = {}
+    for name, frozen in bins.items():
+        scores = _scores(frozen, codes[name])
+        if scores.any():
+            directions = np.random.default_rng(zlib.crc32(name.encode()))
+            tables[name] = scores @ directions.normal(size=(scores.shape[1], len(PROJECTIONS)))
+    if len(tables) < 2:
+        return {}
+    scale = _GRAIN / math.sqrt(len(tables))
+    tables = {name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()}
+    sums = np.sum([table[codes[name]] for name, table in tables.items()], axis=0, dtype=np.float64)
+    means, deviations = sums.mean(axis=0), np.maximum(sums.std(axis=0), 1 / _GRAIN)
+    return {
+        name: OrderedBins(mean + deviation * _POSITIONS, float(deviation), tables=tables)
+        for name, mean, deviation in zip(PROJECTIONS, means, deviations, strict=True)
+    }
+
+
+def _scores(bins: Bins, codes: Array) -> Array:
+    """Return the standardised value of each bin, then of missing values, [K + 1, D] float64, divided by the square root
+    of D. D is 1 for a number, and the number of frequent values otherwise. `codes` are the bins of the rows, [N]."""
+    counts = np.bincount(codes, minlength=bins.size + 1)[:-1]
+    shares = counts / max(counts.sum(), 1)
+    if isinstance(bins, OrderedBins):
+        values = np.clip((bins.positions - shares @ bins.positions) / bins.scale, -_REACH, _REACH)[:, None]
+    else:
+        values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
+    centred = values - shares @ values
+    deviations = np.sqrt(shares @ np.square(centred))
+    scores = np.clip(centred / np.where(deviations > 0, deviations, np.inf), -_REACH, _REACH)
+    padded: Array = np.vstack([scores, np.zeros((1, scores.shape[1]))]) / math.sqrt(max(scores.shape[1], 1))
+    return padded
+
+
+def correlation_change(bins: Mapping[str, Bins], before: Mapping[str, Array], now: Mapping[str, Array]) -> str:
+    """Return the two columns whose correlation changed most, with both values, such as `correlation of temp and humid
+    +0.62 → -0.10`; empty if there are too few rows. `before` and `now` are the codes of some rows of the reference, [N]
+    per column, and of the window, [M]."""
+    columns: list[str] = []
+    titles: list[str] = []
+    sides: tuple[list[Array], list[Array]] = [], []
+    for name in (name for name in relation_tables(bins) if name in before and name in now):
+        frozen, scores = bins[name], _scores(bins[name], before[name])
+        for rows, codes in zip(sides, (before[name], now[name]), strict=True):
+            rows += list(scores[codes].T)
+        columns += [name] * scores.shape[1]
+        values = [f"={value}" for value in frozen.codes] if isinstance(frozen, CategoryBins) else [""]
+        titles += [f"{name}{value}" for value in values[: scores.shape[1]]]
+    if len({*columns}) < 2 or min(len(rows[0]) for rows in sides) < _FEWEST:
+        return ""
+    with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
+        old, new = (np.nan_to_num(np.corrcoef(rows)) for rows in sides)
+    names = np.array(columns)
+    change = np.where(names[:, None] != names, np.abs(new - old), -1)
+    pair = np.unravel_index(change.argmax(), change.shape)
+    return f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {old[pair]:+.2f} → {new[pair]:+.2f}"

@@ -1,0 +1,361 @@
+"""Sketches: all data of a column that a verdict needs, in a size that depends on its bins and not on its rows.
+
+A sketch has the histogram over frozen bins, the range, the moments, and counts of values outside of the reference.
+Sketches over the same bins can be merged in any order: counts are added, and moments follow Chan, Golub, LeVeque
+(COMPSTAT 1982). Only the rounding of moments and the stored names of over 200 new categories depend on the order. A
+column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over rows.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import repeat
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.sketches.bins import (
+    Bins,
+    CategoryBins,
+    OrderedBins,
+    hash_numbers,
+    hash_texts,
+    round_to_reference,
+)
+from mlflow_deploy_plugin.watch.drift.sketches.columns import TRUTH, as_floats, decoded, feature_columns, type_family
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, relation_tables
+
+SketchKind = Literal["number", "category", "other"]
+
+SHOWN_VALUES = 20
+KEPT_VALUES = 200
+_TOGETHER_ROWS = 65_536
+_TOGETHER_BYTES = 64 * 2**20
+_TYPE_SEPARATOR = " | "
+_LONGEST = 80
+
+ColumnCounts = dict[str, list[Any] | Array]
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSketch:
+    """The sketch of a column over some rows.
+
+    Attributes:
+        kind: the kind of the column's bins; "other" if the column has no bins, or if its values do not fit them.
+        arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " | ".
+        counts: of the frozen bins and then of the missing values, [K + 1] int64; for "other", of missing values, [1].
+        missing: the number of null or NaN values.
+        mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
+        below, above: the number of values outside of the reference's range.
+        unseen: the number of rows with a category that the reference lacks. These rows also count as rare.
+        fresh: the unseen categories with row counts. Of over 200, the categories with the smallest ratio of hash to
+            rows are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
+        minimum, maximum: the range of the numbers; NaN without numbers.
+        mean, m2: the mean and the sum of squared deviations of the `finite` values.
+        expected_type: the type in the reference; empty without bins.
+    """
+
+    name: str
+    kind: SketchKind
+    arrow_type: str
+    counts: Array
+    rows: int
+    missing: int = 0
+    mistyped: int = 0
+    below: int = 0
+    above: int = 0
+    unseen: int = 0
+    fresh: Mapping[str, int] = field(default_factory=dict)
+    minimum: float = math.nan
+    maximum: float = math.nan
+    finite: int = 0
+    mean: float = math.nan
+    m2: float = 0.0
+    expected_type: str = ""
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the finite numbers; NaN without finite numbers."""
+        return math.sqrt(self.m2 / self.finite) if self.finite else math.nan
+
+    @property
+    def infinite_share(self) -> float:
+        known = int(self.counts[:-1].sum())
+        return (known - self.finite) / max(known, 1)
+
+    @property
+    def unseen_values(self) -> dict[str, int]:
+        """At most 20 categories that the reference lacks, with their row counts, the most frequent first."""
+        return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
+
+
+_ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
+_NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
+_FIELDS = [(each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)]
+"""The field names of a sketch in constructor order, each with the default for columns without this field."""
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """The columns of some rows, by name. Columns of the reference that these rows lack are not included."""
+
+    rows: int
+    columns: Mapping[str, ColumnSketch]
+
+
+def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.RecordBatch]) -> Profile:
+    """Return the profile of all rows in the batches. The columns of batches may differ (`feature_columns`)."""
+    return merge(
+        [sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in coalesce_batches(batches)]
+    )
+
+
+def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
+    """Return a profile for each group of rows; `groups` is the group of each row, [N] int64, from 0 to count - 1."""
+    rows = np.bincount(groups, minlength=count)
+    amounts = rows.tolist()
+    columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
+    for name, counted in _count_columns(bins, table, groups, count, rows):
+        frozen = bins.get(name)
+        expected = (frozen.arrow_type or frozen.kind) if frozen else ""
+        values_by_field = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
+        # Pass positional arguments, because passing keyword arguments takes as long as counting an hour of rows.
+        in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
+        for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
+            group[name] = ColumnSketch(*values)
+    return [Profile(number, group) for number, group in zip(amounts, columns, strict=True)]
+
+
+def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array]:
+    """Return the bin of each row by column, [N] int64, also of projections; a missing value has the last code, K. The
+    result lacks columns whose values do not fit their bins."""
+    counted = _count_columns(bins, table, np.zeros(len(table), np.int64), 1, np.array([len(table)]))
+    return {name: np.asarray(values["codes"]) for name, values in counted if "codes" in values}
+
+
+def sketch_by(bins: Mapping[str, Bins], table: pa.Table, keys: Array) -> Iterator[tuple[int, Profile]]:
+    """Yield each distinct key, ascending, with the profile of its rows; `keys` is the key of each row, [N] int64."""
+    present, groups = np.unique(keys, return_inverse=True)
+    yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
+
+
+def merge(profiles: Iterable[Profile]) -> Profile:
+    """Return the profile of all rows together; without profiles, an empty profile."""
+    profile_list = list(profiles)
+    if len(profile_list) == 1:
+        return profile_list[0]
+    parts: dict[str, list[ColumnSketch]] = {}
+    for profile in profile_list:
+        for name, column in profile.columns.items():
+            parts.setdefault(name, []).append(column)
+    columns = {name: _merge_columns(parts[name]) for name in sorted(parts)}
+    return Profile(sum(profile.rows for profile in profile_list), columns)
+
+
+def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
+    if len(parts) == 1:
+        return parts[0]
+    # Ignore the type of a file in which all values are null, because this type is compatible with every type.
+    typed_parts = [part for part in parts if part.arrow_type != "null"] or parts
+    judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
+    types = {type_name for part in parts for type_name in part.arrow_type.split(_TYPE_SEPARATOR)}
+    finite = np.array([part.finite for part in parts], np.float64)
+    total = int(finite.sum())
+    means = np.array([part.mean if part.finite else 0.0 for part in parts])
+    mean = float((means * (finite / total)).sum()) if total else math.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        m2 = float(sum(part.m2 for part in parts) + (finite * (means - mean) ** 2).sum()) if total else 0.0
+    fresh = Counter[str]()
+    for new in filter(None, (part.fresh for part in parts)):
+        fresh.update(new)
+    order = list(fresh.items())
+    if len(order) > KEPT_VALUES:
+        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
+        order = [order[index] for index in np.argsort(ranks, kind="stable")]
+    added = {name: sum(int(getattr(part, name)) for part in parts) for name in _ADDED}
+    return ColumnSketch(
+        name=parts[0].name,
+        kind=min(judged, default="other"),
+        arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
+        counts=np.sum([part.counts for part in parts], axis=0),
+        **added,
+        fresh=dict(order[:KEPT_VALUES]),
+        minimum=float(np.fmin.reduce([part.minimum for part in parts])),
+        maximum=float(np.fmax.reduce([part.maximum for part in parts])),
+        finite=total,
+        mean=mean,
+        m2=m2,
+        expected_type=parts[0].expected_type,
+    )
+
+
+def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Combine small tables into larger tables, because each table costs a pass over its columns."""
+    pending: list[pa.Table] = []
+    rows = size = 0
+    for batch in batches:
+        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+        is_full = rows + len(table) > _TOGETHER_ROWS or size + table.nbytes > _TOGETHER_BYTES
+        if pending and (is_full or table.schema != pending[0].schema):
+            yield pa.concat_tables(pending)
+            pending, rows, size = [], 0, 0
+        pending.append(table)
+        rows += len(table)
+        size += table.nbytes
+    if pending:
+        yield pa.concat_tables(pending)
+
+
+def _count_columns(
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, rows: Array
+) -> Iterator[tuple[str, ColumnCounts]]:
+    """Yield the name and the fields of each column, as `_count_column`, then of each projection (`relations.py`)."""
+    tables = relation_tables(bins)
+    sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
+    for name, column in feature_columns(table, bins):
+        counted = _count_column(column, bins.get(name), groups, count, rows)
+        if name in tables and "codes" in counted:
+            sums += tables[name].take(counted["codes"], axis=0)
+        yield name, counted
+    for name, values in zip(PROJECTIONS, sums.T, strict=False):
+        if isinstance(frozen := bins[name], OrderedBins):  # The spread of a projection needs only its histogram.
+            codes = frozen.bin_of(values)
+            histograms = _histograms(codes, frozen.size + 1, groups, count)
+            yield name, {"kind": ["number"] * count, "codes": codes, "counts": histograms}
+
+
+def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
+    """Return the fields of a `ColumnSketch` by name, each a list over the groups. `rows`, [count], are their sizes."""
+    raw_column = decoded(column)
+    column = _booleans_alike(raw_column, bins)
+    family = type_family(column.type)
+    if bins is not None:  # A reference without values accepts numbers and categories.
+        takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
+        if family in takes:
+            counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
+            return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
+    is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
+    missing = np.bincount(groups[is_missing], minlength=count)
+    counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
+    counts[:, -1] = missing
+    mistyped = {"mistyped": (rows - missing).tolist()} if bins is not None else {}
+    types = [_type_name(column.type)] * count
+    return {"kind": ["other"] * count, "arrow_type": types, "counts": counts, "missing": missing.tolist(), **mistyped}
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """Return Arrow's type name without the storage variant: `string` for large_string and string_view."""
+    return str(kind).removeprefix("large_").removesuffix("_view")
+
+
+def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
+    """Convert booleans to 1 and 0 if the reference is numeric, and vice versa, because graphs have numeric inputs."""
+    if bins is None or bins.is_blank:
+        return column
+    if pa.types.is_boolean(column.type) and bins.kind == "number":
+        return column.cast(pa.int8())
+    codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
+    if type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
+        known = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
+        if np.isin(known[~np.isnan(known)], (0.0, 1.0)).all():
+            is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+            return pc.if_else(is_missing, None, pc.not_equal(column, 0))
+    return column
+
+
+def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+    values = as_floats(column)
+    is_known = ~np.isnan(values)
+    is_missing = ~is_known
+    fields: ColumnCounts = {
+        "kind": ["number"] * count,
+        "missing": np.bincount(groups[is_missing], minlength=count).tolist(),
+        **_moments(values, is_known, groups, count),
+    }
+    values = round_to_reference(values, bins.arrow_type)
+    if isinstance(bins, OrderedBins):
+        codes = bins.bin_of(values)
+        fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
+        fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
+    else:
+        distinct, inverse = np.unique(values[is_known], return_inverse=True)
+        table = np.array([bins.codes.get(float(value), len(bins.codes)) for value in distinct], dtype=np.int64)
+        codes = np.zeros(len(values), np.int64)
+        codes[is_known] = table[inverse]
+        names = np.array([f"{value:g}" for value in distinct], dtype=object)
+        fields |= _fresh(bins, names, hash_numbers(distinct), inverse, groups[is_known], count)
+    codes[is_missing] = bins.size
+    fields["codes"] = codes
+    fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
+    return fields
+
+
+def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+    encoded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
+    is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+    inverse = encoded.indices.drop_null().to_numpy().astype(np.int64)
+    distinct = encoded.dictionary
+    codes = np.full(len(column), bins.size, np.int64)
+    kind = bins.kind if pa.types.is_null(column.type) else "category"
+    fields: ColumnCounts = {"kind": [kind] * count, "codes": codes}
+    if isinstance(bins, CategoryBins):
+        texts = distinct.to_numpy(zero_copy_only=False)
+        hashes = hash_texts(texts)
+        codes[is_known] = bins.codes_of_texts(distinct, hashes)[inverse]
+        fields |= _fresh(bins, texts, hashes, inverse, groups[is_known], count)
+    fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
+    fields["missing"] = counts[:, -1].tolist()
+    return fields
+
+
+def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
+    minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
+    numbers, owners = (values, groups) if is_known.all() else (values[is_known], groups[is_known])
+    np.minimum.at(minimum, owners, numbers)
+    np.maximum.at(maximum, owners, numbers)
+    some = np.bincount(owners, minlength=count) > 0
+    if not (is_finite := np.isfinite(numbers)).all():
+        numbers, owners = numbers[is_finite], owners[is_finite]
+    finite = np.bincount(owners, minlength=count)
+    rows = np.zeros(1, np.int64) if count == 1 else owners  # The figures of a single group need no copy for each row.
+    with np.errstate(all="ignore"):
+        about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)  # A plain sum could overflow.
+        about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
+        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # exact for constants
+        m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
+    return {
+        "minimum": np.where(some, minimum, np.nan).tolist(),
+        "maximum": np.where(some, maximum, np.nan).tolist(),
+        "finite": finite.tolist(),
+        "mean": mean.tolist(),
+        "m2": m2.tolist(),
+    }
+
+
+def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
+    """Return row counts and names of values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64)
+    describe the distinct values; `inverse` and `groups` ([M] int64) are the value and the group of each known row."""
+    is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(bins.known, hashes, side="right")
+    if not is_fresh.any():
+        return {}
+    is_unseen = is_fresh[inverse]
+    unseen = np.bincount(groups[is_unseen], minlength=count)
+    pairs, amounts = np.unique(groups[is_unseen] * len(names) + inverse[is_unseen], return_counts=True)
+    owners, members = np.divmod(pairs, len(names))
+    order = np.lexsort((hashes[members] / amounts, owners))
+    named: list[dict[str, int]] = [{} for _ in range(count)]
+    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # `order` keeps `owners` sorted.
+    for position in order[kept].tolist():
+        group, name = named[owners[position]], names[members[position]]
+        label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
+        group[label] = group.get(label, 0) + int(amounts[position])
+    return {"unseen": unseen.tolist(), "fresh": named}
+
+
+def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:
+    return np.bincount(groups * size + codes, minlength=count * size).reshape(count, size)

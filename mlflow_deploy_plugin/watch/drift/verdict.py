@@ -1,0 +1,414 @@
+"""The verdict: does this window differ from the reference more than the reference's own windows do?
+
+1. The null (`threshold/null.py`) chooses null windows from the reference: contiguous windows if there are enough.
+2. Each column has up to four figures: the distance of its known values, the change of its missing share, and the shares
+   of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
+3. The figures of the judged window and of each of M null windows are standardised by the mean and standard deviation of
+   all other windows. The statistic of a window is its largest standardised figure over all columns and segments.
+4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for the bootstrap. The result is
+   drift if p <= the false-alarm rate. All columns have one threshold: the statistic at the corresponding rank.
+
+If the window is exchangeable with the reference's own windows, the false-alarm rate is at most the specified rate
+(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). The actual rate is measured
+in `threshold/distribution.py`. Ranks, logarithms and robust scales lose power if there are many columns
+(`benchmarks/drift.py`). A removed, new, retyped or constant column is drift without a test (`column_findings.py`).
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
+from mlflow_deploy_plugin.core.statedir.files import FileCache
+from mlflow_deploy_plugin.watch.drift import column_findings
+from mlflow_deploy_plugin.watch.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name, without_projections
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.watch.drift.threshold import distribution
+from mlflow_deploy_plugin.watch.drift.threshold.drawn import (
+    FEWEST_WINDOWS,
+    MOST_WINDOWS,
+    IndependentRows,
+    StationaryBootstrap,
+    can_bootstrap,
+    dependence_of,
+)
+from mlflow_deploy_plugin.watch.drift.threshold.null import (
+    MIN_COMPARED_ROWS,
+    ColumnGroup,
+    Null,
+    WindowNull,
+    column_level,
+    judged_figures,
+    row_counts,
+)
+from mlflow_deploy_plugin.watch.drift.threshold.windows import Contiguous, Lagged, Overlapping
+from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
+
+State = Literal["drift", "no drift", "not judged"]
+_WEEK_SECONDS = 7 * 86_400
+_ACCEPTED = "a user has accepted its shift as the new baseline, so that only later shifts are judged"
+_NOTHING_JUDGED = Refused("distributions are not judged")
+NULLS: Mapping[distribution.NullKind, type[Null]] = {
+    null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
+}
+_MAX_CELLS = 20_000_000
+"""The maximum number of histogram counts to compare in seconds: about sixty windows for a thousand columns."""
+_SIZE_STEP = 1.15
+_PAIRS, _MOST_PAIRS = 3.0, 0.75
+"""The number of compared rows is chosen so that 3 / (false-alarm rate) pairs, at most 3/4 of all, have enough rows."""
+_NO_TIMES = (
+    "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
+    "column or the values with the time of each row), or set independent_rows"
+)
+_METHOD = 11
+"""A part of every cache key. Increment it if the computation of figures or nulls changes."""
+_MAX_FILES = 200
+_MAX_BYTES = 256 * 1024 * 1024
+_PLAIN = ("kind", "effective_n", "widening", "block_length", "persistence", "slowest_column", "length")
+_ARRAYS = ("figures", "scales", "floors", "starts")
+
+
+@dataclass(frozen=True)
+class DriftVerdict:
+    """The verdict on one window.
+
+    Attributes:
+        findings: the outcome of every column, or the reason why the column was not judged; the worst finding is first.
+        figures: metrics by name; metrics of columns are sorted by decreasing score.
+        null: the kind of windows from which the threshold is computed; None if distributions are not judged.
+    """
+
+    state: State
+    reason: str
+    findings: tuple[Finding, ...]
+    figures: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    null: distribution.NullKind | None = None
+    held_out: distribution.HoldOutAlarms | Refused = _NOTHING_JUDGED
+
+
+def judge_profile(
+    reference: DriftReference,
+    window: Profile,
+    start_us: int,
+    spec: MonitorSpec,
+    cache: Path | None,
+    segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
+    jump_rate: float | None = None,
+    accepted: Collection[str] = (),
+) -> DriftVerdict:
+    """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
+    `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
+    `carrier=AA`, and all rows together share one false-alarm rate. With a budget of alarms, this rate is `jump_rate`,
+    and the distributions of `accepted` columns (`alarm_key`) are not judged, because they have a new baseline."""
+    schema = column_findings.schema_findings(reference, window, spec.columns)
+    rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
+    groups: list[ColumnGroup] = []
+    unjudged: list[Finding] = []
+    for name, (own, part) in {"": (reference, window), **(segments or {})}.items():
+        columns, others = column_findings.judgeable_columns(own, part, spec.columns, name)
+        compared = compared_rows(own, part.rows, spec)
+        reason = too_few_rows(own, part.rows, columns, compared, spec)
+        unjudged += others
+        known = {column: _ACCEPTED for column in columns if alarm_key(shown_name(column), name) in accepted}
+        known |= {column: _ACCEPTED for column in columns if known and column in PROJECTIONS}
+        unjudged += column_findings.not_judged_findings(known, name)
+        columns = tuple(column for column in columns if column not in known)
+        if not reason and not columns:
+            reason = column_findings.describe_worst(without_projections(known), _ACCEPTED)
+            if not name and not any(finding.is_alarm for finding in schema):
+                return DriftVerdict("no drift", reason, column_findings.sort_findings([*schema, *unjudged]), rows)
+        if not reason:
+            groups.append(ColumnGroup(name, own, part, columns, compared))
+            continue
+        unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
+        if not name:
+            return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
+    null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
+    if isinstance(null, Refused):
+        whole = [finding for finding in unjudged if not finding.segment]
+        whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
+        return _unjudged(rows, null.reason, schema, whole)
+    season_us = 1_000_000 * (duration_seconds(spec.season) if spec.season else _WEEK_SECONDS)
+    rate = jump_rate or spec.false_alarm_rate
+    return _conclude(rows, groups, null, rate, start_us, season_us, [*schema, *unjudged])
+
+
+def _unjudged(
+    rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
+) -> DriftVerdict:
+    """Return a verdict for distributions that are not judged: drift if a schema finding is an alarm."""
+    alarms = [finding for finding in schema if finding.is_alarm]
+    findings = column_findings.sort_findings([*schema, *others])
+    if not alarms:
+        return DriftVerdict("not judged", reason, findings, rows)
+    worst = column_findings.describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
+    reason = f"{worst}; distributions are not judged: {reason}"
+    return DriftVerdict("drift", reason, findings, {**rows, "is_drift": 1.0})
+
+
+def _conclude(
+    rows: Mapping[str, float],
+    groups: Sequence[ColumnGroup],
+    null: distribution.NullDistribution,
+    rate: float,
+    start_us: int,
+    season_us: int,
+    others: Sequence[Finding],
+) -> DriftVerdict:
+    window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
+    test = null.test(window, rate)
+    checked, column_figures = column_findings.judge_columns(
+        groups, null, window, test.scores, test.threshold, start_us, season_us
+    )
+    findings = column_findings.sort_findings([*others, *checked])
+    alarms = [finding for finding in findings if finding.is_alarm]
+    is_fewer = null.independent_n < distribution.needed_windows(rate)
+    worth_text = f", worth {_few(null.independent_n)} independent windows" if is_fewer else ""
+    evidence = f"p = {test.p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}{worth_text}"
+    reason = "no column differs from the reference more than its own windows do"
+    if alarms:
+        reason = column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].reason)
+        if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
+            evidence = f"all other checks: {evidence}"
+    is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
+    held_out = null.held_out
+    return DriftVerdict(
+        state="drift" if is_drift else "no drift",
+        reason=f"{reason} ({evidence})",
+        findings=findings,
+        figures={
+            **rows,
+            "is_drift": float(is_drift),
+            "p_value": test.p_value,
+            "statistic": test.statistic,
+            "threshold": test.threshold,
+            **({} if isinstance(held_out, Refused) else {"measured_false_alarm_rate": held_out.share}),
+            "blocks": float(len(null.figures)),
+            "independent_blocks": null.independent_n,
+            "compared_rows": float(groups[0].compared),
+            "false_alarm_rate": rate,
+            **column_figures,
+        },
+        notes=tuple(_notes(null, rate, groups[0].reference.pieces)),
+        null=null.kind,
+        held_out=held_out,
+    )
+
+
+def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
+    """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
+    kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
+    if rate < 1 / (count + 1):
+        yield f"jumps: nominal {rate:.2g} false alarms per window, extrapolated from {count} {kind.description}"
+        return
+    is_fewer = kind.is_of_steps or null.persistence > 1
+    worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
+    drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
+    held_out = null.held_out
+    measured = f"not measured: {held_out.reason}" if isinstance(held_out, Refused) else held_out.describe(rate)
+    yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
+    advice = ""
+    if kind.compares_with_whole:
+        window = pieces.grid.length_us // 1_000_000
+        lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
+        advice = f"; with reference rolling:{lag} a window is compared with a recent window"
+    if independent < distribution.needed_windows(rate):
+        yield (
+            f"more than {rate:.1%} of windows may be called drifted: the reference's windows are correlated, most "
+            f"strongly in {null.slowest_column}, so {count} windows are worth {_few(independent)} and support "
+            f"no rate below {1 / (1 + independent):.1%}{advice}"
+        )
+    if not isinstance(held_out, Refused) and held_out.is_beyond:
+        yield (
+            f"more than {rate:.1%} of windows are called drifted: {held_out.share:.1%} of the reference's own, mostly "
+            f"because of {', '.join(held_out.columns)}; the probability of this by chance is {held_out.p_value:.1g}"
+            f"{advice}"
+        )
+
+
+def _few(windows: float) -> str:
+    return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
+
+
+def null_distribution(
+    groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
+) -> distribution.NullDistribution | Refused:
+    """Return the distribution of the first null that supports the rate, from the cache if possible. The first group has
+    all rows, the other groups are segments."""
+    files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
+    path = files.path(_key_of(groups, rate, independent_rows)) if files else None
+    cached = _read(path) if path else None
+    if cached is not None:
+        return cached
+    # The levels of projections depend on the levels of the columns, and would hide alarms of the columns.
+    own = [replace(group, columns=group.own_columns) for group in groups]
+    null = IndependentRows.cut(own[0], rate) if independent_rows else choose_null(own[0], rate)
+    if isinstance(null, Refused):
+        return null
+    persistence, slowest_column = null.persistence(own[0])
+    fresh = replace(
+        null.compare(groups),
+        persistence=persistence,
+        slowest_column=slowest_column,
+        held_out=null.hold_out(own, rate, persistence),
+    )
+    if files and path:
+        with files.writing(path) as temporary:
+            about = {name: getattr(fresh, name) for name in _PLAIN} | {"held_out": asdict(fresh.held_out)}
+            np.savez(temporary, about=np.array(json.dumps(about)), **{name: getattr(fresh, name) for name in _ARRAYS})
+    return fresh
+
+
+def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
+    """Return the first null of `_candidates` that supports the rate."""
+    needed = distribution.needed_windows(rate)
+    supported = []
+    for null in _candidates(group, needed):
+        if null.effective_n >= needed:
+            return null
+        supported.append(null.effective_n)
+    most = int(max(supported))
+    smallest = distribution.show_rate(1 / (most + 1))
+    pieces = group.reference.pieces
+    length = duration_text(pieces.grid.length_us // 1_000_000)
+    if pieces.grid.lag_windows:
+        has, instead = f"the log has {most}", "wait until the log is longer"
+        if rate < SMALLEST_ROLLING_RATE:  # Too few pairs are kept, even with a longer log.
+            has, instead = f"at most {pieces.grid.max_pairs} are kept", f"set {SMALLEST_ROLLING_RATE:g} on a longer log"
+        elif needed > pieces.grid.max_pairs:
+            has, instead = f"with so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
+        ask = f"the smallest supported rate is {smallest}: set this rate, or " if most else ""
+        return Refused(
+            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of windows that are "
+            f"{pieces.grid.lag_windows} windows of {length} apart, and {has}; {ask}{instead}"
+        )
+    windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
+    worth = f", worth {most} with overlapping and resampled windows" if most > windows else ""
+    supports = f"the smallest supported rate is {smallest}: set this rate, " if most else "no rate is supported: "
+    return Refused(
+        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
+        f"{windows}{worth}; {supports}judge shorter windows, or use a longer reference"
+    )
+
+
+def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
+    """Yield the nulls that the reference allows, the preferred null first."""
+    pieces, bins = group.reference.pieces, group.reference.bins
+    cells = max(sum(bins[name].size for name in group.columns), 1)
+    most = max(needed, _MAX_CELLS // cells)
+    if pieces.grid.lag_windows:
+        yield Lagged.cut(row_counts(pieces.windows), *pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
+        return
+    yield Contiguous.cut(row_counts(pieces.windows), group.compared, most)
+    steps, length = row_counts(pieces.steps), pieces.grid.window_steps
+    if length < 2 or not steps.any():
+        return
+    yield Overlapping.cut(steps, length, group.compared)
+    if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
+        return
+    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
+    if can_bootstrap(steps, length, column_dependence):
+        yield StationaryBootstrap.cut(steps, length, column_dependence.block_length)
+
+
+def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
+    """Return the cache key, 40 hexadecimal digits, of the null distribution for the groups and other `parts`."""
+    digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
+    for group in groups:
+        pieces = group.reference.pieces
+        for part in (
+            (group.segment, group.compared, group.columns, group.reference.bins_key),
+            (pieces.grid, pieces.window_starts_us, pieces.total.rows),
+        ):
+            digest.update(repr(part).encode())
+        for profile in (*pieces.windows, *pieces.steps):
+            digest.update(profile.rows.to_bytes(8, "little"))
+        for name in group.columns:
+            column = pieces.total.columns.get(name)
+            if column is not None:
+                digest.update(column.counts.tobytes())
+    return digest.hexdigest()[:40]
+
+
+def _read(path: Path) -> distribution.NullDistribution | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            os.utime(path)
+            held_out = about.pop("held_out")
+            kind = Refused if "reason" in held_out else distribution.HoldOutAlarms
+            arrays = {name: stored[name] for name in _ARRAYS}
+            return distribution.NullDistribution(**about, held_out=kind(**held_out), **arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
+    """Return the reason why distributions cannot be judged, or an empty text."""
+    if not rows:
+        return "the window has no rows"
+    if rows < spec.min_rows:
+        return f"the window has {rows:,} rows; min_rows is {spec.min_rows:,}"
+    if rows < MIN_COMPARED_ROWS:
+        return f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed"
+    if not columns:
+        return "the window and the reference have no column in common that can be judged"
+    pieces = reference.pieces
+    if pieces.grid.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
+        return (
+            f"the window is compared with the window {pieces.grid.lag_windows} windows before, which has "
+            f"{pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
+        )
+    if spec.independent_rows:
+        if len(reference.sample) < MIN_COMPARED_ROWS:
+            return f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are needed"
+        return ""
+    if pieces.grid.lag_windows and not len(pieces.pairs()[0]):
+        return "the log is too short: no window of the reference has an earlier window at this lag"
+    if not pieces.windows:
+        return _NO_TIMES if pieces.total.rows else "the reference has no rows"
+    if compared < MIN_COMPARED_ROWS:
+        return (
+            f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of this length, "
+            f"with a median of {compared}; at least {MIN_COMPARED_ROWS} are needed: judge longer windows (every)"
+        )
+    return ""
+
+
+def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
+    """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
+    windows if that is smaller. The window's rows are rounded down in steps of 15 %, so that windows of similar size
+    share a null distribution. For `rolling:`, the pair's smaller window counts; fewer rows if many pairs are needed."""
+    pieces = reference.pieces
+    if pieces.grid.lag_windows:
+        rows = min(rows, pieces.others.rows)
+    if spec.independent_rows or not pieces.windows:
+        return rows
+    sizes = np.array([window.rows for window in pieces.windows])
+    if pieces.grid.lag_windows:
+        pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
+        most = max(math.ceil(_MOST_PAIRS * len(pairs)), distribution.needed_windows(spec.false_alarm_rate))
+        used_pairs = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
+        middle = int(pairs[-used_pairs]) if used_pairs else 0
+    else:
+        middle = int(np.median(sizes))
+    if rows >= middle:
+        return middle
+    if rows < MIN_COMPARED_ROWS:
+        return rows
+    size = float(MIN_COMPARED_ROWS)
+    while int(size * _SIZE_STEP) <= rows:
+        size *= _SIZE_STEP
+    return int(size)

@@ -1,0 +1,344 @@
+"""Estimates of a classifier's metrics before its labels are known, from its confidence.
+
+If probabilities are calibrated, a prediction with probability p is correct with probability p. Therefore each expected
+entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
+arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
+detect changed labels of the same rows. Earlier labelled windows calibrate the probabilities by isotonic regression if
+that helps on held-out windows. Labelled windows give the error of the estimate, which is otherwise only informative.
+
+The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
+draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
+windows, plus the amount by which this window's sampling variance exceeds the mean sampling variance of the earlier
+windows. Student's quantile has k degrees of freedom. The interval is never narrower than the largest earlier error. If
+this window's error is exchangeable with the earlier errors, this rule gives a coverage of k/(k+1) for any distribution.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.stats import norm, rankdata, t
+
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import REPEATED_WINDOWS
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval
+from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions
+from mlflow_deploy_plugin.wrap.evaluation.metrics import (
+    HITS_DIVISORS,
+    log_losses,
+    mean_over_labels,
+    weight_below_scores,
+)
+
+COMPLETE = 0.95
+"""The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
+MIN_LABELLED_WINDOWS = 3
+"""The number of earlier labelled windows that are needed to determine the error of an estimate."""
+_SIMILAR = 4 / 3
+"""The largest ratio of two shares of labelled rows for which rows are assumed to get their labels in the same way."""
+_NEGLIGIBLE = 0.03
+"""The largest mean excess of earlier windows that is not a contradiction, because models are not exactly calibrated."""
+_DRAWS, _DRAWN_ROWS = 100, 2_000
+"""The number of simulations of a window's labels, and of rows per simulation. The variance is scaled to all rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledWindow:
+    """The labelled rows of a window, which are the part `share` of its rows. `truth` is [N] int64, indices into the
+    classes of the answers."""
+
+    truth: Array
+    answers: ClassPredictions
+    share: float = 1.0
+
+
+class LabelTrust(NamedTuple):
+    """The reason why labels of a part of the rows represent all rows, or may not.
+
+    Attributes:
+        outcome: "fits": the labels fit the probabilities. "changed": they do not, but the labels of earlier windows
+            with a similar share of labels did, so that the model has changed. "repeated": the labels of several windows
+            in a row differ in the same direction. "doubted": the model may have changed, or labels may be missing
+            depending on their value.
+        windows: the number of windows in a row that differ in the same direction; for "changed", the number of earlier
+            windows whose labels fit.
+    """
+
+    outcome: Literal["fits", "changed", "repeated", "doubted"]
+    windows: int
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """The standard error of an estimate, and the largest error among the earlier windows."""
+
+    standard: float
+    largest: float
+    windows: int
+
+    def half_width(self, confidence: float) -> float:
+        return max(float(t.ppf((1 + confidence) / 2, self.windows)) * self.standard, self.largest)
+
+
+@dataclass(frozen=True)
+class CbpeEstimate:
+    """The estimate for a window.
+
+    Attributes:
+        values: the estimate of each figure, or the reason why it is missing.
+        errors: the error of each figure that is known for at least `MIN_LABELLED_WINDOWS` earlier windows.
+        windows: the number of earlier windows used.
+        calibration_error: the mean difference between probability and actual share on earlier windows, over ten bins of
+            equal size; None without earlier windows.
+        is_corrected: True if the probabilities were calibrated by isotonic regression.
+    """
+
+    values: Mapping[str, "float | Refused"]
+    errors: Mapping[str, EstimateError]
+    windows: int
+    calibration_error: float | None
+    is_corrected: bool
+
+    def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | Refused:
+        value = self.values[name]
+        if isinstance(value, Refused):
+            return value
+        if name not in self.errors:
+            return Refused(
+                f"estimated {value:.4g}, but {self.windows} earlier windows with labels are too few to confirm it; "
+                f"{MIN_LABELLED_WINDOWS} are needed"
+            )
+        half = self.errors[name].half_width(confidence)
+        high = value + half if name == "log_loss" else min(value + half, 1.0)
+        return MetricInterval(name, value, max(value - half, 0.0), high, rows, "prediction interval", rows)
+
+
+def estimate(
+    answers: ClassPredictions, earlier: Sequence[LabelledWindow], names: Sequence[str] = CLASSIFICATION, seed: int = 0
+) -> CbpeEstimate | Refused:
+    """Return the expected metrics of predictions, with errors for `names` from labelled windows of the same version."""
+    if answers.probabilities is None:
+        return Refused("the model returns no class probabilities, which an estimate needs")
+    fitted = _calibrated(earlier)
+    chances, windows = fitted.curve(answers.probabilities), len(fitted.windows)
+    errors: dict[str, EstimateError] = {}
+    if windows >= MIN_LABELLED_WINDOWS:
+        errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
+    values, error = expected_metrics(answers, chances), fitted.calibration_error if windows else None
+    return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
+
+
+def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], confidence: float) -> LabelTrust:
+    """Return the trust in the labels of a window in which some rows have no label.
+
+    Labels fit the probabilities if the numbers of labels per class and of correct answers are as expected. The margin
+    is the interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows with nearly all labels, the
+    margin includes only the error of sampling.
+
+    Args:
+        judged: the labelled rows, at least one, whose answers have probabilities.
+        earlier: earlier windows, the latest first. Windows with nearly all labels calibrate the probabilities.
+    """
+    windows = [judged, *earlier]
+    excess, margin = _excesses(windows, [window for window in earlier if window.share >= COMPLETE], confidence)
+    direction = np.where(np.abs(excess) > margin, np.sign(excess), 0)
+    if not direction[0].any():
+        return LabelTrust("fits", 0)
+    is_same = (direction == direction[0]) & (direction[0] != 0)
+    in_a_row = int(np.logical_and.accumulate(is_same).any(axis=1).sum())
+    if in_a_row >= REPEATED_WINDOWS:
+        return LabelTrust("repeated", in_a_row)
+    ratios = np.array([window.share for window in windows]) / judged.share
+    before = np.flatnonzero((ratios <= _SIMILAR) & (ratios >= 1 / _SIMILAR))
+    before = before[before >= in_a_row]
+    if len(before) >= MIN_LABELLED_WINDOWS:
+        usual = np.abs(excess[before].mean(axis=0))
+        if (usual <= np.maximum(margin[0] / 2, _NEGLIGIBLE)).all():
+            return LabelTrust("changed", len(before))
+    return LabelTrust("doubted", in_a_row)
+
+
+def _excesses(
+    windows: Sequence[LabelledWindow], complete: Sequence[LabelledWindow], confidence: float
+) -> tuple[Array, Array]:
+    """Return how far the share of each class and of correct answers exceeds the expected share, and the margin of this
+    excess: [windows, k] each. `complete` windows calibrate the probabilities."""
+    fitted, answers = _calibrated(complete), windows[0].answers
+    own = len(answers.classes) - answers.unknown
+    classes = [1] if answers.is_binary else list(range(own))
+
+    def off(window: LabelledWindow, chances: Array) -> tuple[Array, Array]:
+        labels, called = window.truth, window.answers.predicted
+        expected = np.column_stack([chances[:, classes], chances[np.arange(len(labels)), called]])
+        actual = np.column_stack([labels[:, None] == classes, labels == called])
+        return (actual - expected).mean(axis=0), (expected * (1 - expected)).mean(axis=0) / len(labels)
+
+    judged = [off(window, fitted.curve(_probabilities(window))) for window in windows]
+    excess, variance = (np.stack(side) for side in zip(*judged, strict=True))
+    level = 1 - (1 - confidence) / (2 * excess.shape[1])
+    quantile = float(norm.ppf(level))
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        before = [off(window, chances) for window, chances in zip(fitted.windows, fitted.chances, strict=True)]
+        errors, variances = (np.stack(side) for side in zip(*before, strict=True))
+        variance = _prediction_variance(errors, variances, variance)
+        quantile = float(t.ppf(level, len(before)))
+    return excess, quantile * np.sqrt(variance)
+
+
+def expected_metrics(
+    answers: ClassPredictions, chances: Array, names: Sequence[str] = CLASSIFICATION
+) -> dict[str, "float | Refused"]:
+    """Return the expected metrics of N predictions if row i has class k with probability chances[i, k]."""
+    return {name: _expected_metric(name, answers, chances) for name in names}
+
+
+def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "float | Refused":
+    scores, own = answers.probabilities, chances[np.arange(len(chances)), answers.predicted]
+    if name == "accuracy":
+        return float(own.mean())
+    if name in HITS_DIVISORS:
+        classes = len(answers.classes)
+        called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
+        hits = np.bincount(answers.predicted, own, minlength=classes)
+        true = chances.sum(axis=0)
+        label_indices = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
+        total = HITS_DIVISORS[name](true[label_indices], called[label_indices])
+        if not (total > 0).any():
+            return Refused(f"no row was predicted as {answers.classes[1 if answers.is_binary else -1]!r}")
+        return float(mean_over_labels(hits[label_indices], total))
+    assert scores is not None
+    if name == "log_loss":
+        return float((chances * log_losses(scores)).sum(axis=1).mean())
+    if name == "brier":
+        return float((chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean() / 2)
+    areas = []
+    for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
+        above, below = chances[:, label], 1 - chances[:, label]  # Each row is partly positive and partly negative.
+        if (total := above.sum() * below.sum()) > 0:
+            areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
+    return float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
+
+
+def _probabilities(window: LabelledWindow) -> Array:
+    assert window.answers.probabilities is not None
+    return window.answers.probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class _Calibrated:
+    """Earlier windows with probabilities, [N, C], calibrated on all other windows, and the calibration function."""
+
+    windows: Sequence[LabelledWindow]
+    chances: Sequence[Array]
+    curve: Callable[[Array], Array]
+    is_corrected: bool
+
+    @property
+    def calibration_error(self) -> float:
+        """The calibration error of the predicted class, over ten bins with the same number of rows."""
+        pairs = list(zip(self.windows, self.chances, strict=True))
+        own = np.concatenate([used[np.arange(len(used)), window.answers.predicted] for window, used in pairs])
+        hit = np.concatenate([window.truth == window.answers.predicted for window, _ in pairs])
+        bins = np.minimum((rankdata(own, method="ordinal") - 1) * 10 // len(own), 9).astype(np.int64)
+        counts = np.bincount(bins, minlength=10)
+        apart = np.abs(np.bincount(bins, own, minlength=10) - np.bincount(bins, hit, minlength=10))
+        return float((apart / np.maximum(counts, 1) * counts).sum() / len(own))
+
+
+def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
+    usable = [window for window in earlier if window.answers.probabilities is not None and len(window.truth)]
+    raw = [_probabilities(window) for window in usable]
+    if len(usable) > 1:
+        fits = [_fit(usable[:index] + usable[index + 1 :]) for index in range(len(usable))]
+        held_out = [fit(probabilities) for probabilities, fit in zip(raw, fits, strict=True)]
+        if _distance(usable, held_out) < _distance(usable, raw):
+            return _Calibrated(usable, held_out, _fit(usable), True)
+    return _Calibrated(usable, raw, lambda probabilities: probabilities, False)
+
+
+def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
+    """Return the isotonic regression of the truth on the probability per class, normalised to row sums of 1."""
+    truth = np.concatenate([window.truth for window in windows])
+    probability_rows = np.concatenate([_probabilities(window) for window in windows])
+    classes = probability_rows.shape[1]
+    labels = [1] if classes == 2 else list(range(classes))
+    curves = []
+    for label in labels:  # The points of the curve are ascending probabilities; equal probabilities are merged.
+        values, inverse = np.unique(probability_rows[:, label], return_inverse=True)
+        weights = np.bincount(inverse).astype(np.float64)
+        shares = np.bincount(inverse, (truth == label).astype(np.float64)) / weights
+        curves.append((values, isotonic_regression(shares, weights=weights).x))
+
+    def corrected(probabilities: Array) -> Array:
+        parts = [np.interp(probabilities[:, label], *curve) for label, curve in zip(labels, curves, strict=True)]
+        if classes == 2:
+            return np.stack([1 - parts[0], parts[0]], axis=1)
+        stacked = np.stack(parts, axis=1)
+        total = stacked.sum(axis=1, keepdims=True)
+        return np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
+
+    return corrected
+
+
+def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
+    """Return the mean squared distance between the probabilities and the truth."""
+    total = sum(
+        float(np.square(likely - np.eye(likely.shape[1])[window.truth]).sum())
+        for window, likely in zip(windows, chances, strict=True)
+    )
+    return total / sum(len(window.truth) for window in windows)
+
+
+def _errors(
+    answers: ClassPredictions, chances: Array, fitted: _Calibrated, names: Sequence[str], rng: np.random.Generator
+) -> Iterator[tuple[str, EstimateError]]:
+    now = _sampling_variances(answers, chances, names, rng)
+    off: dict[str, list[float]] = {name: [] for name in names}
+    before: dict[str, list[float]] = {name: [] for name in names}
+    for window, guess in zip(fitted.windows, fitted.chances, strict=True):
+        real = expected_metrics(window.answers, np.eye(guess.shape[1])[window.truth], names)
+        guessed = expected_metrics(window.answers, guess, names)
+        variances = _sampling_variances(window.answers, guess, names, rng)
+        for name in names:
+            actual, expected = real[name], guessed[name]
+            if not isinstance(actual, Refused) and not isinstance(expected, Refused) and name in variances:
+                off[name].append(actual - expected)
+                before[name].append(variances[name])
+    for name in names:
+        if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
+            variance = float(_prediction_variance(np.array(off[name]), np.array(before[name]), now[name]))
+            yield name, EstimateError(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name]))
+
+
+def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
+    """Return the squared standard error of a window's estimate from the errors and sampling variances of earlier
+    windows, [k, …]. The result is at least the mean sampling variance, because a few errors may be small by chance."""
+    usual = sampling.mean(axis=0)
+    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
+    return variance
+
+
+def _sampling_variances(
+    answers: ClassPredictions, chances: Array, names: Sequence[str], rng: np.random.Generator
+) -> dict[str, float]:
+    """Return the sampling variance of each figure: the mean squared difference from the figure's expected value if
+    labels are drawn by their probabilities. Figures that are undefined in most draws are skipped."""
+    rows = len(chances)
+    if rows > _DRAWN_ROWS:
+        chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)
+        answers, chances = answers.take(chosen), chances[chosen]
+    centre, classes = expected_metrics(answers, chances, names), np.eye(chances.shape[1])
+    below = chances.cumsum(axis=1)[:, :-1]
+    apart: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_DRAWS):
+        truth = (rng.random((len(chances), 1)) > below).sum(axis=1)
+        for name, value in expected_metrics(answers, classes[truth], names).items():
+            middle = centre[name]
+            if not isinstance(value, Refused) and not isinstance(middle, Refused):
+                apart[name].append(value - middle)
+    scale = len(chances) / rows
+    return {name: float(np.square(gaps).mean()) * scale for name, gaps in apart.items() if len(gaps) > _DRAWS // 2}

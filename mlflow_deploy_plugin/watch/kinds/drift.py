@@ -1,0 +1,451 @@
+"""Data drift, prediction drift and data quality: does the window differ from the reference more than the reference's
+own windows do? The verdict uses sketches of all rows in the window; the report uses a bounded sample of rows. All
+columns and segments share a null distribution and a false alarm rate (`drift/verdict.py`)."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.processes.spark import spark_session
+from mlflow_deploy_plugin.core.spec.monitors import Requirement
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
+from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
+from mlflow_deploy_plugin.watch.drift.references.rows import choose_rows
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.sketches.columns import pair_columns, read_columns, select_columns
+from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
+    SketchStore,
+    profile_to_parquet,
+    spark_window_profile,
+    window_profile,
+    window_versions,
+)
+from mlflow_deploy_plugin.watch.drift.sketches.relations import (
+    PROJECTIONS,
+    RELATIONS,
+    correlation_change,
+    shown_name,
+    without_projections,
+)
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    ColumnSketch,
+    Profile,
+    coalesce_batches,
+    encode_columns,
+    merge,
+    sketch_groups,
+)
+from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
+from mlflow_deploy_plugin.watch.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
+from mlflow_deploy_plugin.watch.kinds.predictions import unreadable_notes, version_artifact
+from mlflow_deploy_plugin.watch.result import (
+    ALARMS,
+    Check,
+    Finding,
+    ModelVersion,
+    MonitorResult,
+    ReportData,
+    State,
+    WindowRequest,
+)
+from mlflow_deploy_plugin.watch.segments import as_texts, count_texts, is_segment, largest_values, segment_name
+from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
+
+SKETCHES = "sketches.parquet"
+READ_ROWS = 100_000
+"""The number of rows above which the report shows only some hours of the window."""
+CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "constant", "range")
+_MOST_COLUMNS = 20
+_CACHE = "nulls"
+_SHOWN_ROWS = 5_000
+_DROPPED = "capture.drop excludes it from the log"
+_MASKED = "capture.mask replaces its values in the log with hashes"
+_KEY = "capture.keys lists it: it identifies rows and is not an input of the model"
+_LEFT_OUT = "--exclude excludes it"
+_NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exclude excludes every column"
+
+
+def judge(request: WindowRequest) -> MonitorResult:
+    """Judge the columns that the spec lists, by default all columns of the window: inputs and predictions. The
+    relations between these columns are also judged."""
+    compared = compare_window(request)
+    if isinstance(compared, MonitorResult):
+        return compared
+    return compared.result(compared.verdict(request.spec.columns))
+
+
+def judge_predictions(request: WindowRequest) -> MonitorResult:
+    """Judge the prediction columns that the spec lists, by default all: `prediction` and `output.…`."""
+    compared = compare_window(request)
+    if isinstance(compared, MonitorResult):
+        return compared
+    chosen = request.spec.columns
+    columns = tuple(
+        name
+        for name in select_columns(compared.names, chosen)
+        if name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
+    )
+    if not columns:
+        among = f"; `columns` lists {', '.join(chosen)}" if chosen else ""
+        reason = f"neither the window nor the reference has a prediction column (prediction, output.…){among}"
+        return request.result("not judged", reason, compared.version, compared.profile.rows, notes=compared.notes)
+    return compared.result(compared.verdict(columns))
+
+
+def judge_quality(request: WindowRequest) -> MonitorResult:
+    """Judge missing, unseen and out-of-range values, changed types, and added or removed columns. Requirements
+    (`require`) are judged on all rows in the window; with `capture.fraction`, each share has an interval."""
+    compared = compare_window(request)
+    if isinstance(compared, MonitorResult):
+        return compared
+    verdict = compared.verdict(request.spec.columns)
+    effective_n, left_out = math.inf, 1 - request.capture.fraction
+    if request.spec.requirements and left_out:
+        # Whole requests are sampled, so a request is one draw. The divisor is the finite population correction.
+        batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
+        requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
+        effective_n = max(requests, 1) / left_out
+    required = [finding for rule in request.spec.requirements for finding in _required(compared, rule, effective_n)]
+    checked = [finding for finding in verdict.findings if finding.check in CHECKS]
+    judged_subjects = {finding.subject for finding in checked}
+    for item in verdict.findings:  # Add the columns that have only a distribution finding.
+        if item.subject not in judged_subjects and item.check == "distribution" and not item.segment:
+            is_judged = item.state != "not judged"
+            reason = "nothing missing, unseen or out of range" if is_judged else item.reason
+            checked.append(Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason))
+    state, reason = _conclude(required, checked, verdict.state, verdict.reason)
+    if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
+        # Only distributions have drifted, and data quality does not judge distributions.
+        verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
+    return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowComparison:
+    """A window and its reference. If the reference is None, `missing_reason` is the explanation. `excluded` maps
+    columns that are not judged to the reason: the log does not have their values, or the user has excluded them."""
+
+    request: WindowRequest
+    version: ModelVersion
+    reference: DriftReference | None
+    missing_reason: str
+    profile: Profile
+    segments: Mapping[str, tuple[DriftReference, Profile]]
+    notes: tuple[str, ...]
+    excluded: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        known = {*self.profile.columns, *self.excluded}
+        if self.reference is not None:
+            known |= {*self.reference.bins, *self.reference.pieces.total.columns}
+        return sorted(without_projections(known))
+
+    def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
+        """Return the verdict on the `columns`, or on all columns if empty. Without a reference, no column is judged."""
+        request = self.request
+        absent = [name for name in columns if not select_columns(self.names, [name])]
+        chosen = tuple(part for part in (*select_columns(self.names, columns), *absent) if part not in self.excluded)
+        if self.reference is None or not chosen:
+            reason = self.missing_reason or _NOTHING_LEFT
+            findings = self._not_judged({**dict.fromkeys(self.names, reason), **self.excluded}, columns)
+            return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
+        if request.spec.kind == "drift":
+            chosen += tuple(name for name in PROJECTIONS if name in self.reference.bins)
+        request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
+        per_year = request.alarms.false_per_year
+        verdict = judge_profile(
+            self.reference,
+            self.profile,
+            request.window.start_us,
+            request.spec.model_copy(update={"columns": chosen}),
+            request.settings.cache_path / _CACHE,
+            self.segments,
+            single_window_rate(request.spec, per_year) if per_year else None,
+            request.alarms.baseline,
+        )
+        return replace(verdict, findings=(*verdict.findings, *self._not_judged(self.excluded, columns)))
+
+    def shifts(self, verdict: DriftVerdict) -> ShiftVerdict:
+        """Return the lasting shifts of the judged columns until this window."""
+        columns = {finding.subject for finding in verdict.findings if finding.subject not in self.excluded}
+        if self.reference is None or self.profile.rows < self.request.spec.min_rows:
+            return ShiftVerdict(Evidence())
+        self.request.progress("following the levels of the columns over the windows")
+        drifted = dict.fromkeys(item.key for item in verdict.findings if item.is_alarm)
+        chosen = sorted(name for name in self.reference.bins if shown_name(name) in columns)
+        return judge_shifts(self.request, self.reference, self.profile, self.segments, chosen, drifted)
+
+    @staticmethod
+    def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
+        return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
+
+    def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
+        """Return the result with the lasting shifts and the data for the report; `state` and `reason` override the
+        verdict on the window alone."""
+        state, reason = state or verdict.state, reason or verdict.reason
+        shifts = self.shifts(verdict)
+        if shifts.findings:
+            shifted, worst = [item.title for item in shifts.findings], shifts.findings[0]
+            shift = f"lasting shift of {describe_worst(shifted, f'{worst.history}; {worst.reason}')}"
+            reason = f"{reason}; {shift}" if state in ALARMS else shift
+            state = state if state == "violated" else "drift"
+        notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
+        subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
+        sample = self._report_rows() if state != "not judged" else None
+        reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
+        pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
+        findings = [self._with_correlation(finding, sample) for finding in (*shifts.findings, *verdict.findings)]
+        own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
+        sketches = profile_to_parquet(Profile(self.profile.rows, own))
+        accuracy = self.request.alarms.accuracy
+        levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
+        return self.request.result(
+            state,
+            reason,
+            self.version,
+            self.profile.rows,
+            model_id=self.reference.model_id if self.reference else "",
+            findings=findings,
+            figures={**verdict.figures, **shifts.figures},
+            notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
+            report=ReportData(pairs, {SKETCHES: sketches}, levels),
+            evidence=shifts.evidence,
+        )
+
+    def _with_correlation(self, finding: Finding, sample: tuple[pa.Table, pa.Table] | None) -> Finding:
+        """Return the finding. The change of an alarm about relations is the correlation that changed most."""
+        if finding.subject != RELATIONS or not finding.is_alarm or self.reference is None or sample is None:
+            return finding
+        if finding.segment:
+            column, _, value = finding.segment.partition("=")
+            reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
+            sample = reference, window
+        before, now = (encode_columns(self.reference.bins, table) for table in sample)
+        return replace(finding, change=correlation_change(self.reference.bins, before, now) or finding.change)
+
+    def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
+        """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are
+        read."""
+        request, window, rows = self.request, self.request.window, self.profile.rows
+        parts = [window]
+        if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
+            hours = request.log.hours(request.endpoint, window)
+            picked = [hours[index] for index in choose_rows(len(hours), math.ceil(len(hours) * READ_ROWS / rows))]
+            parts = [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
+        samples = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
+        tables = [rows.table for rows in samples if rows is not None and (rows.model, rows.version) == self.version]
+        if not tables or self.reference is None:
+            return None
+        sample = self.reference.sample.take(choose_rows(len(self.reference.sample), _SHOWN_ROWS))
+        return sample, concat_tables(tables)
+
+
+def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
+    """Return the window and its reference as sketches, or the result of a window without rows. Raises InvalidConfig if
+    the user has specified a column that neither the window nor the reference has."""
+    log, window = request.log, request.window
+    versions = window_versions(log, request.endpoint, window)
+    if not versions:
+        return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
+    version, *others = versions
+    notes = [
+        f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} and are skipped"
+        for other in others
+    ]
+    capture = request.capture
+    if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
+        artifact = version_artifact(request, *version)
+        both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
+        request = replace(request, capture=capture.model_copy(update=both))
+    reference, missing_reason = None, ""
+    request.progress(f"reading the reference, {request.spec.reference}")
+    try:
+        reference = load_reference(request, *version)
+    except (InvalidArtifact, InvalidConfig, NotFound) as error:
+        missing_reason = error.message
+    bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
+    request.progress(f"reading {versions[version]:,} rows of the window")
+    store = SketchStore(log, request.endpoint, bins, key)
+    if request.engine == "spark":
+        profile = spark_window_profile(spark_session(), store, *version, window)
+    else:
+        profile = window_profile(store, *version, window)
+    columns = without_projections({*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())})
+    for name in (*request.columns, *request.exclude):
+        if not select_columns(columns, [name]):
+            hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
+            raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
+    excluded = excluded_columns(request.capture, columns)
+    profile = Profile(profile.rows, {name: sketch for name, sketch in profile.columns.items() if name not in excluded})
+    segments: Mapping[str, tuple[DriftReference, Profile]] = {}
+    if reference is not None:
+        # If the reference is a part of the log, its masked values have the same hashes, so the hashes can be segments.
+        hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
+        segments, segment_notes = _segment_profiles(request, version, reference, hidden)
+        notes += segment_notes
+    excluded |= {part: _LEFT_OUT for name in request.exclude for part in select_columns(columns, [name])}
+    return WindowComparison(request, version, reference, missing_reason, profile, segments, tuple(notes), excluded)
+
+
+def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
+    """Return the columns that `capture` drops, masks or uses as keys, including their parts, each with the reason."""
+    reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
+    reasons |= dict.fromkeys(capture.keys, _KEY)
+    return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}
+
+
+def _segment_profiles(
+    request: WindowRequest, version: ModelVersion, reference: DriftReference, hidden: Mapping[str, str]
+) -> tuple[dict[str, tuple[DriftReference, Profile]], list[str]]:
+    """Return the largest segments for each column of `segment_by`, and a note for each skipped column or value."""
+    segments: dict[str, tuple[DriftReference, Profile]] = {}
+    notes: list[str] = []
+    sample = reference.sample
+    for column in request.spec.segment_by:
+        if column in hidden:
+            notes.append(f"segments: {column}: {hidden[column]}")
+            continue
+        if column not in sample.column_names or as_texts(sample.column(column)) is None:
+            notes.append(f"segments: the reference has no column {column!r} that can define segments")
+            continue
+        counts = Counter[str]()
+        for batch in _version_rows(request, version, (column, "_model", "_version")):
+            texts = as_texts(batch.column(column)) if column in batch.column_names else None
+            if texts is not None:
+                counts.update(count_texts(texts))
+        values, left_out = largest_values(counts, column, request.spec.min_rows)
+        notes += left_out if counts else [f"segments: the window has no values of {column!r}"]
+        profiles = _profiles_by_value(request, version, column, values, reference)
+        references = load_segment_references(request, *version, reference, column, values)
+        for value, own, profile in zip(values, references, profiles, strict=True):
+            segments[segment_name(column, value)] = own, profile
+    return segments, notes
+
+
+def _profiles_by_value(
+    request: WindowRequest, version: ModelVersion, column: str, values: Sequence[str], reference: DriftReference
+) -> list[Profile]:
+    profiles_by_value: list[list[Profile]] = [[] for _ in values]
+    value_set = pa.array(values, pa.string())
+    for table in coalesce_batches(_version_rows(request, version, None)):
+        texts = as_texts(table.column(column)) if column in table.column_names else None
+        if texts is None or not values:
+            continue
+        groups = np.asarray(pc.fill_null(pc.index_in(texts, value_set=value_set), -1)).astype(np.int64)
+        inside = groups >= 0
+        profiles = sketch_groups(reference.bins, table.filter(pa.array(inside)), groups[inside], len(values))
+        for group, profile in enumerate(profiles):
+            profiles_by_value[group].append(profile)
+    return [merge(profiles) for profiles in profiles_by_value]
+
+
+def _version_rows(request: WindowRequest, version: ModelVersion, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    for batch in request.log.batches(request.endpoint, request.window, columns):
+        yield batch.filter(pa.array(is_answered_by(batch, *version)))
+
+
+def _conclude(required: list[Finding], checked: list[Finding], verdict: State, reason: str) -> tuple[State, str]:
+    for state in ("violated", "drift"):
+        alarms = [finding for finding in (*required, *checked) if finding.state == state]
+        if alarms:
+            return state, describe_worst([finding.subject for finding in alarms], alarms[0].reason)
+    if required and all(finding.state == "kept" for finding in required):
+        return "kept", f"{required[0].subject}: {required[0].reason}"
+    if unknown := next((finding for finding in required if finding.state == "cannot tell"), None):
+        return "cannot tell", f"{unknown.subject}: {unknown.reason}"
+    if verdict == "not judged" or any(finding.state == "not judged" for finding in required):
+        return "not judged", next((finding.reason for finding in required if finding.state == "not judged"), reason)
+    return "no drift", "no more values are missing, unseen or out of range than in the reference's own windows"
+
+
+def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
+    """Yield a finding for each column that is not shown to meet the requirement, or only the closest column if all meet
+    it. `effective_n` is the number of independent draws that the rows are worth; infinity if the log has all rows."""
+    profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
+    held = [name for name in compared.names if name not in compared.excluded]
+    names = [argument] if argument else select_columns(held, spec.columns)
+    if why_not := _why_not_judged(compared, requirement, names):
+        subject = f"{requirement.name}({argument})" if argument else requirement.name
+        yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
+        return
+    per_year = compared.request.alarms.false_per_year
+    rate = single_window_rate(spec, per_year) if per_year else spec.false_alarm_rate
+    confidence = bonferroni_confidence(rate, len(spec.requirements) * len(names))
+    shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
+    intervals = {
+        name: wilson_interval(name, shares[name] * profile.rows, profile.rows, confidence, effective_n)
+        for name in names
+    }
+    known = {
+        name: criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
+        for name, interval in intervals.items()
+    }
+    order = sorted(names, key=lambda name: (-shares[name], name))
+    broken = [name for name in order if known[name] != "kept"]
+    more = f", and the same for {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
+    for name in broken[:_MOST_COLUMNS] or order[:1]:
+        share = shares[name]
+        text = f"{share:.2%} of {profile.rows:,} rows"
+        if math.isfinite(effective_n):
+            low, high = intervals[name].low, intervals[name].high
+            text += f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
+        text = f"{text}, required is" if broken or argument else f"at most {text} ({name}), required is"
+        yield Finding(
+            f"{requirement.name}({name})",
+            "criterion",
+            known[name],
+            f"{text} {requirement.text}{more if name == order[0] else ''}",
+            share,
+            requirement.value,
+            change=_share_change(compared, requirement.name, name, share),
+            measure="share of rows",
+        )
+
+
+def _why_not_judged(compared: WindowComparison, requirement: Requirement, names: Sequence[str]) -> str:
+    """Return the reason why a requirement on these columns cannot be judged, or ""."""
+    profile, least, argument = compared.profile, compared.request.spec.min_rows, requirement.argument
+    if profile.rows < least:
+        return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
+    if requirement.name != "missing" and compared.reference is None:
+        return compared.missing_reason
+    if argument in compared.excluded:
+        return compared.excluded[argument]
+    if not names or (argument and argument not in compared.names):
+        return f"neither the window nor the reference has the column; the columns are {', '.join(compared.names[:20])}"
+    return ""
+
+
+def _share_change(compared: WindowComparison, figure: str, column: str, share: float) -> str:
+    """Return the change of a column's share from the reference to the window, in the format of `Finding.change`."""
+    others = compared.reference.pieces.others if compared.reference is not None else None
+    if others is None or not others.rows or column not in others.columns:
+        return ""
+    before = _share(figure, others, others.columns[column])
+    first, last = f"{before:.1%}", f"{share:.1%}"
+    where = "unchanged" if first == last else "more" if share > before else "fewer"
+    return f"{first} (the reference) → {last}, {where}"
+
+
+def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:
+    """Return the share of missing, unseen or out-of-range values. If a row lacks the column, its value is missing."""
+    if name == "missing":
+        return 1 - (column.rows - column.missing if column else 0) / profile.rows
+    if column is None:
+        return 0.0
+    return (column.unseen if name == "unseen" else column.below + column.above) / profile.rows

@@ -1,0 +1,281 @@
+"""Predictions and labels from rows of the log, as classes or numbers, and notes on skipped rows.
+
+Labels and the predictions of a classifier are compared as text. If the model returns numbers or booleans, 1, 1.0 and
+true are the same class. Labels are not compared if they use other names than the model's classes ("yes" for 1). If only
+some labels are classes that the model does not have, their rows count as wrong predictions.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound, Refused
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, WindowRows
+from mlflow_deploy_plugin.serve.inference_log.tables import with_both_names
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output, read_artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
+from mlflow_deploy_plugin.watch.drift.references.rows import model_folder
+from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded
+from mlflow_deploy_plugin.watch.kinds.metrics import MOST_CLASSES, ClassPredictions
+from mlflow_deploy_plugin.watch.result import WindowRequest
+
+_LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
+_FEW_ROWS, _FEW_SHARE = 5, 0.05
+_SHOWN = 6
+_SHOWN_FILES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """N rows of one version.
+
+    Attributes:
+        classified, numbers: a classifier's predictions, or a regressor's predictions, [N] float64, NaN if missing.
+        truth: the labels, [N]: int64 indices into a classifier's classes, or -1; a regressor's float64 values, or NaN.
+        unusable: the number of labels that are not numbers although the model returns numbers.
+        label_mismatch: the reason why labels and predictions cannot be compared; empty if they can.
+    """
+
+    classified: ClassPredictions | None
+    numbers: Array | None
+    truth: Array
+    unusable: int = 0
+    label_mismatch: str = ""
+
+    @property
+    def is_labelled(self) -> Array:
+        """A mask, [N] bool: True for a row with a label."""
+        return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
+
+    def notes(self) -> Iterator[str]:
+        """Yield notes on labels and labelled rows that are skipped, and on classes that the model does not have."""
+        if self.unusable:
+            yield f"{self.unusable:,} labels are not numbers and are skipped"
+        if self.numbers is not None and (unanswered := int((self.is_labelled & ~np.isfinite(self.numbers)).sum())):
+            yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
+        if self.classified is not None and self.classified.unknown and not self.label_mismatch:
+            own = len(self.classified.classes) - self.classified.unknown
+            named = f"the model does not have ({quote_names(self.classified.classes[own:])})"
+            yield f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts as a wrong answer"
+
+
+def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:
+    """Return the predictions and labels from rows of the log with summarised lists. Without an artifact, the column
+    types distinguish labels from numbers. `masked` columns contain hashes, which are not used as answers."""
+    hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
+    table = table.drop_columns(hashed)
+    columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
+    labels, probabilities = columns.labels(), columns.probabilities()
+    if labels is None and probabilities is not None and classes:
+        named: Array = np.array(classes, dtype=object)
+        labels = pa.array(named[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
+    if labels is not None:
+        return _classified(table, labels, probabilities, classes)
+    numbers = columns.numbers()
+    if numbers is None:
+        answers = [name for name in table.column_names if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))]
+        why = f": it has {quote_names(answers)}" if answers else ""
+        if hashed:
+            why = f": capture.mask replaces {', '.join(hashed)} with hashes"
+        return Refused(f"the log has no column with a single answer per row{why}")
+    truth = as_numbers(table, LABEL_NUMBER)
+    labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
+    unusable = labelled - int(np.isfinite(truth).sum())
+    return Predictions(None, numbers, truth, max(unusable, 0))
+
+
+class _Columns:
+    """The answer columns of a table, by role."""
+
+    def __init__(self, table: pa.Table, artifact: Artifact | None) -> None:
+        self._table = table
+        self._outputs = artifact.outputs if artifact else ()
+        self._prediction = artifact.prediction if artifact else ()
+        self._classes = artifact.classes if artifact else ()
+
+    def labels(self) -> pa.Array | None:
+        """Return the predicted labels, [N]: the label output, or a prediction of a type without fractions."""
+        for output in self._outputs:
+            if output.role != "label":
+                continue
+            base = self._base(output)
+            column = self._named(base if base in self._table.column_names else f"{base}.0")
+            if column is not None:
+                return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
+        if any(output.role == "probabilities" for output in self._outputs) and self._classes:
+            return None
+        if PREDICTION in self._table.column_names or self._outputs:
+            names = [PREDICTION]
+        else:  # If outputs are not described, the output without fractions is the label.
+            names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
+        columns = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
+        return columns[0] if len(columns) == 1 else None
+
+    def probabilities(self) -> Array | None:
+        """Return the class probabilities, [N, C] float64, in the order of the classes."""
+        for output in self._outputs:
+            if output.role != "probabilities":
+                continue
+            parts = self._parts(self._base(output))
+            if len(parts) == 1 and len(self._classes) == 2:
+                return np.stack([1 - parts[0], parts[0]], axis=1)
+            if len(parts) > 1 and len(parts) == len(self._classes):
+                return np.stack(parts, axis=1)
+        return None
+
+    def numbers(self) -> Array | None:
+        """Return the predicted numbers, [N] float64: the prediction, or the only output with one number per row."""
+        if self._named(PREDICTION) is not None:
+            return as_numbers(self._table, PREDICTION)
+        columns = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
+        return columns[0] if len(columns) == 1 else None
+
+    def _base(self, output: Output) -> str:
+        is_prediction = self._prediction == (output.name,) and PREDICTION in self._table.column_names
+        return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
+
+    def _named(self, name: str) -> pa.Array | None:
+        return decoded(self._table.column(name)).combine_chunks() if name in self._table.column_names else None
+
+    def _parts(self, base: str) -> list[Array]:
+        """Return the columns of the vector `base` in order, or the column `base` itself if it is not a vector."""
+        if base in self._table.column_names:
+            return [as_numbers(self._table, base)]
+        pattern = re.compile(re.escape(base) + r"\.(\d+)$")
+        positions = sorted(int(match[1]) for name in self._table.column_names if (match := pattern.match(name)))
+        return [as_numbers(self._table, f"{base}.{position}") for position in positions]
+
+
+def _classified(
+    table: pa.Table, labels: pa.Array, probabilities: Array | None, classes_in_files: tuple[object, ...]
+) -> Predictions:
+    """Return the predictions of a classifier with the predicted `labels`, [N], and `probabilities`, [N, C], in the
+    order of `classes_in_files`, the classes in the model's files (may be empty)."""
+    is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
+    name_of = as_text if is_text else as_key
+    predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
+    if LABEL in table.column_names:
+        truth = _names(table.column(LABEL).combine_chunks(), name_of)
+        if not is_text and LABEL_NUMBER in table.column_names:
+            numbers = table.column(LABEL_NUMBER).combine_chunks()
+            truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
+    in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
+    own = _ascending({*in_files, *_seen(predicted)})
+    only_labels = _ascending({*_seen(truth)} - {*own})
+    # Without classes in the files, labels are classes of the model, because these answers may not include all classes.
+    every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
+    # Limit the classes from labels, because each class takes memory for the probability of every row.
+    unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
+    classes = every[: len(own) + unknown] if in_files else every
+    indices = {name: index for index, name in enumerate(every)}
+    ordered: Array | None = None
+    if probabilities is not None and in_files:
+        probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
+        total = probabilities.sum(axis=1, keepdims=True)
+        ordered = np.zeros((len(probabilities), len(classes)))
+        ordered[:, [indices[name] for name in in_files]] = probabilities / np.where(total > 0, total, 1)
+        ordered = ordered if np.isfinite(ordered).all() else None
+    called, true = _places(predicted, indices), np.minimum(_places(truth, indices), len(classes) - 1)
+    mismatch = ""
+    if _is_other_alphabet(called, true, np.array([indices[name] for name in own], np.int64), bool(in_files)):
+        mismatch = f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}"
+        mismatch += "; they must be the same"
+    classified = ClassPredictions(called, ordered, tuple(classes), unknown)
+    return Predictions(classified, None, true, label_mismatch=mismatch)
+
+
+def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
+    """Return True if the labels use other class names than the model: no label is a class of the model, or some labels
+    are unknown classes and a predicted class never occurs as a label. `called` and `true` are [N] int64 indices; `own`
+    are the indices of the model's classes. Without `has_classes`, only predicted classes are known."""
+    labelled = true >= 0
+    is_foreign = labelled & ~np.isin(true, own)
+    if not is_foreign.any():
+        return False
+    if is_foreign.sum() == labelled.sum() and (has_classes or labelled.sum() >= _FEW_ROWS):
+        return True
+    if not has_classes:
+        return False
+    never = own[~np.isin(own, true)]
+    # With many classes, rare classes lack labels in most windows, so the minimum is also a share of the rows.
+    least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
+    return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
+
+
+def quote_names(names: Sequence[str]) -> str:
+    """Return the names quoted, sorted and separated by commas. If there are many names, only the first are listed."""
+    listed = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
+    return f"{listed} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else listed
+
+
+def _may_be_label(kind: pa.DataType) -> bool:
+    types = pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
+
+
+def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
+    """Return the values as text, [N]. `name_of` is called once per distinct value."""
+    coded = values.dictionary_encode()
+    named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
+    return named.take(coded.indices)
+
+
+def _seen(names: pa.Array) -> list[str]:
+    return [name for name in pc.unique(names).to_pylist() if name is not None]
+
+
+def _ascending(names: Iterable[str]) -> list[str]:
+    known = list(names)
+    try:
+        return sorted(known, key=lambda name: (float(name), name))
+    except ValueError:
+        return sorted(known)
+
+
+def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
+    codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
+    return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
+
+
+def as_numbers(table: pa.Table, name: str) -> Array:
+    """Return a column as [N] float64, NaN if a value is missing or the column is not numeric."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    column = table.column(name)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return as_floats(column) if any(test(column.type) for test in tests) else np.full(len(table), np.nan)
+
+
+def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:
+    """Return the version's description of its outputs; None if its files no longer exist."""
+    try:
+        with model_folder(request.settings.state_dir(request.endpoint), model, version) as folder:
+            return read_artifact(folder)
+    except (InvalidArtifact, NotFound):
+        return None
+
+
+def row_notes(rows: WindowRows, log: InferenceLog) -> Iterator[str]:
+    for other, count in rows.other_versions.items():
+        yield f"{count:,} rows in the window were answered by {other} and are skipped"
+    if rows.is_sampled:
+        yield f"the window has about {rows.rows:,} rows, of which {len(rows.table):,} are judged"
+    yield from unreadable_notes(log)
+
+
+def unreadable_notes(log: InferenceLog) -> Iterator[str]:
+    """Yield notes on the first unreadable files of the log, and a note on the number of further unreadable files."""
+    for path in sorted(log.unreadable)[:_SHOWN_FILES]:
+        yield f"{path} cannot be read and was skipped: {log.unreadable[path]}"
+    if (more := len(log.unreadable) - _SHOWN_FILES) > 0:
+        yield f"{more:,} more files cannot be read and were skipped"

@@ -1,0 +1,205 @@
+"""Service level: latencies and failures of requests, compared with an objective and its error budget.
+
+A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 % of the requests took longer than 0.2 s,
+by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share.
+
+Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses are counted separately. Failed
+requests are in a log without model columns (`InferenceLog.failures`), so they belong to no segment.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import Requirement
+from mlflow_deploy_plugin.serve.inference_log.tables import count_versions, most_first
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.sketches.columns import OWN_PREFIX
+from mlflow_deploy_plugin.watch.kinds.intervals import (
+    bonferroni_confidence,
+    criterion_finding,
+    criterion_state,
+    overall_state,
+    wilson_interval,
+)
+from mlflow_deploy_plugin.watch.kinds.predictions import as_numbers, unreadable_notes
+from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.segments import as_texts, largest_values, segment_name
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
+_SERVER_ERROR = 500
+_GROWTH = math.log(1.005)
+_BUCKETS = 5_000
+"""The number of latency buckets of 0.5 % width, from a microsecond to 18 hours."""
+_MAX_VALUES = 1_000
+
+
+@dataclass
+class _RequestCounts:
+    """Counts of requests in bounded memory. `slow`, [R], counts the answers that took longer than `limits_us`, [R]
+    (infinite for a requirement on errors). `has_failures` is True if failed requests are included in the counts."""
+
+    limits_us: Array
+    has_failures: bool = True
+    requests: int = 0
+    timed: int = 0
+    errors: int = 0
+    refused: int = 0
+    buckets: Array = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
+    slow: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slow = np.zeros(len(self.limits_us), np.int64)
+
+    def add_answers(self, latencies: Array) -> None:
+        """Count answered requests. `latencies` is [N] float64 in microseconds, NaN if unknown."""
+        known = latencies[~np.isnan(latencies)]
+        self.requests += len(latencies)
+        self.timed += len(known)
+        buckets = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
+        self.buckets += np.bincount(np.minimum(buckets, _BUCKETS - 1), minlength=_BUCKETS)
+        self.slow += (known[:, None] > self.limits_us).sum(axis=0)
+
+    def add_failures(self, statuses: Array) -> None:
+        """Count failed requests by HTTP status, [N] float64."""
+        self.requests += len(statuses)
+        self.errors += int((statuses >= _SERVER_ERROR).sum())
+        self.refused += int((statuses < _SERVER_ERROR).sum())
+
+    def quantile(self, share: float) -> float:
+        """Return the quantile in seconds, accurate to 0.25 %. At least one request must have a latency."""
+        bucket = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
+        return math.exp(bucket * _GROWTH) / 1e6
+
+    def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
+        yield "error_rate", self.errors / self.requests
+        yield "refused_rate", self.refused / self.requests
+        if self.timed:
+            for name, share in QUANTILES.items():
+                yield name, self.quantile(share)
+        for requirement, late in zip(requirements, self.slow.tolist(), strict=True):
+            if requirement.name in QUANTILES:
+                if self.timed:
+                    yield f"budget_left/{requirement.name}", 1 - late / self.timed / (1 - QUANTILES[requirement.name])
+            elif requirement.value:
+                yield f"budget_left/{requirement.name}", 1 - self.errors / self.requests / requirement.value
+
+
+def judge(request: WindowRequest) -> MonitorResult:
+    """Judge all requests of the endpoint whose rows are in the log, for all versions together."""
+    spec = request.spec
+    limits = [rule.value * 1e6 if rule.name in QUANTILES else math.inf for rule in spec.requirements]
+    counted = _CountedRequests(_RequestCounts(np.array(limits)))
+    counted.count(request)
+    total, notes = counted.total, [*unreadable_notes(request.log)]
+    if not total.requests:
+        return request.result("not judged", "the window has no rows", notes=notes)
+    absent = sorted({*spec.segment_by} - {*counted.by_column})
+    notes += [f"segments: the rows have no column {column!r}" for column in absent]
+    if counted.is_full:
+        notes.append(f"segments: only the first {_MAX_VALUES:,} values of a column were counted")
+    version, *others = most_first(counted.versions)
+    if others:
+        notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
+    if total.requests < spec.min_rows:
+        reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
+        return request.result("not judged", reason, version, total.requests, notes=notes)
+    segments, segment_notes = counted.largest(spec.min_rows)
+    confidence = bonferroni_confidence(request.requirement_rate, len(spec.requirements) * (1 + len(segments)))
+    findings = [*_findings(spec.requirements, total, confidence, "")]
+    for name, counts in segments.items():
+        findings += _findings(spec.requirements, counts, confidence, name)
+    figures, notes = dict(total.figures(spec.requirements)), [*notes, *segment_notes]
+    return request.result(
+        *overall_state(findings), version, total.requests, findings=findings, figures=figures, notes=notes
+    )
+
+
+@dataclass
+class _CountedRequests:
+    """Counts of all requests, of the segments by column and value, and the number of answers per version."""
+
+    total: _RequestCounts
+    by_column: dict[str, dict[str, _RequestCounts]] = field(default_factory=dict)
+    versions: dict[ModelVersion, int] = field(default_factory=dict)
+    is_full: bool = False
+
+    def count(self, request: WindowRequest) -> None:
+        columns = request.spec.segment_by
+        log, needed = request.log, (*_COLUMNS, *columns)
+        for batch in log.batches(request.endpoint, request.window, needed):
+            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # All rows of a request have the same latency.
+            for version, count in count_versions(requests).items():
+                self.versions[version] = self.versions.get(version, 0) + count
+            latencies = as_numbers(requests, "_latency_us")
+            for counts, rows in self.parts(requests, columns):
+                counts.add_answers(latencies[rows])
+        for batch in log.failures.batches(request.endpoint, request.window, needed):
+            for version in count_versions(batch):
+                self.versions.setdefault(version, 0)
+            statuses = as_numbers(batch, "_status")
+            for counts, rows in self.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
+                counts.add_failures(statuses[rows])
+
+    def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
+        """Yield all counts to which some of the requests belong, each with the indices of these requests."""
+        yield self.total, np.arange(len(requests))
+        for column in columns:
+            texts = as_texts(requests.column(column)) if column in requests.column_names else None
+            if texts is None:
+                continue
+            by_value = self.by_column.setdefault(column, {})
+            encoded = texts.dictionary_encode()
+            codes = np.asarray(pc.fill_null(encoded.indices, -1))
+            order = np.argsort(codes, kind="stable")
+            bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+            for value, rows in zip(encoded.dictionary.to_pylist(), np.split(order, bounds)[1:], strict=False):
+                if value not in by_value and len(by_value) >= _MAX_VALUES:
+                    self.is_full = True
+                    continue
+                new_counts = _RequestCounts(self.total.limits_us, has_failures=column.startswith(OWN_PREFIX))
+                yield by_value.setdefault(value, new_counts), rows
+
+    def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
+        """Return the largest segments with enough requests, and notes on skipped values."""
+        chosen: dict[str, _RequestCounts] = {}
+        notes: list[str] = []
+        for column, by_value in self.by_column.items():
+            counts = {value: value_counts.requests for value, value_counts in by_value.items()}
+            values, left_out = largest_values(counts, column, min_rows)
+            notes += left_out
+            chosen |= {segment_name(column, value): by_value[value] for value in values}
+        return chosen, notes
+
+
+def _findings(
+    requirements: tuple[Requirement, ...], counts: _RequestCounts, confidence: float, segment: str
+) -> Iterator[Finding]:
+    for requirement, late in zip(requirements, counts.slow.tolist(), strict=True):
+        if requirement.name not in QUANTILES:
+            measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
+            metric = measured if counts.has_failures else _NO_COLUMNS
+            yield criterion_finding(requirement, metric, confidence, segment)
+            continue
+        if not counts.timed:
+            yield criterion_finding(requirement, _NO_ANSWER, confidence, segment)
+            continue
+        permitted = 1 - QUANTILES[requirement.name]
+        share = wilson_interval(requirement.name, late, counts.timed, confidence)
+        state = criterion_state(share.low <= permitted, share.high <= permitted)
+        reason = (
+            f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} "
+            f"to {share.high:.2%} ({share.method}, confidence {confidence:.4g}); the limit is {permitted:.2%}"
+        )
+        value = counts.quantile(QUANTILES[requirement.name])
+        yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment, unit="s")
+
+
+_NO_ANSWER = Refused("no answered request has a latency")
+_NO_COLUMNS = Refused("failed requests do not have the model's columns, so they cannot be assigned to segments")

@@ -1,0 +1,168 @@
+"""The budget of alarms of an endpoint: the check of a changed budget, and alarms that a user accepts as normal."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import length_of
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window, window_at
+from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weights
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.alerts.record import end_alert
+from mlflow_deploy_plugin.watch.drift.references.load import load_reference
+from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
+from mlflow_deploy_plugin.watch.monitors.evaluation import window_request
+from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
+from mlflow_deploy_plugin.watch.monitors.window_runner import unsaved_window
+from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
+from mlflow_deploy_plugin.watch.sequential.budget import check_budget
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+
+
+def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:
+    """Return how the monitors that `config` changes cannot keep the budget of alarms, without changing the endpoint.
+
+    Raises InvalidConfig if the reference of a monitor is too short or overlaps the windows that will be judged, and the
+    errors of `configure`. If a reference cannot be loaded yet, its line states the reason.
+    """
+    stored = deployments.store.require_endpoint(name)
+    spec, lines = configure(stored.spec, config), []
+    share, now = spec.budget_share, deployments.store.now()
+    for monitor, changed in spec.monitors.items():
+        fields, where = ("alarms.", f"monitors.{monitor}."), f"{name}: monitor {monitor}"
+        is_changed = any(key.startswith(fields) for key in config)
+        if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
+            continue
+        window = window_at(microseconds(now), changed.every)
+        kind, _, text = changed.reference.partition(":")
+        if kind == "window" and (span := parse_window(text)).end > window.start:
+            raise InvalidConfig(
+                f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
+                f"does not permit: END may be at most {window.start:%FT%R}"
+            )
+        request = window_request(unsaved_window(name, monitor, window, now), changed, deployments.settings, stored)
+        reference = None
+        try:
+            reference = load_reference(request, *_served_version(spec))
+            lines += [f"{where}: {limit}" for limit in check_budget(reference, changed, share)]
+        except OnnxserveError as error:
+            if reference is not None and not changed.is_rolling:  # A rolling reference grows with the log.
+                raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
+            lines.append(f"{where}: the first judgement checks the budget of alarms: {error.message}")
+    return lines
+
+
+def _served_version(spec: EndpointSpec) -> ModelVersion:
+    weights = traffic_weights(spec)
+    if not weights:
+        raise NotFound(f"endpoint {spec.name!r} has no deployment")
+    served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
+    return served.name, served.version
+
+
+@dataclass(frozen=True)
+class AcceptedAlarms:
+    """Alarms of a window that a user has accepted.
+
+    Attributes:
+        baseline: the accepted columns (`alarm_key`), each with the start of its new baseline in ISO 8601.
+        length: the length of the monitor's windows.
+        still_open: the alarms of the window that are not accepted.
+    """
+
+    baseline: Mapping[str, str]
+    length: timedelta
+    still_open: tuple[str, ...]
+
+    def describe(self) -> list[str]:
+        """Return a text per column, such as `delay is normal since the window of 29 to 31 August 2026`."""
+        starts = {key: datetime.fromisoformat(since) for key, since in self.baseline.items()}
+        return [
+            f"{key} is normal since the window of {describe_span(start, start + self.length)}"
+            for key, start in starts.items()
+        ]
+
+
+def accept_alarms(
+    deployments: Deployments, name: str, monitor: str, why: str = "", columns: Collection[str] = ()
+) -> AcceptedAlarms:
+    """Make the open alarms of the newest judged window normal: those of the `columns`, by default of all columns.
+
+    A column is specified by its name, which includes its segments, or by its `alarm_key`. The monitor's alert ends if
+    no alarm of the window remains open. Raises NotFound if no alarm of a column is open, InvalidConfig if the monitor
+    has no reference or the endpoint has no budget, and OnnxserveError while a window is being judged.
+    """
+    store, monitors = deployments.store, Monitors(deployments.store)
+    endpoint = store.require_endpoint(name).spec
+    spec, update = endpoint.monitor(monitor), f"onnxserve endpoint update {name} -C"
+    if spec.kind not in KINDS_WITH_REFERENCE:
+        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
+        raise InvalidConfig(f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}")
+    if endpoint.alarms.false_per_year is None:
+        raise InvalidConfig(f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it")
+    with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
+        windows = monitors.judged_windows((name, monitor), spec, "evidence")
+        judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
+        start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
+        baseline = _new_baseline(evidence, start)
+        where = f"monitor {monitor!r} of endpoint {name!r}"
+        if not baseline:
+            remedy = f"`onnxserve monitor list {name}` shows its last verdict"
+            raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
+        if columns:
+            baseline = _chosen(baseline, columns, where)
+        baseline |= _relations(baseline, evidence)
+        length = length_of(spec.every)
+        still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
+        accepted = AcceptedAlarms(baseline, length, still_open)
+        actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
+        if still_open:
+            return accepted
+        line = f"{actor} accepted that {', '.join(accepted.describe())}{f': {why}' if why else ''}"
+        for alert in (alert for alert in Alerts(store).firing(name) if alert.fingerprint == f"{name}/{monitor}"):
+            end_alert(store, alert, line)
+    return accepted
+
+
+def _columns(evidence: Evidence) -> set[str]:
+    return {series.rpartition("/")[0] for series in evidence.levels}
+
+
+def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
+    """Return each column with an open alarm in the window that begins at `start`, and the start of its shift: the last
+    shift if several figures of a column have shifted."""
+    alarms = {key: start.isoformat() for key in evidence.alarms if key in _columns(evidence)}
+    shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
+    baseline = alarms | {key: since for since, key in shifts}
+    return {key: since for key, since in baseline.items() if key not in evidence.accepted}
+
+
+def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str]:
+    """Return the start of the new baseline of the relations: a changed column also changes them, perhaps later."""
+    starts: dict[str, str] = {}
+    for relations in sorted(key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS):
+        own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
+        if own:
+            starts[relations] = max(own)
+    return starts
+
+
+def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -> dict[str, str]:
+    """Return the entries of the columns. Raises NotFound if a column has none."""
+    chosen: dict[str, str] = {}
+    for column in columns:
+        segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
+        own = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
+        if not own:
+            known = f"the columns with an open alarm are {join_names(sorted(baseline))}"
+            raise NotFound(f"{where} has no open alarm of a column {column!r}{did_you_mean(column, baseline, known)}")
+        chosen |= own
+    return chosen

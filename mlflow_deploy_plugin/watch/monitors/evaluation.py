@@ -1,0 +1,224 @@
+"""Judges a monitor's window from the inference log, logs the result to MLflow, and counts windows' rows and labels.
+
+The functions run in the process of a command or in a judging process, because a judgement may hang or crash. A judging
+process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. The process ends when
+idle, after a maximum number of windows (memory leaks), and with the controller: two processes must not log one window.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS
+from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, REGRESSION, MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
+from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
+
+IDLE_SECONDS = 300.0
+_MAX_CALLS = 50
+_NICE = 10
+_OOM_SCORE = "500"
+"""The addition to a judging process's OOM score. The kernel kills this process before servers and the controller."""
+
+
+@dataclass(frozen=True)
+class EvaluatedWindow:
+    result: MonitorResult
+    run: LoggedRun
+    log_rows: int
+
+
+Judge = Callable[[WindowRequest], EvaluatedWindow]
+
+
+def window_request(
+    window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
+) -> WindowRequest:
+    return WindowRequest(
+        endpoint=window.endpoint,
+        monitor=window.monitor,
+        spec=spec,
+        window=Window(window.start, window.end),
+        revision=window.revision,
+        settings=settings,
+        capture=endpoint.spec.capture if endpoint is not None else CaptureSpec(),
+        notes=tuple(notes),
+        endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
+        rows_since=endpoint.rows_since if endpoint is not None else None,
+    )
+
+
+def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
+    """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
+    if endpoint is None:
+        return request
+    window, spec, budget = request.window, request.spec, endpoint.spec.alarms.false_per_year
+    scheduled = window_at(window.start_us, spec.every)
+    note, alarms = "", AlarmContext(endpoint.spec.budget_share)
+    if window == scheduled:
+        stored = monitors.judged_windows((request.endpoint, request.monitor), spec, "evidence", window.start)
+        past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
+        starts = monitors.state(request.endpoint, request.monitor).baseline
+        baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
+        alarms = replace(alarms, past=past, baseline=baseline)
+        if spec.kind in KINDS_WITH_REFERENCE:
+            since = past[0].start if past else window.start
+            alarms = replace(alarms, accuracy=_accuracy(endpoint, monitors, since, window.end))
+        elif budget is not None:
+            note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    elif budget is not None:
+        note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
+    return replace(request, alarms=alarms, notes=(*request.notes, note) if note else request.notes)
+
+
+def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: datetime) -> LevelSeries | None:
+    """Return the metric of the first requirement of the endpoint's first performance monitor: from labels, otherwise
+    estimated. Return None if no window has the metric."""
+    of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
+    for name, spec in of_kind[:1]:
+        stored = monitors.judged_windows((endpoint.name, name), spec, "figures", until)
+        windows = {start: figures for start, figures in stored.items() if start >= since}
+        metric = spec.requirements[0].name
+        sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
+        known = [key for key in sources if any(figures.get(key) is not None for figures in windows.values())]
+        values = [next((row[key] for key in known if row.get(key) is not None), math.nan) for row in windows.values()]
+        title = f"{metric}, {' or '.join(sources[key] for key in known)}"
+        return LevelSeries(title, [*windows], values) if known else None
+    return None
+
+
+def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
+    """Judge the window and log its run. If this revision already has a run, return that run.
+
+    Raises RegistryUnavailable if MLflow does not answer, and OnnxserveError if the log or the reference cannot be read.
+    """
+    use_compact_memory()
+    # This import is here because Evidently takes seconds and half a gigabyte, which the controller does not need.
+    from mlflow_deploy_plugin.watch.run import run_monitor
+
+    # Check MLflow before the judgement, which takes a minute: an outage would discard its result.
+    with registry_errors(f"the experiment of endpoint {request.endpoint}"):
+        registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
+    rows = count_rows(request)
+    return EvaluatedWindow(*run_monitor(request), rows)
+
+
+def use_compact_memory() -> None:
+    """Use the allocator that returns freed tables to the system. Arrow's default keeps 30 % more for large columns."""
+    with contextlib.suppress(NotImplementedError):  # Not every build of Arrow has it.
+        pa.jemalloc_set_decay_ms(0)
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+
+
+def count_rows(request: WindowRequest) -> int:
+    return sum(log.count(request.endpoint, request.window) for log in _judged_logs(request.log, request.spec.kind))
+
+
+def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
+    """Return True if the log has a row in the window, or a file of the window's hours that cannot be read."""
+    logs = _judged_logs(log, kind)
+    return any(len(rows) for part in logs for rows in part.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
+
+
+def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
+    """Return the latest complete window with rows for the monitor. Raises as `InferenceLog.latest_window`."""
+    windows: list[Window] = []
+    for part in _judged_logs(log, spec.kind):
+        with contextlib.suppress(NotFound):
+            windows.append(part.latest_window(endpoint, spec.every, now))
+    return max(windows, key=lambda window: window.end) if windows else log.latest_window(endpoint, spec.every, now)
+
+
+def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
+    """Return the log; for a monitor of kind `service_level`, also the log of failed requests."""
+    return (log, log.failures) if kind == "service_level" else (log,)
+
+
+def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
+    """Return the endpoint's log without the rows of a deleted endpoint of the same name."""
+    return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
+
+
+def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
+    logs = _judged_logs(log, kind)
+    files = [
+        (file.path, file.size) for part in logs for hour in part.hours(endpoint, window) for file in part.files(hour)
+    ]
+    return digest(sorted(files)) if files else ""
+
+
+def digest(of: object) -> str:
+    """Return a 128-bit hash of the value's `repr` in hexadecimal."""
+    return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
+
+
+def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
+    """Return the number of judged rows with a usable label per window. Raises OnnxserveError if the log is down."""
+    # This import is here because the controller does not need these libraries in its own process.
+    from mlflow_deploy_plugin.watch.kinds.performance import affordable_rows
+
+    counts, labels = [], requests[0].labels
+    for request in requests:
+        rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), labels)
+        if rows is None:
+            counts.append(0)
+        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # only numbers count
+            counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
+        else:
+            counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))
+    return counts
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The functions that judge a window and count its rows and labels. By default, they run in this process."""
+
+    judge: Judge = judge_and_log
+    count_rows: Callable[[WindowRequest], int] = count_rows
+    count_labels: Callable[[Sequence[WindowRequest]], list[int]] = count_labels
+
+
+def judging_worker() -> Worker:
+    """Return a worker whose process has a low priority. The caller receives transient errors with their own class."""
+    return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
+
+
+def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
+    """Return an evaluator whose functions run in these workers for at most `seconds`. Raises as `Worker.call`."""
+    call = partial(workers.call, seconds=seconds)
+    return Evaluator(partial(call, judge_and_log), partial(call, count_rows), partial(call, count_labels))
+
+
+def _prepare() -> None:
+    os.nice(_NICE)  # Let servers on this machine have priority.
+    with contextlib.suppress(OSError):  # Only Linux has this file.
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    warnings.simplefilter("ignore")  # Hide libraries' warnings, which address developers.
+    configure_logging(load_settings(), "monitor")
+    # The parent process does not need this import.
+    from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+
+    set_service_timeouts()

@@ -1,0 +1,232 @@
+"""The hourly maintenance of the inference log, and new revisions of windows whose rows or labels arrived late.
+
+A child process compacts the log and deletes expired rows and old watermarks of agents, because this work needs the
+memory for complete hours. This process deletes the expired rows of the store.
+
+For one day after a window's end, a change of the files of its hours starts a search for late rows. For a monitor of
+kind performance, a change of label files also starts a search for late labels, until a week after the labels are due. A
+search counts the rows or labels, because compaction changes files too.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Literal
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, Worker
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import bin_period, duration_seconds
+from mlflow_deploy_plugin.core.store.expiry import expire
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
+from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, maintain
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.stats import GONE_AFTER, expire_watermarks
+from mlflow_deploy_plugin.serve.inference_log.storage import DAY, list_days, list_files, wrap_log_errors
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.monitors import evaluation
+from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator
+from mlflow_deploy_plugin.watch.monitors.schedule import oldest_unjudged_start
+
+_log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 3600.0
+"""The seconds between two rounds of maintenance, and between two searches for late rows and labels."""
+MAX_REVISIONS = 24
+_ROWS_LOOKED_FOR = timedelta(days=1)
+_LABELS_LOOKED_FOR = timedelta(days=7)
+_MOST_LABELLED = 200
+"""The number of newest windows whose labels are counted in one round."""
+_MATERIAL_SHARE = 0.05
+"""The share of a window's judged rows that must receive a label before the window is judged again."""
+
+LateData = Literal["rows", "labels"]
+_TIMEOUT_SECONDS = 1800.0
+
+
+def revision_period(spec: MonitorSpec) -> timedelta:
+    if spec.kind != "performance":
+        return _ROWS_LOOKED_FOR
+    within = duration_seconds(spec.labels_within) if spec.labels_within is not None else 0
+    return timedelta(seconds=within) + _LABELS_LOOKED_FOR
+
+
+def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
+    """Return for each window a digest of the files that its judgement reads; empty for a window without rows."""
+    rows = [
+        evaluation.files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind) for window in windows
+    ]
+    if spec.kind != "performance" or not any(rows):
+        return rows
+    since = min(window.start for window in windows) - DAY  # Read one more day, because clocks may differ.
+    labels = [
+        (day, file.path, file.size)
+        for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint))
+        if day + DAY > since
+        for file in list_files(log.location, folder)
+    ]
+    return [
+        evaluation.digest((of_rows, [file for file in labels if file[0] + DAY > window.start - DAY])) if of_rows else ""
+        for of_rows, window in zip(rows, windows, strict=True)
+    ]
+
+
+def add_revisions(
+    deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
+) -> list[tuple[MonitorWindow, LateData]]:
+    """Add revisions of windows with late rows or enough late labels. Return each revision with its kind of data."""
+    store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
+    now, endpoint = store.now(), store.endpoint(name)
+    if endpoint is None or monitor not in endpoint.spec.monitors:
+        return []
+    spec = endpoint.spec.monitors[monitor]
+    windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
+    newest_revisions = {(window.start, window.end): window for window in windows}.values()
+    candidates = [
+        row
+        for row in newest_revisions
+        if row.state == "judged" and row.revision < MAX_REVISIONS and row.end <= now <= row.end + revision_period(spec)
+    ]
+    if spec.kind == "performance":
+        candidates = candidates[-_MOST_LABELLED:]
+    digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
+    changed = [(window, new) for window, new in zip(candidates, digests, strict=True) if new != window.log_digest]
+    requests = {window.id: evaluation.window_request(window, spec, settings, endpoint) for window, _ in changed}
+    late: dict[int, LateData] = {}
+    for window, _ in changed:
+        if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(requests[window.id]) > window.log_rows:
+            late[window.id] = "rows"
+    labelled = [window for window, _ in changed if window.id not in late and "labelled_rows" in window.figures]
+    labels = evaluator.count_labels([requests[window.id] for window in labelled]) if labelled else []
+    for window, count in zip(labelled, labels, strict=True):
+        if is_material(count, window, spec):
+            late[window.id] = "labels"
+    for window, log_digest in changed:
+        if window.id not in late:
+            monitors.set_log_digest(window, log_digest)
+    return [(monitors.add(name, monitor, row.start, row.end), late[row.id]) for row, _ in changed if row.id in late]
+
+
+def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
+    """Return True if there are enough labels for the first time, or 5 % of the judged rows have new labels. Enough are
+    `min_rows` labels, or a single reported label, because it bounds the metrics."""
+    before = int(window.figures["labelled_rows"])
+    least = 1 if spec.labels == "reported" else spec.min_rows
+    if before < least:
+        return labels >= least
+    rows_judged = before / float(window.figures["labelled_share"])  # With many columns, a sample is judged.
+    return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
+
+
+@dataclass(frozen=True)
+class RetainedWindows:
+    """The periods of the log that an endpoint's monitors will read again, so rows of these periods must not be deleted.
+
+    `rolling` contains, for each `rolling:` reference, the history before the next window. The bins of this reference
+    may have been computed from much older rows.
+    """
+
+    windows: list[Window] = field(default_factory=list)
+    rolling: list[Window] = field(default_factory=list)
+
+    def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
+        """Return all periods to retain. Raises OnnxserveError if the log is down."""
+        hours = log.hours(endpoint) if self.rolling else []
+        frozen = [Window(*bin_period(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
+        return [*self.windows, *frozen]
+
+
+def maintain_logs(
+    deployments: Deployments, keeper: LeaseKeeper, over: threading.Event, every_seconds: float = EVERY_SECONDS
+) -> None:
+    """Maintain the store and its endpoints' logs every hour until the lease is lost or `over` is set."""
+    process = evaluation.judging_worker()
+
+    def end() -> None:
+        over.wait()
+        process.end()
+
+    threading.Thread(target=end, daemon=True).start()  # This thread can stop the worker, whose call may take minutes.
+    try:
+        while not over.wait(every_seconds) and keeper.is_held:
+            _maintain_all(deployments, process, lambda: keeper.is_held and not over.is_set())
+            process.end_if_idle(0)
+    except ProcessEnded:
+        return
+    finally:
+        process.end()
+
+
+def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[], bool]) -> None:
+    store, settings = deployments.store, deployments.settings
+    call = partial(process.call, seconds=_TIMEOUT_SECONDS)
+    now = store.now()
+    for endpoint in store.endpoints():
+        with _logged_errors(f"{endpoint.name}: the maintenance of the log failed"):
+            retention = endpoint.spec.capture.retention
+            needed = retained_windows(Monitors(store), endpoint, now) if retention else RetainedWindows()
+            done: MaintenanceResult = call(maintain_log, settings, endpoint.name, now, retention, needed)
+            if done.expired_files:
+                what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
+                _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
+    with _logged_errors("old watermarks of agents cannot be deleted"):
+        if gone := call(forget_agents, settings, now):
+            line = "the watermarks of agents that were silent for %d days were deleted: %s"
+            _log.info(line, GONE_AFTER.days, ", ".join(gone))
+    if (days := settings.monitor_retention_days) is not None:
+        with _logged_errors("old windows and alerts cannot be deleted from the store"):
+            expired = expire(store, timedelta(days=days), goes_on=goes_on)
+            if expired.windows or expired.alerts:
+                what = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
+                _log.info("%s older than %d days were deleted from the store", what, days)
+
+
+@contextmanager
+def _logged_errors(failure: str) -> Iterator[None]:
+    try:
+        yield
+    except ProcessEnded:
+        raise
+    except OnnxserveError as error:
+        _log.warning("%s; next attempt in an hour: %s", failure, error.message)
+
+
+def maintain_log(
+    settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: RetainedWindows
+) -> MaintenanceResult:
+    keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
+    log = open_log(settings.inference_log)
+    return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
+
+
+def forget_agents(settings: Settings, now: datetime) -> list[str]:
+    """Delete the watermarks of agents that have been silent for days, such as old pods, and return their names."""
+    location = open_log(settings.inference_log).location
+    with wrap_log_errors(location):
+        return expire_watermarks(location, now)
+
+
+def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
+    """Return the periods of pinned references and of the rows that the judgements of unjudged windows will read."""
+    needed = RetainedWindows()
+    for name, spec in endpoint.spec.monitors.items():
+        kind, _, value = spec.reference.partition(":")
+        if kind == "window":
+            needed.windows.append(parse_window(value))
+        waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
+        begin = oldest_unjudged_start(endpoint, monitors.state(endpoint.name, name), now)
+        oldest = min([begin, *(window.start for window in waiting)])
+        if oldest < now:
+            needed.windows.append(Window(oldest - spec.history, now))
+        if spec.is_rolling:
+            needed.rolling.append(Window(oldest - spec.history, oldest))
+    return needed

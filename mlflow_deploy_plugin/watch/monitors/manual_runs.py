@@ -1,0 +1,328 @@
+"""Windows that a user requests with `onnxserve monitor run` or `backfill` and that are judged immediately.
+
+The result is stored with `by_hand`, without an alert or a retraining. The monitor's schedule is not affected.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import empty_endpoint
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
+from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
+from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
+from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.drift.references.rows import ReferenceRows, load_datasets
+from mlflow_deploy_plugin.watch.monitors import evaluation, window_runner
+from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.schedule import windows_between
+from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
+from mlflow_deploy_plugin.watch.result import Engine, WindowRequest
+
+DEFAULT_MONITOR = "drift"
+PATIENCE_SECONDS = 60.0
+"""The longest wait for a window that the controller is judging."""
+MAX_BACKFILLED = 10_000
+"""The maximum number of windows, more than a year of hourly windows. Each window takes seconds and creates a run."""
+_SHIPPING_SECONDS = 20.0
+_PAUSE = 0.1
+_NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
+_OWN = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
+_UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
+_INDEPENDENT = f"{{}} has event times (column {EVENT_TIME}): the rows are treated as independent of each other"
+
+
+@dataclass(frozen=True)
+class SelectedMonitor:
+    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has no monitor.
+
+    `tried` describes bounds that apply only to this run (`min_rows=50`). Only `columns` are judged, or all columns
+    except `exclude`. If `columns` and `exclude` are empty, the spec's columns are judged.
+    """
+
+    endpoint: str
+    name: str
+    spec: MonitorSpec
+    capture: CaptureSpec
+    tried: str = ""
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def with_bounds(
+        self, columns: tuple[str, ...] = (), exclude: tuple[str, ...] = (), **bounds: float | None
+    ) -> "SelectedMonitor":
+        """Return the monitor with these columns and with these fields of its spec, except fields that are None.
+
+        Raises InvalidConfig if columns are specified and the monitor's kind does not judge columns.
+        """
+        named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
+        if named and self.spec.kind not in KINDS_WITH_REFERENCE:
+            kinds = ", ".join(KINDS_WITH_REFERENCE)
+            raise InvalidConfig(f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does not")
+        new_bounds = {name: value for name, value in bounds.items() if value is not None}
+        tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | named).items())
+        spec = self.spec.model_copy(update=new_bounds | ({"columns": columns} if columns else {}))
+        return replace(self, spec=spec, tried=tried, columns=columns, exclude=exclude)
+
+
+def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
+    """Return the monitor of this name. By default, return the endpoint's only monitor, or a daily drift monitor.
+
+    Raises NotFound if the endpoint or monitor does not exist, and InvalidConfig if `name` is None and the endpoint has
+    several monitors.
+    """
+    stored = deployments.store.endpoint(endpoint)
+    if stored is not None:
+        spec = stored.spec
+    elif left := left_specs(endpoint, deployments.settings):  # Use the spec of a server on this machine.
+        spec = left[0][1]
+    else:  # Only the log may know a deleted endpoint.
+        captured = open_log(deployments.settings.inference_log).endpoints()
+        if endpoint not in captured:
+            raise unknown_endpoint(endpoint, {*captured, *(other.name for other in deployments.store.endpoints())})
+        spec = empty_endpoint(endpoint)
+    if name is None and len(spec.monitors) > 1:
+        raise InvalidConfig(
+            f"endpoint {endpoint!r} has several monitors: select one with --monitor {' | '.join(sorted(spec.monitors))}"
+        )
+    if spec.monitors or (stored and name):
+        name = name or next(iter(spec.monitors))
+        return SelectedMonitor(endpoint, name, spec.monitor(name), spec.capture)
+    return SelectedMonitor(endpoint, name or DEFAULT_MONITOR, MonitorSpec(), spec.capture)
+
+
+def run_window(
+    deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
+) -> tuple[MonitorWindow, EvaluatedWindow]:
+    """Judge a window; by default, the latest complete window of the monitor's length that has rows.
+
+    If the window is already in the store, a new revision is added. If the bounds differ from the monitor's, the result
+    is logged to MLflow and not stored. Raises InvalidConfig if Spark does not support this kind of monitor, NotFound if
+    the window has no rows, and OnnxserveError if the window cannot be judged or the controller is judging it.
+    """
+    if engine == "spark" and monitor.spec.kind not in KINDS_WITH_REFERENCE:
+        raise InvalidConfig(
+            f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not {monitor.spec.kind}"
+        )
+    endpoint = deployments.store.endpoint(monitor.endpoint)
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
+    left = [folder for folder, _ in left_specs(monitor.endpoint, deployments.settings)]
+    folders = {deployments.settings.state_dir(monitor.endpoint), *left}
+    is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
+    now = deployments.store.now()
+    window = window or evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
+    if not evaluation.has_rows(log, monitor.endpoint, window, monitor.spec.kind):
+        latest = evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
+        raise NotFound(
+            f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete window with rows is "
+            f"{latest}"
+        )
+    results: list[EvaluatedWindow] = []
+
+    def judge_once(request: WindowRequest) -> EvaluatedWindow:
+        named = replace(request, columns=monitor.columns, exclude=monitor.exclude)
+        results.append(judge(replace(named, engine=engine, capture=monitor.capture)))
+        return results[-1]
+
+    notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
+    if monitor.tried:
+        unsaved = window_runner.unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
+        notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
+        request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
+        if "false_alarm_rate=" not in monitor.tried:  # The budget would replace the rate.
+            request = evaluation.with_alarms(request, endpoint, Monitors(deployments.store))
+        return window_runner.as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
+    taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
+    if taken.state != "judged":
+        raise OnnxserveError(taken.reason)
+    return taken, results[-1]
+
+
+def backfill(
+    deployments: Deployments, monitor: SelectedMonitor, begin: datetime, end: datetime, judge: Judge
+) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
+    """Judge the monitor's windows in [begin, end), oldest first, and skip judged windows.
+
+    Yield for each window its number (from 1), the number of windows, the window, and True if it was judged now. Raises
+    InvalidConfig if the period contains no complete window, or more than `MAX_BACKFILLED` windows.
+    """
+    starts = windows_between(monitor.spec, begin, end)
+    if not starts:
+        raise InvalidConfig(f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC")
+    if len(starts) > MAX_BACKFILLED:
+        last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
+        raise InvalidConfig(
+            f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and {end:%F %R} UTC, and "
+            f"one backfill judges at most {MAX_BACKFILLED:,}: use --to {last.isoformat()[:19]} or a monitor with "
+            "longer windows"
+        )
+
+    def judge_as_selected(request: WindowRequest) -> EvaluatedWindow:
+        return judge(replace(request, capture=monitor.capture))  # The store may lack the endpoint's spec.
+
+    for number, start in enumerate(starts, 1):
+        window = window_at(start, monitor.spec.every)
+        revisions = Monitors(deployments.store).revisions(monitor.endpoint, monitor.name, window.start, window.end)
+        judged = [revision for revision in revisions if revision.state == "judged"]
+        if judged:
+            yield number, len(starts), judged[-1], False
+        else:
+            yield number, len(starts), _judge_by_hand(deployments, monitor, window, judge_as_selected), True
+
+
+def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
+    """Judge every due window of the monitor, oldest first, with alerts and retrainings as in the controller.
+
+    This function is for a command that runs on its own schedule instead of a controller, such as a CronJob. The
+    function ends after a failed attempt: the window is stored, and the next call retries it. If the pause after the
+    attempt is not over, the call yields the unjudged window, so that the second pod of a Job does not report success.
+
+    Raises NotFound if the endpoint or its monitor is not in the store, and OnnxserveError if the log cannot be read.
+    """
+    stored = deployments.store.endpoint(monitor.endpoint)
+    if stored is None:
+        raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which lists the due windows")
+    stored.spec.monitor(monitor.name)
+    runner = window_runner.WindowRunner(deployments, Evaluator(judge_and_log), say)
+    while True:
+        with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
+            taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
+            if taken is window_runner.Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
+                continue
+        if taken is window_runner.Idle.NOTHING_DUE and not runner.monitors.state(monitor.endpoint, monitor.name).paused:
+            pending = runner.monitors.windows(monitor.endpoint, monitor.name, states=("pending",), by_hand=False)
+            for waiting in pending[:1]:
+                say(window_runner.window_summary(waiting))
+                yield waiting
+        if taken is None or isinstance(taken, window_runner.Idle):
+            return
+        yield taken
+        if taken.state == "pending":
+            return
+
+
+def hold_lease(store: Store, endpoint: str, monitor: str) -> AbstractContextManager[LeaseKeeper]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+
+    def wait_for(holder: str) -> None:
+        if time.monotonic() > deadline:
+            raise OnnxserveError(f"a window of monitor {monitor!r} is being judged by {holder}: try again later")
+
+    return held_lease(store, lease_name(endpoint, monitor), wait_for)
+
+
+def _judge_by_hand(
+    deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
+) -> MonitorWindow:
+    """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
+    runner = window_runner.WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
+    with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
+        key = monitor.endpoint, monitor.name, window.start, window.end
+        revisions = runner.monitors.revisions(*key)
+        requested = [row for row in revisions if row.by_hand and row.state != "judged"]
+        revision = requested[-1] if requested else runner.monitors.add(*key, by_hand=True)
+        taken = runner.judge_window(revision, monitor.spec, keeper, notes)
+    if taken is None:
+        raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
+    return taken
+
+
+def run_files(
+    name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: Any
+) -> tuple[MonitorWindow, EvaluatedWindow]:
+    """Compare the rows of two files as a drift monitor does, and log the report to the experiment `onnxserve/NAME`.
+
+    No endpoint is needed. The rows become a window of a temporary log, and only the MLflow run is kept. If only one
+    file is CSV, its columns get the types of the Parquet file's columns; if both files are CSV, types that fit the
+    texts of both files. If both files have event times, the rows are one window, which is compared with windows of the
+    same length in the reference. Otherwise, the rows are compared as independent samples, and a note reports this.
+
+    `bounds` are the arguments of `SelectedMonitor.with_bounds`. Above a million rows, a sample is used.
+
+    Raises NotFound if a file is missing, InvalidConfig if a file cannot be read or has no rows or `name` is not a valid
+    endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.
+    """
+    empty_endpoint(name)
+    evaluation.use_compact_memory()
+    data, against = load_datasets([rows, reference], exclude=bounds.get("exclude", ()))
+    without = [dataset.shown for dataset in (data, against) if dataset.times is None]
+    del against  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
+    neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
+    notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
+    spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
+    monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
+    now = datetime.now(UTC)
+    times = data.times if data.times is not None else np.full(len(data.table), int(now.timestamp()) * 1_000_000)
+    if data.times is None:
+        window = window_at(int(times[0]), "1d")
+    else:  # Use complete days, hours or minutes, so that the reference's windows have the same phase.
+        start, end = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+        unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
+        window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
+    unsaved = window_runner.unsaved_window(name, DEFAULT_MONITOR, window, now)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
+        alone = settings.model_copy(update={"log_uri": folder})
+        _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
+        del data, times  # The rows are read again in parts.
+        tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
+        request = evaluation.window_request(unsaved, monitor.spec, alone, None, notes)
+        result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))
+    return window_runner.as_judged(unsaved, result, notes), result
+
+
+def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
+    count = len(rows.table)
+    table = rows.table.select([name for name in rows.table.column_names if not name.startswith("_")])
+    table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+    for name, value in _OWN.items():
+        table = table.append_column(name, pa.repeat(value, count))
+    table = table.append_column("_row", pa.array(np.arange(count, dtype=np.int32)))
+    hours = times // HOUR_US
+    order = np.argsort(hours, kind="stable")
+    is_sorted = bool((hours[1:] >= hours[:-1]).all())
+    distinct_hours, begins = np.unique(hours[order], return_index=True)
+    for hour, begin, end in zip(distinct_hours, begins, [*begins[1:], count], strict=True):
+        moment = EPOCH + timedelta(hours=int(hour))
+        hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
+        hour_folder.mkdir(parents=True)
+        # A reader holds a page and a dictionary per column. If they are small, 30 columns take 80 MB less.
+        part = table.slice(begin, end - begin) if is_sorted else table.take(pa.array(order[begin:end]))
+        pq.write_table(part, hour_folder / "rows.parquet", data_page_size=2**17, dictionary_pagesize_limit=2**17)
+
+
+def wait_until_shipped(
+    folder: Path, limit: float, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
+) -> bool:
+    """Wait at most `limit` seconds for a running agent to ship the folder's spool; return True if it is shipped."""
+    deadline = clock() + limit
+    sizes: dict[Path, int] = {}
+    for segment in segments(folder / SPOOL):
+        with suppress(FileNotFoundError):  # A segment is deleted when all its rows are in the log.
+            sizes[segment] = segment.stat().st_size
+    while any(segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()):
+        agent = read_state(folder / AGENT, AgentState)
+        if clock() >= deadline or agent is None or not is_alive(agent.pid):
+            return False
+        pause(_PAUSE)
+    return True

@@ -1,0 +1,202 @@
+"""Runs all monitors of the store: finds the due windows and judges several windows at a time.
+
+All persistent state is in the store and is read in each round, so monitors may change at any time. The windows of a
+monitor are judged in order under the monitor's lease, which `onnxserve monitor run` also takes.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.work import WorkRunner
+from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.alerts.record import announce, record_failure, resolve_orphaned
+from mlflow_deploy_plugin.watch.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
+from mlflow_deploy_plugin.watch.monitors.maintenance import EVERY_SECONDS
+from mlflow_deploy_plugin.watch.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
+from mlflow_deploy_plugin.watch.monitors.window_runner import MAX_ATTEMPTS, Idle, WindowRunner
+
+AT_ONCE = 2
+JUDGING_SECONDS = 1800.0
+_LOOK_SECONDS = 5.0
+_FAILURE_SECONDS = 60.0
+_HELD_SECONDS = 2.0
+
+
+@dataclass
+class _Watched:
+    """The state of a monitor in this controller, which a restart may lose.
+
+    `looked_for_late` is the monotonic time of the last search for late data. `troubles` and `late_troubles` are the
+    numbers of consecutive failures of the monitor and of this search.
+    """
+
+    looked_for_late: float = float("-inf")
+    troubles: int = 0
+    late_troubles: int = 0
+    last_reason: str = ""
+
+    def is_late_data_due(self, now: float) -> bool:
+        return now - self.looked_for_late > EVERY_SECONDS
+
+
+@dataclass(eq=False)
+class MonitorScheduler:
+    """Runs the monitors while the controller holds its lease.
+
+    A judgement that takes longer than `judging_seconds` is stopped and retried. `at_once` judgements run at the same
+    time, each in its own process. An `evaluator` replaces these processes.
+    """
+
+    deployments: Deployments
+    holder: str
+    _: KW_ONLY
+    at_once: int = AT_ONCE
+    judging_seconds: float = JUDGING_SECONDS
+    lease_seconds: float = 15.0
+    look_seconds: float = _LOOK_SECONDS
+    max_catch_up: int = MAX_CATCH_UP
+    evaluator: Evaluator | None = None
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._store = self.deployments.store
+        self._monitors = Monitors(self._store)
+        self._watched: dict[MonitorKey, _Watched] = {}
+        self._said_unreadable: set[str] = set()
+
+    def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
+        workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
+        evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
+        windows = WindowRunner(self.deployments, evaluator, self.deployments.progress, max_catch_up=self.max_catch_up)
+        work = WorkRunner("monitor", self.at_once, _FAILURE_SECONDS, monotonic=self.monotonic)
+        self._watched.clear()
+        try:
+            while keeper.is_held and not over.is_set():
+                work.finished.clear()
+                log_errors(lambda: self._look(work, keeper, windows))
+                workers.end_idle(IDLE_SECONDS)
+                deadline = time.monotonic() + self.look_seconds
+                # End the wait when an attempt has finished, because the monitor's next window may be due.
+                while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
+                    pass
+        finally:
+            work.stop(wait=False)
+            workers.end()
+            work.stop(wait=True)
+
+    def _look(self, work: WorkRunner, keeper: LeaseKeeper, windows: WindowRunner) -> None:
+        now = self._store.now()
+        states = {(state.endpoint, state.monitor): state for state in self._monitors.states()}
+        pending: dict[MonitorKey, list[MonitorWindow]] = {}
+        for window in self._monitors.windows(states=("pending", "running"), by_hand=False):
+            pending.setdefault((window.endpoint, window.monitor), []).append(window)
+        known: set[MonitorKey] = set()
+        for endpoint in self._store.endpoints():
+            for name in endpoint.spec.monitors:
+                key = endpoint.name, name
+                known.add(key)
+                self._watched.setdefault(key, _Watched())
+                state = states.get(key, MonitorState(*key))
+                if state.paused or not work.is_free(key):
+                    continue
+                try:
+                    if waiting := pending.get(key):
+                        is_due = oldest_pending(waiting, now) is not None
+                    else:
+                        is_due = (
+                            self._watched[key].is_late_data_due(self.monotonic())
+                            or is_ahead(endpoint, state, now)
+                            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
+                        )
+                    if is_due:
+                        work.start(key, partial(self._attempt, key, keeper, windows))
+                    continue
+                except OnnxserveError as error:
+                    self._report_trouble(key, error.message)
+                except (ValueError, OverflowError) as error:  # The schedule exceeds the range of `datetime`.
+                    self._report_trouble(key, f"the schedule cannot be computed: {error}")
+                work.pause(key, _FAILURE_SECONDS)
+        self._close_windows_of_gone(pending, known)
+        resolve_orphaned(self._store)
+
+    def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
+        """Judge the monitor's oldest due window under its lease. Return the seconds until the next attempt."""
+        if not keeper.is_held:
+            return 0.0
+        watched = self._watched[key]
+        try:
+            lease = self._store.acquire_lease(lease_name(*key), self.holder, self.lease_seconds)
+            if lease is None:  # A user runs the monitor, or a killed controller's lease has not expired.
+                return min(_HELD_SECONDS, self.lease_seconds / 4)
+            with LeaseKeeper(self._store, lease, self.monotonic) as own:
+                taken = windows.run_next(*key, own)
+                watched.troubles, watched.last_reason = 0, ""  # If the reason recurs, report it again.
+                if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
+                    watched.looked_for_late = self.monotonic()  # Even a failed search is not repeated soon.
+                    self._look_for_late_data(key, watched, windows)
+            self._store.clear_if_deleted(key[0])
+        except ProcessEnded:
+            return 0.0
+        except OnnxserveError as error:
+            self._report_trouble(key, error.message)
+            return _FAILURE_SECONDS
+        return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
+
+    def _look_for_late_data(self, key: MonitorKey, watched: _Watched, windows: WindowRunner) -> None:
+        """Add revisions for late rows and labels. Repeated failures are announced but do not stop the judgements."""
+        try:
+            windows.add_late_revisions(*key)
+        except ProcessEnded:
+            raise
+        except OnnxserveError as error:
+            watched.late_troubles += 1
+            note = f"cannot search for late data: {error.message}"
+            line = f"{key[0]}: monitor {key[1]} {note}"
+            if self._monitors.state(*key).note != note:
+                self.deployments.progress(line)
+                self._monitors.update_state(*key, note=note, note_kind="late_data_failed")
+            if watched.late_troubles == MAX_ATTEMPTS:
+                announce(self._store, *key, line)
+        else:
+            watched.late_troubles = 0
+            if self._monitors.state(*key).note_kind == "late_data_failed":
+                self._monitors.update_state(*key, note="")
+
+    def _close_windows_of_gone(self, pending: dict[MonitorKey, list[MonitorWindow]], known: set[MonitorKey]) -> None:
+        """Close the windows of deleted monitors. Report once for each unreadable endpoint why it is skipped."""
+        unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
+        for name in unreadable.keys() - self._said_unreadable:
+            self.deployments.progress(unreadable[name])
+        self._said_unreadable = set(unreadable)
+        for key in pending.keys() - known:
+            if key[0] in unreadable:  # The spec, which cannot be read, may still contain the monitor.
+                continue
+            held = self._store.lease(lease_name(*key))
+            if held is not None and held.is_current:  # A user is judging the window.
+                continue
+            for window in pending[key]:
+                self._monitors.close(window, "the monitor was deleted before the window was judged")
+
+    def _report_trouble(self, key: MonitorKey, reason: str) -> None:
+        """Report once why the monitor cannot run, and store the reason for `onnxserve monitor list`."""
+        watched = self._watched[key]
+        if watched.last_reason != reason:
+            watched.last_reason = reason
+            note = f"cannot be run: {reason}"
+            self.deployments.progress(f"{key[0]}: monitor {key[1]} {note}")
+            log_errors(lambda: self._monitors.update_state(*key, note=note, note_kind="cannot_run"))
+        watched.troubles += 1
+        if watched.troubles == MAX_ATTEMPTS:
+            log_errors(lambda: record_failure(self._store, self.deployments.settings, *key, reason))
+
+
+def lease_name(endpoint: str, monitor: str) -> str:
+    return f"monitor/{endpoint}/{monitor}"

@@ -1,0 +1,282 @@
+"""Runs a window of a monitor under the monitor's lease: the oldest due window is stored, judged and closed.
+
+An attempt has one of three results: the window is judged, will be retried, or has permanently failed. Alerts and
+retrainings are started before the verdict is stored. If the controller crashes before the verdict is stored, the next
+controller judges the window again and reuses its MLflow run. An alert may therefore be sent twice, but is never lost.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import Enum
+from itertools import takewhile
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, backoff
+from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow, NoteKind
+from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
+from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.alerts.record import record_failure, record_result
+from mlflow_deploy_plugin.watch.monitors import evaluation, schedule
+from mlflow_deploy_plugin.watch.monitors.maintenance import add_revisions, files_digests
+from mlflow_deploy_plugin.watch.monitors.schedule import Readiness
+from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.watch.retraining.trigger import retrain_on_alarm
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+
+_log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 5
+MAX_OUTAGE = timedelta(days=1)
+"""The time for which a window is retried during an outage. Failures of other kinds count as attempts."""
+NO_ROWS = "the window has no rows"
+KILLED = "the process that judged the window was killed or lost the lease"
+
+_LOOKED_BACK = 200
+
+
+class Idle(Enum):
+    """The reasons why no window of a monitor was judged."""
+
+    NOTHING_DUE = "nothing due"
+    WAITS_FOR_ROWS = "waits for rows"
+
+
+@dataclass(frozen=True)
+class WindowRunner:
+    """Judges the windows of monitors.
+
+    `say` is called with a line for each change. If `by_hand` is True, a user sees the result: no alert is sent, no
+    retraining is started, and a failed window is not retried. Only the newest `max_catch_up` missed windows are judged.
+    """
+
+    deployments: Deployments
+    evaluator: evaluation.Evaluator
+    say: Callable[[str], None]
+    by_hand: bool = False
+    max_catch_up: int = schedule.MAX_CATCH_UP
+
+    @property
+    def monitors(self) -> Monitors:
+        return Monitors(self.deployments.store)
+
+    def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
+        """Judge a window of the monitor and return it. If no window is judged, return why, or None as `judge_window`.
+
+        Raises InvalidConfig if the monitor's schedule cannot be read, and OnnxserveError if the log cannot be read.
+        """
+        store = self.deployments.store
+        now = store.now()  # Read the clock before the spec, so that a changed `every` applies only to later windows.
+        endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
+        if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
+            return Idle.NOTHING_DUE
+        spec = endpoint.spec.monitors[monitor]
+        if schedule.is_ahead(endpoint, state, now):
+            self.monitors.go_back(name, monitor, window_at(microseconds(now), spec.every).start)
+            state = self.monitors.state(name, monitor)
+        pending = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
+        try:
+            marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
+        except OSError as error:
+            raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
+        ready = schedule.readiness(marks, name, now)
+        window = schedule.oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
+        if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
+            self.monitors.update_state(name, monitor, note="")  # Remove the note: the monitor can run again.
+        if window is None:
+            return Idle.NOTHING_DUE
+        if isinstance(window, Idle):
+            return window
+        return self.judge_window(window, spec, keeper, ready.notes)
+
+    def judge_window(
+        self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
+    ) -> MonitorWindow | None:
+        """Attempt to judge the window, and return the window; None if the attempt was stopped or lost its lease."""
+        if window.state == "running" and not self.by_hand:  # The process that judged the window was killed.
+            if window.attempts + 1 >= MAX_ATTEMPTS:
+                return self._fail(window, OnnxserveError(KILLED), keeper)
+            window = replace(window, attempts=window.attempts + 1, reason=KILLED)
+        running = self.monitors.update(replace(window, state="running"), keeper.lease)
+        if running is None:
+            return None
+        try:
+            judged = self._judge(running, spec, notes)
+        except ProcessEnded:
+            if keeper.is_held:
+                self.monitors.update(replace(running, state="pending", not_before=None), keeper.lease)
+            return None
+        except OnnxserveError as error:
+            return self._fail(running, error, keeper)
+        except KeyboardInterrupt:
+            self.monitors.close(running, "the judgement was interrupted by the user")
+            raise
+        except Exception as error:  # noqa: BLE001 — a failed window must not prevent the others
+            _log.exception("%s", window_summary(running))
+            return self._fail(running, OnnxserveError(f"{type(error).__name__}: {error}"), keeper)
+        return self._write(judged, keeper) if keeper.is_held else None
+
+    def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
+        added = add_revisions(self.deployments, self.evaluator, name, monitor)
+        for window, late_data in added:
+            self.say(f"{name}: monitor {monitor}: {late_data} arrived after window {window.start:%FT%H:%M} was judged")
+        return [window for window, _ in added]
+
+    def _add_next(
+        self, endpoint: Endpoint, state: MonitorState, ready: Readiness, now: datetime
+    ) -> MonitorWindow | Idle:
+        """Store and return the next window that is due and complete. Skip windows that were already judged."""
+        monitor = state.monitor
+        while True:
+            due = schedule.next_due_window(endpoint, state, now, self.max_catch_up)
+            if due is None:
+                return Idle.NOTHING_DUE
+            if not ready.covers(due.window.end):
+                return Idle.WAITS_FOR_ROWS
+            note: str | None = None
+            note_kind: NoteKind = ""
+            if due.left_out:
+                begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
+                note_kind = "left_out"
+                note = (
+                    f"{due.left_out:,} windows from {begin} to {end} were skipped, because no controller was running "
+                    f"and only the newest windows are judged afterwards: "
+                    f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
+                )
+                self.say(f"{endpoint.name}: monitor {monitor}: {note}")
+            elif state.note_kind == "cannot_run":
+                note = ""
+            span = due.window.start, due.window.end
+            written = [row for row in self.monitors.revisions(endpoint.name, monitor, *span) if not row.by_hand]
+            # After a change of `every`, a stored window with the same start may have a different end.
+            window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
+            self.monitors.update_state(
+                endpoint.name, monitor, made_up_to=due.window.end, note=note, note_kind=note_kind
+            )
+            if window.state in ("pending", "running"):
+                return window
+            state = self.monitors.state(endpoint.name, monitor)
+
+    def _judge(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
+        endpoint = self.deployments.store.endpoint(window.endpoint)
+        log = evaluation.endpoint_log(self.deployments.settings, endpoint)
+        (digest,) = files_digests(log, [window], spec)
+        if not digest or not evaluation.has_rows(log, window.endpoint, Window(window.start, window.end), spec.kind):
+            reason = "; ".join([NO_ROWS, *notes])
+            judged = replace(window, state="judged", not_before=None, log_digest=digest)
+            return replace(judged, verdict="not judged", reason=reason)
+        request = evaluation.window_request(window, spec, self.deployments.settings, endpoint, notes)
+        result = self.evaluator.judge(evaluation.with_alarms(request, endpoint, self.monitors))
+        if not self.by_hand:
+            self._report(window, spec, result)
+        return as_judged(replace(window, log_digest=digest), result, notes)
+
+    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: evaluation.EvaluatedWindow) -> None:
+        """Send alerts and start retrainings if this is the monitor's newest window."""
+        store, settings = self.deployments.store, self.deployments.settings
+        endpoint = store.endpoint(window.endpoint)
+        if endpoint is None or window.monitor not in endpoint.spec.monitors:
+            return
+        key, length = (window.endpoint, window.monitor), window.end - window.start
+        judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
+        earlier = [row for row in judged if row.end - row.start == length and not (row.start - window.start) % length]
+        if any(row.start > window.start for row in earlier):
+            return
+        consecutive = consecutive_alarms([*earlier, as_judged(window, result, ())])
+        self.monitors.update_state(*key, consecutive=consecutive)
+        if result.result.is_alarm and consecutive < spec.consecutive:
+            self.say(
+                f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive windows needed for an alarm"
+            )
+            return
+        try:
+            record_result(store, settings, result.result, result.run.url, spec)
+            retrain_on_alarm(self.deployments, result.result, result.run, spec)
+        except TRANSIENT_ERRORS:
+            raise  # The window is retried, including its alerts and retrainings.
+        except Exception:  # noqa: BLE001 — the verdict must be stored even if its alert or retraining fails
+            _log.exception("%s: an alert or a retraining failed", window_summary(window))
+
+    def _fail(self, window: MonitorWindow, error: OnnxserveError, keeper: LeaseKeeper) -> MonitorWindow | None:
+        now, reason = self.deployments.store.now(), error.message
+        attempts = window.attempts + 1
+        may_pass = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
+        is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not may_pass)
+        failed = replace(
+            window,
+            state="failed" if is_given_up else "pending",
+            attempts=attempts,
+            reason=reason,
+            not_before=None if is_given_up else now + backoff(attempts),
+        )
+        if not keeper.is_held:
+            return None
+        if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
+            record_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
+        return self._write(failed, keeper)
+
+    def _write(self, window: MonitorWindow, keeper: LeaseKeeper) -> MonitorWindow | None:
+        written = self.monitors.update(window, keeper.lease)
+        if written is not None:
+            self.say(window_summary(written))
+        return written
+
+
+def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
+    """Return the number of consecutive windows, up to the newest, with an alarm of the same column or criterion.
+
+    Windows that were stored without their alarms count by their verdict, and accepted alarms do not count. Use newest
+    revisions of decided windows.
+    """
+    newest = {row.start: row for row in sorted(windows, key=lambda window: (window.start, window.revision))}
+    decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
+    in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
+    alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
+    lasting, count = {key for found in alarms for key in found}, 0
+    for count, found in enumerate(alarms, 1):
+        if found and not (lasting := lasting & {*found}):
+            return count - 1
+    return count
+
+
+def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
+    """Return a window that is not stored: its result is only in MLflow."""
+    return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
+
+
+def as_judged(window: MonitorWindow, result: evaluation.EvaluatedWindow, notes: Sequence[str]) -> MonitorWindow:
+    judgement = result.result
+    return replace(
+        window,
+        state="judged",
+        not_before=None,
+        verdict=judgement.state,
+        reason="; ".join([judgement.reason, *notes]),
+        rows=judgement.rows,
+        log_rows=result.log_rows,
+        run_id=result.run.run_id,
+        run_url=result.run.url,
+        figures=dict(judgement.figures),
+        evidence=judgement.evidence.to_json(),
+    )
+
+
+def window_summary(window: MonitorWindow) -> str:
+    revision = f" revision {window.revision}" if window.revision > 1 else ""
+    name = f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
+    if window.state == "judged":
+        run = window.run_url or (f"run {window.run_id}" if window.run_id else "")
+        return f"{name}: {window.verdict}{f'; {run}' if run else f': {window.reason}'}"
+    if window.state == "failed":
+        return f"{name}: failed after {window.attempts} attempts: {window.reason}"
+    if window.state == "pending" and window.reason:
+        return f"{name}: attempt {window.attempts} failed and will be retried: {window.reason}"
+    return name

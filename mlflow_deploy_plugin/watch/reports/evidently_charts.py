@@ -1,0 +1,138 @@
+"""Evidently's part of a report: the distributions of judged columns in the reference and the window.
+
+Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole year of real flights, and
+everything drifted on thirty rows. Evidently therefore only describes the columns, without tests and thresholds. Columns
+are converted to float64 or text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still fails,
+the report contains the reason.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.watch.result import MonitorResult
+
+MAX_ROWS = 5_000
+_CATEGORIES = 50
+_LONGEST_VALUE = 80
+_MIN_ROWS = 3  # Evidently fails on one or two rows of text.
+_LARGEST = 1e100
+_SEED = 0  # the seed for choosing `MAX_ROWS` rows
+_MISSING, _OTHER = "(missing)", "(other)"
+_DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
+_GREY, _BLUE = "#4d4d4d", "#3b82c4"
+"""Evidently's colour of the reference, and a colour with a contrast of at least 3 on white and on the dark page."""
+
+ColumnPair = tuple[ColumnValues, ColumnValues]
+"""The values of a column in the reference, [N], and in the window, [M]; equal N and equal M for all columns."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvidentlyReport:
+    """The charts and figures from Evidently, with notes."""
+
+    page: str = ""
+    figures: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) -> EvidentlyReport:
+    """Draw the first `most` judged columns of the findings."""
+    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # If names are equal, use the first pair.
+    judged: dict[str, ColumnPair] = {}
+    for finding in result.findings:
+        is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
+        if finding.check == "distribution" and not finding.segment and is_scored and finding.subject in by_name:
+            judged.setdefault(finding.subject, by_name[finding.subject])
+    chosen = list(judged.values())[:most]
+    if not chosen:
+        return EvidentlyReport(notes=("no column has a score and rows to draw",))
+    sizes = [len(side.values) for side in chosen[0]]
+    if min(sizes) < _MIN_ROWS:
+        return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
+    notes = []
+    if len(chosen) < len(judged):
+        notes.append(f"charts show only the first {len(chosen)} of {len(judged)} columns")
+    if max(sizes) > MAX_ROWS:
+        notes.append(f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows")
+    try:
+        page, figures = _drawn(chosen)
+    except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
+        _log.warning("Evidently failed on %s", result.window, exc_info=True)
+        reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
+        return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
+    return EvidentlyReport(page, figures, tuple(notes))
+
+
+def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
+    from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
+    from evidently.presets import ValueStats
+
+    reference, current, text = _frames(columns, np.random.default_rng(_SEED))
+    definition = DataDefinition(
+        numerical_columns=[name for name in reference.columns if name not in text], categorical_columns=sorted(text)
+    )
+    report = Report([ValueStats(column=name) for name in reference.columns])
+    snapshot = report.run(
+        Dataset.from_pandas(current, data_definition=definition),
+        Dataset.from_pandas(reference, data_definition=definition),
+    )
+    # Evidently writes its data as plain JSON. Escape "<", so that no name or value can end the script.
+    page = _DATA.sub(
+        lambda line: line[1] + line[2].replace("<", "\\u003c").replace(_GREY, _BLUE),
+        snapshot.get_html_str(as_iframe=False),
+    )
+    return page, snapshot.json()
+
+
+def _frames(columns: Sequence[ColumnPair], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
+    """Return reference and window as DataFrames for Evidently, and the names of the text columns."""
+    rows = [
+        np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
+        for count in (len(side.values) for side in columns[0])
+    ]
+    sides: list[dict[str, Array]] = [{}, {}]
+    text = set()
+    for pair in columns:
+        name, (left, right) = pair[0].name, (side.values[chosen] for side, chosen in zip(pair, rows, strict=True))
+        if all(side.kind == "number" for side in pair):
+            left, right = (np.where(np.isfinite(values), values, np.nan) for values in (left, right))
+            if _has_histogram(left) and _has_histogram(right):
+                sides[0][name], sides[1][name] = left, right
+                continue
+        text.add(name)
+        sides[0][name], sides[1][name] = _categories(left, right)
+    return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
+
+
+def _has_histogram(values: Array) -> bool:
+    """Return True if numpy can bin the values: some are known, and float64 resolves their range."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return False
+    largest = float(np.abs(known).max())
+    width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by 0.5 on both sides.
+    return largest < _LARGEST and width > 100 * float(np.spacing(largest))
+
+
+def _categories(reference: Array, window: Array) -> Iterator[Array]:
+    """Yield reference and window as texts: frequent reference values, `_OTHER` for other values, or `_MISSING`."""
+
+    def text(value: object) -> str:
+        if value is None or value != value:  # Only NaN differs from itself.
+            return _MISSING
+        return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
+
+    sides = [list(map(text, values.tolist())) for values in (reference, window)]
+    frequent = {value for value, _ in Counter(sides[0]).most_common(_CATEGORIES)} | {_MISSING}
+    for side in sides:
+        yield np.array([value if value in frequent else _OTHER for value in side], dtype=object)

@@ -1,0 +1,241 @@
+"""A result in MLflow: a run with the report, a run for all windows of the monitor, and tags of the model version.
+
+A window's run is identified by the tags endpoint, monitor, window start and revision, so that a retry after a crash
+continues the run. The report's page is a single file, because MLflow shows the page in a sandboxed frame.
+"""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, LoggedRun, log_metrics, project_run_id
+from mlflow_deploy_plugin.core.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
+from mlflow_deploy_plugin.core.registry.window_runs import (
+    CREATED_TAG,
+    DOCUMENT,
+    END_TAG,
+    ENDPOINT_TAG,
+    KIND_TAG,
+    MONITOR_TAG,
+    PAGE,
+    PAGE_RUNS,
+    PREFIX,
+    REVISION_TAG,
+    SERIES_TAG,
+    SERIES_UNTIL_TAG,
+    START_TAG,
+    TRIED_TAG,
+    TRIED_VERDICT_TAG,
+    VERDICT_TAG,
+    runs_of_windows,
+)
+from mlflow_deploy_plugin.watch.reports import history
+from mlflow_deploy_plugin.watch.reports.evidently_charts import EvidentlyReport, draw_columns
+from mlflow_deploy_plugin.watch.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PICTURE = "trend.png"
+_EMPTY = (
+    "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+    "</head><body></body></html>"
+)
+_MOST_FINDINGS, _MOST_FIGURES = 300, 100
+EVIDENTLY = "evidently.json"
+LARGEST_PAGE = 6_000_000
+"""The maximum size of a page in bytes. MLflow's viewer loads a page as a single text and is slow for larger pages."""
+_MOST_COLUMNS = 30  # Thirty columns are drawn in about ten seconds.
+_WINDOW, _REPORT = "/window", "/report"
+_MOST_REPORTS = 10
+_MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
+
+
+def build_report(result: MonitorResult, past: Sequence[history.PastWindow] = ()) -> Mapping[str, str | bytes]:
+    """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason."""
+    columns, drawn = _MOST_COLUMNS, EvidentlyReport()
+    while result.report.pairs and result.state != "not judged":
+        drawn = draw_columns(result, result.report.pairs, columns)
+        if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
+            break
+        columns //= 2
+    figures = history.to_metrics(result)
+    this = history.PastWindow(result.window.start, result.state, figures)
+    levels = history.level_lines(result, [*past, this])
+    lines = history.trend_lines(result, figures, levels)
+    picture, words = history.draw_trend(lines, [*past, this], result.window.length, levels)
+    files: dict[str, str | bytes] = dict(result.report.artifacts)
+    files[PAGE] = _render_page(result, drawn, picture, words)
+    files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
+    if drawn.figures:
+        files[EVIDENTLY] = drawn.figures
+    if picture:
+        files[PICTURE] = picture
+    return files
+
+
+def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, words: str) -> str:
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    pages.filters |= {"number": _number, "class": mark_of}
+    title = f"{result.endpoint}, {result.monitor}, {result.window}"
+    main = pages.get_template("report.html").render(
+        title=title,
+        result=result,
+        notes=[*result.notes, *drawn.notes],
+        picture=base64.b64encode(picture).decode(),
+        words=words,
+        most_findings=_MOST_FINDINGS,
+        sd_legend=SD_LEGEND,
+        figures=list(islice(result.figures.items(), _MOST_FIGURES)),
+    )
+    page = (drawn.page or _EMPTY).replace("</head>", f"<title>{html.escape(title)}</title></head>", 1)
+    end = page.find(">", page.find("<body")) + 1
+    return page[:end] + main + page[end:]
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else format_number(value)
+
+
+def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
+    """Log the run, tag the registered version with the verdict and the report's location, and return the run. The run
+    is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this revision of
+    the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden settings are
+    not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues the run."""
+    figures = history.to_metrics(result)
+
+    def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
+        log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
+        with TemporaryDirectory() as folder:
+            for name, content in files.items():
+                target = Path(folder) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.encode() if isinstance(content, str) else content)
+            client.log_artifacts(run_id, folder)
+
+    monitor = {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor}
+    if result.endpoint_created:
+        monitor[CREATED_TAG] = result.endpoint_created
+    end = result.window.end.isoformat()
+    identity = {
+        **monitor,
+        START_TAG: result.window.start.isoformat(),
+        **({END_TAG: end, TRIED_TAG: result.tried} if result.tried else {REVISION_TAG: str(result.revision)}),
+    }
+    tags = {
+        KIND_TAG: result.kind,
+        "onnxserve.model": result.model,
+        "onnxserve.version": result.version,
+        END_TAG: end,
+        "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
+    }
+    name = result.monitor, str(result.window), result.tried
+    done = TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state
+    run = _run_of(result, identity, done).log(" ".join(filter(None, name)), tags, log_content)
+    if not result.tried:
+        _log_series(result, figures, monitor)
+        _link_report_to_version(result, run.page_of(PAGE))
+    return run
+
+
+def past_windows(result: MonitorResult) -> list[history.PastWindow]:
+    """Return the newest windows before this window with the same monitor and length, in their last revision, without
+    windows of an earlier endpoint of the same name. Raises RegistryUnavailable."""
+    last: dict[datetime, tuple[int, history.PastWindow]] = {}
+    for run in runs_of_windows(result.endpoint, result.monitor):
+        tags = run.data.tags
+        start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
+        if start is None or end is None or end - start != result.window.length or start >= result.window.start:
+            continue
+        if result.endpoint_created not in ("", tags.get(CREATED_TAG)):
+            continue
+        revision = tags.get(REVISION_TAG, "")
+        number = int(revision) if revision.isdigit() else 0
+        if start not in last or last[start][0] < number:
+            last[start] = (number, history.PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
+        if len(last) == PAGE_RUNS:
+            break
+    return [window for _, window in last.values()]
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None  # A user may have set the tag by hand.
+    return time if time.tzinfo else None
+
+
+def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
+    """Add the window's metrics to the run for all windows of the monitor, because MLflow draws metrics of a single run
+    over time. The time is the window's end; the step is the window's number. Logging is idempotent."""
+    if project_run_id():
+        return  # `IdempotentRun` would log to the project's run.
+    end, length = result.window.end_us, result.window.end_us - result.window.start_us
+
+    def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
+        log_metrics(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
+
+    run = _run_of(result, {**monitor, SERIES_TAG: "windows"}, (SERIES_UNTIL_TAG, result.window.end.isoformat()))
+    run.log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
+
+
+def _run_of(result: MonitorResult, identity: Mapping[str, str], done: tuple[str, str]) -> IdempotentRun:
+    endpoint = result.endpoint
+    return IdempotentRun(f"the experiment of endpoint {endpoint}", f"onnxserve/{endpoint}", identity, done)
+
+
+def _link_report_to_version(result: MonitorResult, report: str) -> None:
+    """Tag the registered version with the monitor's newest window, and list the report in the description."""
+    if not result.version.isdigit():
+        return
+    model, version = result.model, result.version
+    tag = f"{PREFIX}{result.endpoint}/{result.monitor}"
+    try:
+        with registry_errors(f"model {model} version {version}"):
+            tags = dict(registry_client().get_model_version(model, version).tags)
+        newest = _time(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
+        if newest and newest > result.window.start:
+            return  # A window that was judged late is not the newest window.
+        tags_to_write = {
+            f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
+            f"{tag}{_REPORT}": report,
+            tag: result.state,  # This tag is written last, because its readers need the tags before it.
+        }
+        for attempt in (1, 2):
+            try:
+                for name, value in tags_to_write.items():
+                    tag_version(model, version, name, value)
+                break
+            except RegistryUnavailable:  # MLflow fails if two clients create a tag at the same time.
+                if attempt == 2:
+                    raise
+        write_description_section(model, version, _report_table({**tags, **tags_to_write}))
+    except NotFound:
+        return  # The version was deleted; the run is kept.
+
+
+def _report_table(tags: dict[str, str]) -> list[str]:
+    monitors = [name.removesuffix(_WINDOW) for name in tags if name.startswith(PREFIX) and name.endswith(_WINDOW)]
+    monitors.sort(key=lambda name: tags[name + _WINDOW], reverse=True)
+    rows = []
+    for name in monitors[:_MOST_REPORTS]:
+        start, _, end = tags[name + _WINDOW].partition("/")
+        report = tags.get(name + _REPORT, "")
+        link = f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
+        monitor_name = name.removeprefix(PREFIX).replace("/", ", ")
+        rows.append(f"| {monitor_name} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |")
+    return ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |", *rows]

@@ -1,0 +1,326 @@
+"""The request to judge a window, and the result, as plain values for all kinds of monitors, reports and alerts."""
+
+import calendar
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, time, timedelta
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.serve.inference_log.labels import EndpointLabels
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, Evidence, LevelSeries, alarm_key
+
+Engine = Literal["local", "spark"]
+State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
+"""Drift kinds use the first two states, `require` the next three, data_quality all five, and every kind the last."""
+ModelVersion = tuple[str, str]
+"""A model name and a version."""
+Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
+EXACT: tuple[Check, ...] = ("presence", "type", "constant")
+"""Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
+
+SD_LEGEND = "SD: standard deviations of the measure in the reference's own windows, counted from its mean there"
+_SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
+_DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
+ALARMS = ("drift", "violated")
+UNDECIDED = ("cannot tell", "not judged")
+"""The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
+
+
+def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
+    return "alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check of a column, or of one criterion.
+
+    Attributes:
+        subject: the column, or the figure of the criterion (`accuracy`).
+        value, threshold: in `unit`; None if the check was not judged. A value is also None if only its bounds are
+            known.
+        reason: an explanation of the state, or the reason why the check was not judged.
+        segment: the segment, such as `carrier=AA`; empty for all rows.
+        change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
+        since, since_end: the start and end of the first window of the alarm, in ISO 8601; empty without an alarm. For a
+            shift, this is the window in which the shift began by estimation, and `since_range` is the start and end of
+            the 95 % interval.
+        in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
+        measure: the measured figure of a column, such as `Wasserstein distance`; empty if the subject is the figure.
+        unit: `SD`: the value is the difference of the measure from its mean in the reference's own windows, in standard
+            deviations of these windows; `s` for seconds; empty for shares, counts and exact checks.
+    """
+
+    subject: str
+    check: Check
+    state: State
+    reason: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    segment: str = ""
+    change: str = ""
+    since: str = ""
+    since_end: str = ""
+    in_a_row: int = 0
+    since_range: tuple[str, str] | None = None
+    measure: str = ""
+    unit: str = ""
+
+    @property
+    def is_alarm(self) -> bool:
+        return self.state in ALARMS
+
+    @property
+    def key(self) -> str:
+        return alarm_key(self.subject, self.segment)
+
+    @property
+    def title(self) -> str:
+        """The subject for messages, such as `delay (carrier=AA)`."""
+        return f"{self.subject} ({self.segment})" if self.segment else self.subject
+
+    @property
+    def value_text(self) -> str:
+        """Return the value with its unit, such as `6.13 SD`, with a sign for a shift; empty without a value to show."""
+        return self._with_unit(self.value)
+
+    @property
+    def threshold_text(self) -> str:
+        return self._with_unit(self.threshold)
+
+    def _with_unit(self, number: float | None) -> str:
+        if number is None or math.isnan(number) or self.check in EXACT:
+            return ""
+        text = f"{number:+.4g}" if self.check == "shift" else format_number(number)
+        return f"{text} {self.unit}".rstrip()
+
+    @property
+    def weight(self) -> float:
+        """The ratio of value to threshold: 1 at the threshold, at most 10."""
+        if self.value is None or not self.threshold:
+            return 1.0
+        ratio = abs(self.value / self.threshold)
+        return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)
+
+    @property
+    def history(self) -> str:
+        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June …`."""
+        if not self.since:
+            return self.change
+        row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
+        since = f"{self.state} since the window of {self.since_text}{row}"
+        return f"{self.change}; {since}" if self.change else since
+
+    @property
+    def since_text(self) -> str:
+        """Return the alarm's first window with its interval: `8 June 2013 (95 % interval: 5 to 10 June 2013)`."""
+        window = describe_span(*map(datetime.fromisoformat, (self.since, self.since_end)))
+        if self.since_range is None:
+            return window
+        interval = describe_span(*map(datetime.fromisoformat, self.since_range))
+        return f"{window} (95 % interval: {interval})"
+
+
+def format_number(number: float) -> str:
+    """Return a whole number with separators, and any other number with four significant digits."""
+    is_whole = number == int(min(max(number, -1e15), 1e15))
+    return f"{number:,.0f}" if is_whole else f"{number:.4g}"
+
+
+def describe_span(start: datetime, end: datetime) -> str:
+    """Return the interval [start, end) in words and in UTC: `29 to 31 August 2026` for whole days, otherwise `31 August
+    2026, 14:00 to 15:00 UTC`."""
+    first = start.astimezone(UTC)
+    last = end.astimezone(UTC)
+    is_of_days = first.time() == last.time() == time() and first < last
+    if is_of_days:
+        last -= timedelta(days=1)
+    if first.date() == last.date():
+        day = _day(first)
+        return day if is_of_days else f"{day}, {first:%H:%M} to {last:%H:%M} UTC"
+    if not is_of_days:
+        return f"{_day(first)} {first:%H:%M} to {_day(last)} {last:%H:%M} UTC"
+    if first.year != last.year:
+        return f"{_day(first)} to {_day(last)}"
+    month = "" if first.month == last.month else f" {first:%B}"
+    return f"{first.day}{month} to {_day(last)}"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {moment:%B %Y}"
+
+
+def same_phase(
+    start_us: int, length_us: int, starts_us: Sequence[int], season_us: int = _WEEK_US
+) -> tuple[list[int], str]:
+    """Return the indices of the windows that begin at `starts_us` in the same phase of the season as the window of this
+    start and length, and their name, such as `Mondays`. Times are in microseconds since 1970. Both values are empty if
+    fewer than three windows are in the phase, or if the season is not longer than a window."""
+    in_phase = [index for index, other in enumerate(starts_us) if (start_us - other) % season_us == 0]
+    if len(in_phase) < _FEWEST_IN_PHASE or season_us <= length_us:
+        return [], ""
+    is_weekday = (season_us, length_us) == (_WEEK_US, _DAY_US)
+    weekday = calendar.day_name[datetime.fromtimestamp(start_us // 1_000_000, UTC).weekday()]
+    return in_phase, f"{weekday}s" if is_weekday else "windows of the same phase"
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
+    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name.
+    `levels` are the charts over the windows: at most five columns with an alarm, the worst first, then the accuracy."""
+
+    pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
+    artifacts: Mapping[str, bytes] = field(default_factory=dict)
+    levels: Sequence[LevelSeries] = ()
+
+
+@dataclass(frozen=True)
+class MonitorResult:
+    """The result of a monitor for one window.
+
+    Attributes:
+        revision: 1 for the first result; late rows lead to the next revision.
+        findings: the worst finding first. Every column has a finding; for an unjudged column, it has the reason.
+        tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
+        endpoint_created: the creation time, because an earlier endpoint may have the same name; empty if unknown.
+        report: the data for the report; empty in a logged result.
+        evidence: what the store keeps for later judgements.
+    """
+
+    endpoint: str
+    monitor: str
+    kind: MonitorKind
+    model: str
+    version: str
+    model_id: str
+    window: Window
+    revision: int
+    state: State
+    reason: str
+    rows: int
+    findings: tuple[Finding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    tried: str = ""
+    endpoint_created: str = ""
+    report: ReportData = field(default_factory=ReportData, compare=False, repr=False)
+    evidence: Evidence = field(default_factory=Evidence, compare=False, repr=False)
+
+    @property
+    def is_alarm(self) -> bool:
+        return self.state in ALARMS
+
+
+def to_document(result: MonitorResult) -> dict[str, object]:
+    """Return the result in the format of `verdict.json` and the command line. NaN and infinity become null."""
+    window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
+    document = {**asdict(replace(result, report=ReportData())), "window": window}
+    return {name: _plain(value) for name, value in document.items() if name not in ("report", "evidence")}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def no_progress(line: str) -> None:
+    """Ignore the line. Scheduled runs do not show progress."""
+
+
+@dataclass(frozen=True)
+class WindowRequest:
+    """A window to judge. The request can be pickled until its log has been read.
+
+    Attributes:
+        engine: the engine that computes the sketches: this process or Spark. Both give the same numbers.
+        tried, endpoint_created: as in `MonitorResult`.
+        columns, exclude: the columns that the user has included or excluded.
+        progress: a function that receives a line before each step that takes seconds.
+        rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the same name are not read.
+        alarms: the budget of alarms and the past windows, from the store.
+    """
+
+    endpoint: str
+    monitor: str
+    spec: MonitorSpec
+    window: Window
+    revision: int
+    settings: Settings
+    capture: CaptureSpec = field(default_factory=CaptureSpec)
+    notes: tuple[str, ...] = ()
+    engine: Engine = "local"
+    tried: str = ""
+    endpoint_created: str = ""
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    progress: ProgressCallback = field(default=no_progress, compare=False)
+    rows_since: datetime | None = None
+    alarms: AlarmContext = field(default_factory=AlarmContext, repr=False)
+
+    @cached_property
+    def log(self) -> InferenceLog:
+        """The inference log from the settings. The log records the files that could not be read."""
+        return open_log(self.settings.inference_log, self.rows_since)
+
+    @cached_property
+    def labels(self) -> EndpointLabels:
+        return self.log.labels(self.endpoint)
+
+    @property
+    def requirement_rate(self) -> float:
+        """The rate of false violations per window: the window's share of a budget, and at most the spec's rate."""
+        per_year, rate = self.alarms.false_per_year, self.spec.false_alarm_rate
+        return rate if per_year is None else min(rate, per_year / self.spec.windows_per_year)
+
+    def result(
+        self,
+        state: State,
+        reason: str,
+        version: ModelVersion = ("", ""),
+        rows: int = 0,
+        *,
+        model_id: str = "",
+        findings: Iterable[Finding] = (),
+        figures: Mapping[str, float] = MappingProxyType({}),
+        notes: Iterable[str] = (),
+        report: ReportData | None = None,
+        evidence: Evidence | None = None,
+    ) -> MonitorResult:
+        """Return a result with sorted findings. Figures include the rows, and the evidence the alarms of findings."""
+        ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
+        alarms = dict.fromkeys(finding.key for finding in ordered if finding.is_alarm)
+        return MonitorResult(
+            endpoint=self.endpoint,
+            monitor=self.monitor,
+            kind=self.spec.kind,
+            model=version[0],
+            version=version[1],
+            model_id=model_id,
+            window=self.window,
+            revision=self.revision,
+            state=state,
+            reason=reason,
+            rows=rows,
+            findings=ordered,
+            figures={"rows": float(rows), **figures},
+            notes=(*self.notes, *notes),
+            tried=self.tried,
+            endpoint_created=self.endpoint_created,
+            report=report or ReportData(),
+            evidence=replace(evidence or Evidence(), alarms=tuple(alarms)),
+        )

@@ -1,0 +1,156 @@
+"""The budget of false alarms per year: its parts, the windows of a detector, and the limits of a reference."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+from scipy.stats import poisson
+
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import duration_text, length_of
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.sequential.baseline import RunningBaseline, remove_cycle
+from mlflow_deploy_plugin.watch.sequential.detector import Windows, limit_for, track
+from mlflow_deploy_plugin.watch.sequential.levels import ReferenceLevels, reference_levels
+
+FEWEST_WINDOWS, FEW_WINDOWS = 20, 40
+LASTING_SHARE = 0.75
+"""The share of the budget for lasting shifts. The rest is for single windows with a jump."""
+_WEEK = timedelta(days=7)
+_SEASONS = 3
+"""The number of weeks in the reference from which the cycle of a week is removed by default."""
+_MOST_CORRELATED, _ERRORS = 0.9, 1.5
+"""The largest correlation of consecutive windows, which an estimate must exceed by 1.5 standard errors."""
+_EXCESS = 4
+"""The factor by which the alarms of such windows exceeded the budget in simulations (`benchmarks/verdicts.py`)."""
+_SHORTER = (172_800, 86_400, 43_200, 21_600, 10_800, 3_600, 1_800, 900, 300, 60)
+"""The lengths of windows in seconds that a message proposes, the longest first."""
+_UNLIKELY = 0.05
+_FAR = 1_000
+"""The gap before a window that is older than the window before it: the windows are unrelated."""
+
+
+def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
+    """Return the number of false alarms per window for jumps; requirements of the monitor get the same number."""
+    rate = (1 - LASTING_SHARE) * false_per_year / spec.windows_per_year / (2 if spec.require else 1)
+    return min(rate, spec.false_alarm_rate)
+
+
+def season_windows(spec: MonitorSpec, reference: int) -> int:
+    """Return the number of windows in a cycle, 1 without a cycle, for a reference with this number of windows. Raises
+    InvalidConfig if the reference does not contain the spec's season twice."""
+    every = length_of(spec.every)
+    if spec.season is None:
+        weekly = _WEEK // every if _WEEK % every == timedelta() else 1
+        return weekly if _SEASONS * weekly <= reference else 1
+    season = length_of(spec.season) // every
+    if 2 * season > reference:
+        longest = duration_text(int((reference // 2 * every).total_seconds()))
+        raise InvalidConfig(
+            f"season {spec.season} is too long: the reference has {reference} windows of {spec.every} and must contain "
+            f"the season twice; at most {longest} is expected"
+        )
+    return max(season, 1)
+
+
+def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Array, values: Array) -> Windows:
+    """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m]."""
+    starts = np.concatenate([levels.starts_us, starts_us]) // (length_of(spec.every) // timedelta(microseconds=1))
+    season, gaps = season_windows(spec, len(levels.values)), np.diff(starts, prepend=starts[:1] - 1)
+    return Windows(
+        values=np.concatenate([levels.values, values]),
+        reference=len(levels.values),
+        phases=starts % season,
+        season=season,
+        gaps=np.where(gaps > 0, gaps, _FAR),
+        floors=levels.floors,
+        restarts=np.full(len(levels.series), len(starts)),
+    )
+
+
+def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
+    """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
+    if reference.pieces.total.rows and not reference.pieces.grid.windows:
+        remedy = "log the model with event_time= (the column or the values with the time of each row)"
+        if spec.reference.startswith("dataset:"):
+            remedy = f"add the column {EVENT_TIME} with the time of each row"
+        raise InvalidConfig(
+            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
+            f"{spec.reference}, which has no event times and therefore no windows: {remedy}"
+        )
+    windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
+    if windows < FEWEST_WINDOWS:
+        shorter = next((length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows), None)
+        remedy = f"use a longer reference{f', or every={duration_text(shorter)}' if shorter else ''}"
+        raise InvalidConfig(
+            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
+            f"{spec.reference}, and it has {windows}: {remedy}"
+        )
+    grid = reference.pieces.grid
+    if grid.windows > grid.max_windows and not levels.is_complete:
+        longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
+        raise InvalidConfig(
+            f"alarms.false_per_year needs consecutive windows, and only {windows} of {grid.windows:,} are kept with so "
+            f"many columns: judge fewer columns, or use every={longer}"
+        )
+
+
+def check_budget(
+    reference: DriftReference,
+    spec: MonitorSpec,
+    false_per_year: float,
+    segments: Mapping[str, DriftReference] | None = None,
+) -> list[str]:
+    """Return statements about a budget that the reference cannot keep, each with a remedy.
+
+    Args:
+        false_per_year: the monitor's share of the endpoint's budget.
+
+    Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not contain the season twice.
+    """
+    levels = reference_levels(reference, sorted(reference.bins), segments or {})
+    require_windows(reference, levels, spec)
+    season_windows(spec, len(levels.starts_us))
+    return [*unkept(levels, spec, false_per_year)]
+
+
+def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
+    """Yield the reasons why the reference cannot keep the budget: few windows, correlation, or its own alarms."""
+    count = len(levels.values)
+    if not levels.series:
+        return
+    windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
+    fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
+    correlation = RunningBaseline(fixed, windows.season, windows.floors).correlation
+    rolling = "" if spec.is_rolling else ", or use reference rolling:7d, which compares a window with a recent one"
+    cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
+    smallest = "the smallest budget that can be kept is about"
+    if count < FEW_WINDOWS:
+        yield (
+            f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are needed; {smallest} "
+            f"{2 * false_per_year:.2g}"
+        )
+    slow = int(correlation.argmax())
+    error = math.sqrt((1 - correlation[slow] ** 2) / count)
+    if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
+        yield (
+            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of {correlation[slow]:.2f}, "
+            f"more than {_MOST_CORRELATED}; {smallest} {_EXCESS * false_per_year:.2g}{rolling}"
+        )
+    half = count // 2
+    if half < FEWEST_WINDOWS:
+        return
+    season = windows.season if _SEASONS * windows.season <= half else 1
+    earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
+    rate = LASTING_SHARE * false_per_year / spec.windows_per_year
+    alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
+    if alarms and poisson.sf(alarms - 1, rate * (count - half)) < _UNLIKELY:
+        yield (
+            f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} in {count - half} "
+            f"windows; {smallest} {alarms / (count - half) * spec.windows_per_year:.2g}{rolling}"
+        )

@@ -1,0 +1,81 @@
+"""A store with a fake clock, and a web server that receives alerts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.watch.alerts.record import record_result
+from mlflow_deploy_plugin.watch.alerts.send import send_due
+from mlflow_deploy_plugin.watch.result import MonitorResult
+from tests.support.services.alert_receiver import Receiver
+from tests.support.services.alert_receiver import receiver as a_receiver
+
+
+@dataclass
+class Clock:
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_by(self, **length: float) -> None:
+        self.now += timedelta(**length)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Receiver]:
+    with a_receiver() as kept:
+        yield kept
+
+
+@pytest.fixture
+def receiver(server: Receiver) -> Receiver:
+    server.is_broken, server.answer_bytes = False, 0
+    server.got.clear()
+    return server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    opened = open_store(f"sqlite:///{tmp_path / 'store.db'}", clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, receiver: Receiver) -> Settings:
+    """Settings with two channels: /ops for all alerts, and /science for alerts with the tag `science`."""
+    file = tmp_path / "alerts.yaml"
+    file.write_text(
+        f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n"
+    )
+    return Settings(home=tmp_path, alert_config=file)
+
+
+RUN = "http://mlflow/#/experiments/1/runs/abc"
+
+OPS = MonitorSpec(alert=("ops",))
+
+
+@pytest.fixture
+def see(store: Store, settings: Settings) -> Callable[..., Any]:
+    """Record a result, and send due alerts."""
+
+    def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
+        record_result(store, settings, result, RUN, spec)
+        return send_due(store, settings)
+
+    return take

@@ -1,0 +1,231 @@
+"""The metrics of a store, read over HTTP with Prometheus's parser."""
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, event
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.watch.alerts.record import record_failure
+from mlflow_deploy_plugin.watch.controller.metrics import StoreMetrics, start_metrics_server
+from tests.support.refusals import refused
+from tests.support.services.postgresql import postgresql_server
+from tests.support.waiting import free_port, wait_until
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST = datetime(2013, 7, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+Read = Callable[[], dict[tuple[str, ...], float]]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'store.db'}"
+    else:
+        with postgresql_server() as url:
+            yield url
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, lambda: NOW)
+    monitors: dict[str, Any] = {name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")}
+    document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": monitors}
+    opened.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def read(store: Store) -> Iterator[Read]:
+    """Return the current values of a metric by its labels."""
+    port = free_port()
+    server = start_metrics_server(store, port, "127.0.0.1")
+
+    def ask() -> dict[tuple[str, ...], float]:
+        text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        return {
+            (sample.name, *(value for key, value in sorted(sample.labels.items()) if key != "endpoint")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+
+
+def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Store, read: Read) -> None:
+    monitors = Monitors(store)
+    for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
+        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        figures = {"share_of_drifted_columns": share, "rows": 75.0, "drift_score/x": 3.0}
+        monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
+    window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
+    monitors.update(replace(window, state="judged", verdict="not judged", reason="3 rows"))
+    window = monitors.add("flights", "hits", FIRST, FIRST + DAY)
+    monitors.update(replace(window, state="judged", verdict="cannot tell", reason="accuracy: 0.79"))
+    window = monitors.add("flights", "broken", FIRST, FIRST + DAY)
+    monitors.update(replace(window, attempts=3, reason="MLflow does not answer"))
+    monitors.pause("flights", "off")
+    record_failure(store, Settings(), "flights", "broken", "MLflow does not answer")
+
+    told = read()
+
+    assert told["onnxserve_drift_share", "daily"] == 0.4
+    assert ("onnxserve_drift_share", "hourly") not in told
+    in_state = {labels[1:] for labels, value in told.items() if labels[0] == "onnxserve_monitor_state" and value == 1}
+    assert in_state == {
+        ("daily", "alarm"),
+        ("hourly", "not judged"),
+        ("hits", "cannot tell"),
+        ("new", "waiting"),
+        ("off", "paused"),
+        ("broken", "failing"),
+    }
+    metrics = {labels[1] for labels in told if labels[0] == "onnxserve_monitor_metric" and labels[2] == "daily"}
+    assert metrics == {"share_of_drifted_columns", "rows"}
+    assert told["onnxserve_monitor_metric", "rows", "daily"] == 75
+    assert told["onnxserve_monitor_state", "daily", "ok"] == 0
+    assert told["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
+    assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 2 * DAY).timestamp()
+    assert told["onnxserve_monitor_windows_total", "daily", "drift"] == 1
+    assert told["onnxserve_monitor_failures_total", "broken"] == 3
+    assert told["onnxserve_alerts_firing", "broken"] == 1
+    assert read() == told
+
+
+def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(store: Store, read: Read) -> None:
+    monitors = Monitors(store)
+    shares: list[dict[str, float]] = [{"share_of_drifted_columns": 0.1}, {"share_of_drifted_columns": 0.3}, {}]
+    for day, figures in enumerate(shares):
+        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
+    monitors.add("flights", "daily", FIRST + 3 * DAY, FIRST + 4 * DAY)
+
+    told = read()
+
+    assert told["onnxserve_drift_share", "daily"] == 0.3
+    assert told["onnxserve_monitor_state", "daily", "not judged"] == 1
+    assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 3 * DAY).timestamp()
+
+
+def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_and_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def down(**how: Any) -> AbstractContextManager[None]:
+        raise StoreUnavailable("the database is gone")
+
+    def silent(**how: Any) -> AbstractContextManager[None]:
+        go_on.wait(60)
+        raise StoreUnavailable("no answer")
+
+    transaction, asked = store.transaction, []
+
+    @contextmanager
+    def slow(**how: Any) -> Iterator[Any]:
+        asked.append(1)
+        if len(asked) > 1:
+            go_on.wait(60)
+        with transaction(**how) as session:
+            yield session
+
+    gauges = StoreMetrics(store, patience_seconds=0.1)
+
+    def read_whole() -> dict:  # The store is up after its first answer, while other data is still being read.
+        read = values(gauges)
+        return read if read["onnxserve_store_up"] and len(read) > 1 else {}
+
+    read_at_first = wait_until(read_whole, 30, "it is read")
+    for answer in (down, silent):
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "transaction", answer)
+            silenced = read_at_first | {"onnxserve_store_up": 0}
+            # The first read may still be running.
+            wait_until(lambda: values(gauges) == silenced, 30, "it is said")  # noqa: B023
+            assert values(gauges) == silenced
+
+    go_on.set()
+    wait_until(lambda: values(gauges) == read_at_first, 30, "it is read again")
+    go_on.clear()
+    monkeypatch.setattr(store, "transaction", slow)
+    wait_until(lambda: values(gauges) == read_at_first, 30, "a store that answers and is slow is up")
+    go_on.set()
+
+
+def values(gauges: StoreMetrics) -> dict:
+    """Return the values by metric, or by metric and labels."""
+    samples = [sample for metric in gauges.collect() for sample in metric.samples]
+    return {(one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples}
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read: Read) -> None:
+    asked: list[str] = []
+
+    def keep(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", keep)
+    read()
+    event.remove(Engine, "before_cursor_execute", keep)
+
+    (counts,) = [one for one in asked if "GROUP BY onnxserve_monitor_windows" in one]
+    with store.transaction() as session:
+        plan = " ".join(row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}"))
+    assert "USING COVERING INDEX" in plan
+    assert "TEMP B-TREE" not in plan
+
+
+def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
+    with refused(InvalidConfig, f"--metrics-port {taken_port}", "in use"):
+        start_metrics_server(store, taken_port, "127.0.0.1")
+
+
+def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    server = start_metrics_server(store, port, "127.0.0.1", request_seconds=0.5)
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+            assert silent.recv(1) == b""
+        monkeypatch.setattr("mlflow_deploy_plugin.watch.controller.metrics._MOST_THREADS", 0)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as surplus:
+            assert surplus.recv(1) == b""
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(store: Store, read: Read) -> None:
+    root = Path(__file__).parents[3]
+    documented = set(re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text()))
+    window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
+    figures = {"share_of_drifted_columns": 0.5}
+    Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
+    record_failure(store, Settings(), "flights", "daily", "MLflow does not answer")
+
+    served = {labels[0] for labels in read()}
+
+    assert served == documented - {"onnxserve_retrainings"}
+    rules = (root / "docker" / "prometheus" / "onnxserve.rules.yaml").read_text()
+    assert set(re.findall(r"onnxserve_(?:monitor|drift|alerts|store|retrainings)_?[a-z_]*", rules)) <= documented

@@ -1,0 +1,196 @@
+"""Rows of references: training samples, served or downloaded, and datasets with and without event times."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.watch.drift.references.load import load_reference
+from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
+from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
+from tests.support.refusals import refused
+from tests.watch.conftest import FIRST_DAY, reference_of_days, serve, write_model
+from tests.watch.drift.sketches.test_sketch import assert_same
+
+from .conftest import DAY, DAYS, ROWS
+
+
+def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask: Callable[..., Any], tmp_path: Path) -> None:
+    serve(tmp_path / "home" / "deployments" / ENDPOINT, write_model(tmp_path / "models" / "2", None), "2")
+
+    with refused(InvalidArtifact, "version 2", "no reference"):
+        ask(version="2")
+
+
+@pytest.mark.parametrize(("bound", "size"), [("_MAX_VALUES", "4,320 values"), ("MAX_BYTES", "more than 1,000")])
+def test_a_reference_that_would_not_fit_into_memory_is_not_read(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bound: str, size: str
+) -> None:
+    monkeypatch.setattr(f"mlflow_deploy_plugin.core.tabular.streams.{bound}", 1000)
+
+    with refused(InvalidArtifact, "'reference.parquet'", size):
+        ask()
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
+    for part in range(2):
+        table = pa.table({"x": [[0.0] * 499] * 3})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+
+    with refused(InvalidConfig, "values", "1,000"):
+        load_datasets([str(tmp_path if is_folder else tmp_path / "0.parquet")])
+
+
+def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
+    shutil.rmtree(world.state_dir)
+    request = WindowRequest(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings)
+    first = load_reference(request, MODEL, "1")
+    shutil.rmtree(world.model_folder)
+
+    again = load_reference(request, MODEL, "1")
+
+    assert (again.model_id, again.bins_key) == (world.model_id, first.bins_key)
+    for one, other in zip(first.pieces.windows, again.pieces.windows, strict=True):
+        assert_same(one, other)
+    for path in (world.settings.cache_path / "references").glob("*.parquet"):
+        path.write_bytes(b"broken")
+    assert_same(load_reference(request, MODEL, "1").pieces.total, first.pieces.total)
+
+
+@pytest.mark.parametrize("column", ["_event_time", "when"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_dataset_is_a_reference(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, suffix: str, column: str
+) -> None:
+    table = reference_of_days(days)
+    table = table.rename_columns([column if name == "_event_time" else name for name in table.column_names])
+    path = tmp_path / f"calm.{suffix}"
+    (pq.write_table if suffix == "parquet" else pa_csv.write_csv)(table, path)
+
+    reference = ask(f"dataset:{path}")
+
+    assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
+    assert set(without_projections(reference.bins)) == {"temperature", "noise", "carrier", "is_weekend", "prediction"}
+    assert set(ask(f"dataset:file://{path}").bins) == set(reference.bins)
+
+
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, zone: str | None
+) -> None:
+    table = reference_of_days(days)
+    nanoseconds = table["_event_time"].cast(pa.int64()).to_numpy() * 1000 + 1
+    times = pa.array(nanoseconds, pa.timestamp("ns", tz=zone))
+    pq.write_table(table.drop_columns("_event_time").append_column("_event_time", times), tmp_path / "calm.parquet")
+
+    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+def test_the_times_of_a_dataset_may_be_texts(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, form: str
+) -> None:
+    table = reference_of_days(days)
+    texts = pa.array([time.strftime(form) for time in table["_event_time"].to_pylist()])
+    pq.write_table(table.drop_columns("_event_time").append_column("_event_time", texts), tmp_path / "calm.parquet")
+
+    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "names"),
+    [
+        (None, NotFound, ["does not exist"]),
+        (b"no parquet", InvalidConfig, ["cannot be read"]),
+        (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, ["no rows"]),
+        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, ["time columns", "(a, b)"]),
+        (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, ["1 rows", "_event_time"]),
+        (pa.table({"_event_time": [1372636800]}), InvalidConfig, ["_event_time", "int64"]),
+        (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, ["'31.07.2013'", "a timestamp"]),
+    ],
+)
+def test_a_dataset_that_is_none_is_a_clear_error(
+    ask: Callable[..., Any], tmp_path: Path, content: bytes | pa.Table | None, error: type[Exception], names: list[str]
+) -> None:
+    path = tmp_path / "data.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        pq.write_table(content, path)
+
+    with refused(error, str(path), *names):
+        ask(f"dataset:{path}")
+
+
+@pytest.mark.parametrize("name", ["a", "_event_time"])
+def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
+    ask: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(f"{name},{name}\n2013-01-01T00:00:00,2013-01-01T00:00:00\n")
+
+    with refused(InvalidConfig, "two columns", repr(name)):
+        ask(f"dataset:{path}")
+
+
+@pytest.mark.parametrize(
+    ("signature", "logged", "kind"),
+    [
+        ("string", ["01234"], "string"),
+        ("string", [1234], "string"),
+        ("long", [1234], "int64"),
+        ("", ["01234"], "string"),
+        ("", [1234.5], "double"),
+        ("", None, "int64"),
+    ],
+)
+def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_log(
+    tmp_path: Path, signature: str, logged: list[Any] | None, kind: str
+) -> None:
+    settings = Settings(home=tmp_path / "home", log_uri=str(tmp_path / "log"))
+    columns = {} if logged is None else {"zip": logged}
+    LogWriter(tmp_path / "log").write({"_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)], "y": [1], **columns})
+    folder = write_model(tmp_path / "model", None)
+    if signature:
+        document = yaml.safe_load((folder / "MLmodel").read_text())
+        inputs = json.dumps([{"type": signature, "name": "zip", "required": True}])
+        (folder / "MLmodel").write_text(yaml.safe_dump({**document, "signature": {"inputs": inputs, "outputs": None}}))
+    serve(settings.state_dir(ENDPOINT), folder)
+    (tmp_path / "calm.csv").write_text("zip,y\n1234,1\n90210,0\n,1\n")
+    spec = MonitorSpec(reference=f"dataset:{tmp_path / 'calm.csv'}")
+
+    reference = load_reference(WindowRequest(ENDPOINT, "drift", spec, DAY, 1, settings), MODEL, "1")
+
+    types = {name: reference.bins[name].arrow_type for name in without_projections(reference.bins)}
+    assert types == {"zip": kind, "y": "int64"}
+    assert reference.pieces.total.columns["zip"].missing == 1
+
+
+def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(ask: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "data" / "_hidden").mkdir(parents=True)
+    (tmp_path / "data" / "a.csv").write_text("zip,n\n1234,1\n")
+    (tmp_path / "data" / "b.csv").write_text("n,zip\n2.5,01234\n")
+    (tmp_path / "data" / "_hidden" / "c.csv").write_text("n,zip\nx,x\n")
+
+    (rows,) = load_datasets([str(tmp_path / "data")])
+
+    assert rows.table.to_pydict() == {"zip": ["1234", "01234"], "n": [1.0, 2.5]}
+    assert dataset_columns(str(tmp_path / "data")) == ("zip", "n")

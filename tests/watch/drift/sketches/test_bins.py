@@ -1,0 +1,142 @@
+"""Bins that are frozen on the reference, and distances over them."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins, freeze_bins
+from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import encode_columns
+
+RNG = np.random.default_rng(0)
+
+
+def numbers(values: Array | list[Any]) -> ColumnValues:
+    return ColumnValues("x", "number", np.asarray(values, dtype=np.float64))
+
+
+def texts(values: list[Any]) -> ColumnValues:
+    return ColumnValues("x", "category", np.array(values, dtype=object))
+
+
+def codes_of(bins: Bins, feature: ColumnValues) -> Array:
+    kind = pa.float64() if feature.kind == "number" else pa.string()
+    return encode_columns({"x": bins}, pa.table({"x": pa.array(feature.values, kind)}))["x"]
+
+
+def distance(reference: ColumnValues, current: ColumnValues) -> float:
+    bins = freeze_bins(reference)
+    left, right = (
+        np.bincount(codes_of(bins, feature), minlength=bins.size + 1)[:-1].astype(float)
+        for feature in (reference, current)
+    )
+    return float(bins.distance(left, right))
+
+
+def frozen_texts(values: list[str]) -> CategoryBins:
+    bins = freeze_bins(texts(values))
+    assert isinstance(bins, CategoryBins)
+    return bins
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 2.0, 8.0])
+def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift: float) -> None:
+    values = RNG.normal(10, 3, 20_000)
+
+    assert distance(numbers(values), numbers(values + 3 * shift)) == pytest.approx(shift, abs=0.06 + 0.02 * shift)
+
+
+def test_one_sentinel_among_the_values_has_a_bounded_weight() -> None:
+    values = RNG.normal(size=10_000)
+    with_sentinel = np.append(values[1:], -1e300)
+
+    assert distance(numbers(values), numbers(with_sentinel)) < 0.01
+    assert distance(numbers(with_sentinel), numbers(values + 1)) == pytest.approx(1, abs=0.05)
+
+
+def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> None:
+    reference = texts([f"id{number}" for number in range(1000, 6000)])
+    fresh = texts([f"is{number}" for number in range(1000, 6000)])
+
+    assert distance(reference, fresh) < 0.1
+    assert distance(texts(["a"] * 100), texts(["b"] * 100)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [(["id1234"] * 5000, 0.9), ([""] * 5000, 1.0), ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0)],
+)
+def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_of_another_length(
+    values: list[str], least: float
+) -> None:
+    reference = texts([f"id{number}" for number in range(1000, 6000)])
+
+    assert distance(reference, texts(values)) >= least - 0.02
+
+
+@pytest.mark.parametrize(
+    "values", [[], [np.nan], [1.0], [1.0] * 9, [0.0, 1.0], [np.inf, -np.inf], [1e308, -1e308, 0.0], [5e-324, 0.0, 1.0]]
+)
+def test_numbers_without_a_spread_are_compared_by_value(values: list[Any]) -> None:
+    bins = freeze_bins(numbers(values))
+
+    codes = codes_of(bins, numbers([*values, 7.0, np.inf, np.nan]))
+    assert isinstance(bins, CategoryBins) or np.isfinite(bins.positions).all()
+    assert codes[-1] == bins.size
+    assert ((codes >= 0) & (codes <= bins.size)).all()
+
+
+def test_the_bins_do_not_depend_on_the_order_of_the_rows() -> None:
+    values = [f"c{number % 70}" for number in range(700)]
+    shuffled = list(RNG.permutation(values))
+
+    assert frozen_texts(values).codes == frozen_texts(shuffled).codes
+    assert isinstance(freeze_bins(numbers(np.arange(1000))), OrderedBins)
+
+
+def test_a_side_without_values_has_no_distance() -> None:
+    bins = freeze_bins(numbers(np.arange(100)))
+
+    empty, full = np.zeros(bins.size), np.ones(bins.size)
+    assert bins.distance(empty, full) == bins.distance(full, empty) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "reference",
+    [RNG.normal(size=5000), np.exp(RNG.normal(0, 4, 5000)), RNG.normal(size=5000) * 1e-310, [*range(400), -1e30]],
+    ids=["evenly spread edges", "crowded edges", "numbers below the precision of a float", "a sentinel"],
+)
+def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | list[Any]) -> None:
+    bins = freeze_bins(numbers(reference), "double")
+    assert isinstance(bins, OrderedBins)
+    beside = [np.nextafter(bins.edges, -np.inf), bins.edges, np.nextafter(bins.edges, np.inf)]
+    values = np.concatenate([*beside, np.asarray(reference), [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf]])
+
+    assert bins.bin_of(values).tolist() == np.searchsorted(bins.edges, values, side="right").tolist()
+
+
+@pytest.mark.filterwarnings("error")
+def test_range_beyond_a_float_is_binned_without_a_warning() -> None:
+    values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
+
+    assert isinstance(freeze_bins(ColumnValues("x", "number", values)), CategoryBins)
+
+
+def test_the_bins_know_what_the_reference_holds() -> None:
+    bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
+    assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
+
+    categories = frozen_texts([f"id{number}" for number in range(5000)])
+    assert (categories.kind, len(categories.codes), len(categories.known)) == ("category", 0, 5000)
+
+
+def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance() -> None:
+    alike, few = (list(RNG.integers(1000, 1000 + count, 9000).astype(str)) for count in (500, 100))
+
+    assert len(frozen_texts(few).codes) == 100
+    assert frozen_texts(alike).codes == {}
+    assert frozen_texts([*alike, *["a"] * 200, *["b"] * 100]).codes == {"a": 0, "b": 1}

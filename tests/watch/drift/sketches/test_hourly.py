@@ -1,0 +1,252 @@
+"""Profiles of whole hours, stored next to the log. They make long windows cheap and always match the log.
+
+On a real Spark cluster the profiles are bit-identical to the profiles of a single machine.
+"""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.spark import spark_session
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
+    SketchStore,
+    hour_profiles,
+    spark_window_profile,
+    window_profile,
+    window_versions,
+)
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_batches
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
+from tests.support.services.s3 import s3_server
+from tests.watch.conftest import FIRST_DAY, day_of_rows
+
+from .test_sketch import assert_same
+
+DAYS = 3
+MONTH = parse_window("2013-01-01/2013-02-01")
+CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
+
+
+@pytest.fixture
+def days() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
+    for number, day in enumerate(days):  # five hours per day, since each hour is a file
+        start = FIRST_DAY + timedelta(days=number)
+        day["_event_time"] = [start + timedelta(hours=3) + (time - start) * 5 / 24 for time in day["_event_time"]]
+    return days
+
+
+@pytest.fixture
+def log(writer: LogWriter, days: list[dict[str, Any]]) -> InferenceLog:
+    for number, day in enumerate(days):
+        writer.write(day, segment=f"s{number}")
+    return open_log(str(writer.root))
+
+
+@pytest.fixture
+def bins(days: list[dict[str, Any]]) -> dict[str, Any]:
+    return freeze_table(event_table(days[0]), (), "the reference")[0]
+
+
+def profile(log: InferenceLog, bins: dict[str, Any], window: Window = MONTH, version: str = "1") -> Profile:
+    return window_profile(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, version, window)
+
+
+def expected(bins: dict[str, Any], days: list[dict[str, Any]], window: Window = MONTH) -> Profile:
+    table = pa.concat_tables([event_table(day) for day in days])
+    times = table.column("_event_time").cast(pa.int64()).to_numpy()
+    return sketch_batches(bins, [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))])
+
+
+def stored(log: InferenceLog) -> list[Path]:
+    return sorted(Path(log.location.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
+
+
+@pytest.mark.parametrize("window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")])
+def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], window: Window
+) -> None:
+    made = profile(log, bins, window)
+
+    assert_same(made, expected(bins, days, window)) if made.rows else None
+    assert made.rows == expected(bins, days, window).rows
+    assert_same(profile(log, bins, window), made)  # Stored profiles are used.
+
+
+def test_what_is_stored_is_used_in_place_of_the_rows(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
+    first = profile(log, bins)
+    assert len(stored(log)) == DAYS
+
+    for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
+        path.write_bytes(b"x" * path.stat().st_size)  # The size is unchanged, so the file is not read again.
+
+    assert_same(profile(log, bins), first)
+    assert not log.unreadable
+
+
+def test_late_rows_and_compaction_are_noticed(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+) -> None:
+    profile(log, bins)
+    late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
+
+    writer.write(late, segment="late")
+    assert_same(profile(log, bins), expected(bins, [*days, late]))
+
+    hour = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*"))
+    for path in hour.iterdir():
+        path.rename(path.with_name(f"compacted-{path.name}"))
+    assert_same(profile(log, bins), expected(bins, [*days, late]))
+
+
+def test_stored_profiles_that_make_no_sense_are_made_anew(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
+    profile(log, bins)
+    other = io.BytesIO()
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}), other)
+    broken = [other.getvalue(), b"no parquet", stored(log)[2].read_bytes()[:-40]]
+    for path, content in zip(stored(log), broken, strict=True):
+        path.write_bytes(content)
+
+    assert_same(profile(log, bins), expected(bins, days))
+    assert all(path.stat().st_size > 1000 for path in stored(log))
+
+
+def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
+    path = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
+    content = path.read_bytes()
+    path.write_bytes(b"x" * len(content))
+    assert profile(log, bins).rows < expected(bins, days).rows
+
+    again = open_log(log.location.shown)
+    profile(again, bins)
+    assert list(again.unreadable) == [str(path)]
+
+    path.write_bytes(content)
+    assert_same(profile(open_log(log.location.shown), bins), expected(bins, days))
+
+
+def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
+    (Path(log.location.root) / "_sketches").write_text("a file where the folder would be")
+
+    assert_same(profile(log, bins), expected(bins, days))
+
+
+def test_a_log_in_a_bucket_keeps_its_profiles_there(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
+            bucket.objects[f"b/log/{path.relative_to(log.location.root)}"] = path.read_bytes()
+        first = profile(open_log("s3://b/log"), bins)
+        bucket.asked.clear()
+
+        assert_same(profile(open_log("s3://b/log"), bins), first)
+
+        assert_same(first, expected(bins, days))
+        assert len([name for name in bucket.objects if "_sketches" in name]) == DAYS
+        assert not bucket.headers_of("GET", "s0-0.parquet")  # No file with rows is opened.
+        assert len(bucket.asked) < 20
+
+
+def test_two_that_sketch_at_once_do_no_harm(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
+
+    for one in [*made, profile(log, bins)]:
+        assert_same(one, expected(bins, days))
+    # The folder for temporary files is empty.
+    assert (
+        len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
+    )  # The folder for temporary files is empty.
+
+
+def test_versions_are_kept_apart_and_counted(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+) -> None:
+    writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
+
+    assert profile(log, bins, version="2").rows == 11
+    assert_same(profile(log, bins), expected(bins, days))
+    assert profile(log, bins, version="").rows == 371
+    assert profile(log, bins, version="3").rows == 0
+    assert window_versions(log, ENDPOINT, MONTH) == {(MODEL, "1"): 360, (MODEL, "2"): 11}
+
+
+def test_a_row_that_stands_in_the_log_twice_counts_once(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+) -> None:
+    writer.write(days[1], segment="s1", suffix="-again")
+
+    assert_same(profile(log, bins), expected(bins, days))
+
+
+def test_hours_come_in_order_with_their_own_profiles(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
+    hours = list(hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT))
+
+    starts = [start for start, _ in hours]
+    assert starts == sorted(starts)
+    assert (starts[0].hour, starts[-1].hour) == (6, 6)
+    inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
+    assert sum(one.rows for _, one in hours) == expected(bins, days, inner).rows
+
+
+@pytest.fixture
+def session() -> Any:
+    pytest.importorskip("pyspark")
+    session = spark_session("local[2]")
+    yield session
+    session.stop()
+
+
+@pytest.mark.long
+def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
+    rng = np.random.default_rng(0)
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
+    for day in days:
+        writer.write(day)
+    bins = freeze_table(event_table(days[0]), (), "the reference")[0]
+    log = open_log(str(writer.root))
+    sketches = SketchStore(log, ENDPOINT, bins, bins_digest(bins))
+
+    spread = spark_window_profile(session, sketches, MODEL, "1", CUT)
+
+    assert len(list(Path(log.location.root).glob("_sketches/**/hours.parquet"))) == 3
+    for path in Path(log.location.root).glob("_sketches/**/hours.parquet"):
+        path.unlink()
+    local = window_profile(sketches, MODEL, "1", CUT)
+    assert_same(spread, local)
+    assert [one.mean.hex() for one in spread.columns.values()] == [one.mean.hex() for one in local.columns.values()]
+    assert [one.m2.hex() for one in spread.columns.values()] == [one.m2.hex() for one in local.columns.values()]
+
+    lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))
+    with pytest.raises(OnnxserveError, match=r"^2013-01-01T05:20:00/2013-01-02: .*ftp://nowhere"):
+        spark_window_profile(session, lost, MODEL, "1", CUT)

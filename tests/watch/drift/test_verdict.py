@@ -1,0 +1,731 @@
+"""The verdict: its false alarms without drift, its detection of drift, and its reasons."""
+
+import datetime
+import math
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.datasets import load_digits
+
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_batches
+from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
+from mlflow_deploy_plugin.watch.result import Finding
+from tests.support.refusals import mentions
+
+DAY = 86_400_000_000
+HOUR = DAY // 24
+DAYS, ROWS = 59, 60
+LATER = 1000 * DAY
+
+
+def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> tuple[pa.Table, Array]:
+    """Days with their own weather: rows of a day are similar, and days are exchangeable."""
+    size = days * rows
+    weather = np.repeat(rng.normal(0, 1, days), rows) + shift
+    columns = {
+        "temperature": weather + rng.normal(0, 0.3, size),
+        "noise": np.where(rng.random(size) < 0.1, np.nan, rng.normal(size=size)),
+        "carrier": rng.choice(["a", "b", "c"], size),
+        "number": [f"id-{number}" for number in rng.integers(0, 10**9, size)],
+        "constant": np.ones(size),
+        "empty": pa.nulls(size, pa.float64()),
+        "seen": pa.array([datetime.datetime(2013, 1, 1)] * size),
+    }
+    return pa.table(columns), np.repeat(np.arange(days) * DAY, rows) + rng.integers(0, DAY, size)
+
+
+def reference_of(table: pa.Table, times: Array | None, length: int = DAY, start: int = LATER) -> DriftReference:
+    bins, notes = freeze_table(table, (), "the table")
+    pieces = cut_pieces(bins, table, times, start, length)
+    sample = (
+        table if times is None else table.append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
+    )
+    return DriftReference(bins, bins_digest(bins), pieces, sample, notes=tuple(notes))
+
+
+@pytest.fixture(scope="module")
+def days() -> DriftReference:
+    return reference_of(*rows_of_days(np.random.default_rng(0), DAYS))
+
+
+def verdict_on(
+    table: pa.Table,
+    reference: DriftReference,
+    start: int = LATER,
+    length: int = DAY,
+    cache: Path | None = None,
+    segments: dict[str, tuple[DriftReference, Profile]] | None = None,
+    jump_rate: float | None = None,
+    accepted: Collection[str] = (),
+    **spec: Any,
+) -> DriftVerdict:
+    profile = sketch_batches(reference.bins, [table])
+    monitor = MonitorSpec(**{"min_rows": 30, **spec})
+    return judge_profile(reference, profile, start, monitor, cache, segments, jump_rate, accepted)
+
+
+def window(seed: int = 1, shift: float = 0.0, rows: int = ROWS) -> pa.Table:
+    return rows_of_days(np.random.default_rng(seed), 1, shift, rows)[0]
+
+
+def replaced(table: pa.Table, name: str, values: Array | list[Any]) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def found(verdict: DriftVerdict, subject: str, check: str = "distribution") -> Finding:
+    return next(one for one in verdict.findings if (one.subject, one.check) == (subject, check))
+
+
+def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_path: Path) -> None:
+    alarms = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        reference = reference_of(*rows_of_days(rng, 19))
+        for number in range(10):
+            table = rows_of_days(rng, 1)[0]
+            verdict = verdict_on(table, reference, LATER + number, cache=tmp_path / str(seed), false_alarm_rate=0.1)
+            alarms += verdict.state == "drift"
+
+    assert 1 <= alarms <= 15  # 6 expected
+
+
+def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
+    verdict = verdict_on(window(), days)
+
+    assert (verdict.state, verdict.null, verdict.figures["blocks"]) == ("no drift", "contiguous", DAYS)
+    assert verdict.figures["measured_false_alarm_rate"] <= 0.1
+    assert mentions(verdict.notes[0], "0.05", "59 windows", "30 windows", "29")
+    assert verdict.figures["independent_blocks"] == DAYS
+    assert verdict.figures["drift_distance/temperature"] > 0
+
+
+@pytest.mark.parametrize("rows", [30, 60, 600])
+def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days: DriftReference, rows: int) -> None:
+    verdict = verdict_on(window(shift=8, rows=rows), days)
+
+    assert verdict.state == "drift"
+    assert verdict.findings[0].subject == "temperature"
+    assert {one.subject for one in verdict.findings if one.is_alarm} == {"temperature"}
+    assert verdict.reason.startswith("temperature: ")
+    assert verdict.figures["compared_rows"] == min(rows, ROWS)
+    assert verdict.figures["p_value"] == pytest.approx(1 / (DAYS + 1))
+
+
+def test_columns_above_the_threshold_and_the_verdict_agree(days: DriftReference) -> None:
+    for shift in (0, 2, 4, 6):
+        verdict = verdict_on(window(shift=shift), days)
+        scores = [value for name, value in verdict.figures.items() if name.startswith("drift_score/")]
+        assert "p_value" in verdict.figures
+        is_drifted = verdict.figures["share_of_drifted_columns"] > 0
+        assert (verdict.state == "drift") == is_drifted == (verdict.figures["p_value"] <= 0.05)
+        assert verdict.figures["statistic"] == max(scores)
+
+
+def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> None:
+    verdict = verdict_on(window(), days)
+
+    assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
+    assert found(verdict, "seen").state == "not judged"
+    assert "timestamp" in found(verdict, "seen").reason
+    assert found(verdict, "number", "unseen").state == "no drift"  # The ids are different on each day.
+    assert mentions(found(verdict, "number", "unseen").reason, "100.0%")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "subject", "check", "measure"),
+    [
+        ("noise", [9.0] * ROWS, "noise", "distribution", "Wasserstein distance"),
+        ("carrier", ["a"] * ROWS, "carrier", "distribution", "Jensen–Shannon distance"),
+        ("noise", [9.0] * ROWS, RELATIONS, "distribution", "spread of a projection"),
+        ("noise", [None] * 30 + [0.0] * 30, "noise", "missing", "share of missing values"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "carrier", "unseen", "share of new values"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "temperature", "range", "share out of range"),
+    ],
+)
+def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
+    days: DriftReference, name: str, values: list[Any], subject: str, check: str, measure: str
+) -> None:
+    verdict = verdict_on(replaced(window(), name, values), days)
+
+    finding = found(verdict, subject, check)
+    assert (finding.measure, finding.unit) == (measure, "SD")
+    assert finding.threshold == verdict.figures["threshold"]
+    assert finding.value_text.endswith(" SD")
+    assert finding.threshold_text == f"{verdict.figures['threshold']:.4g} SD"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "check", "reason"),
+    [
+        ("noise", [None] * 30 + [0.0] * 30, "missing", "50.0% missing"),
+        ("constant", [None] * ROWS, "missing", "100.0% missing, 0.0% in the reference"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"33.3% of rows have a value that the reference lacks \('z'\)"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", "83.3% of rows are outside of"),
+        ("carrier", np.arange(ROWS), "type", "60 of 60 values have type int64; the reference has string"),
+        ("temperature", ["warm"] * ROWS, "type", "60 of 60 values have type string; the reference has double"),
+        (
+            "noise",
+            pa.array(["x"] * ROWS, pa.large_string()),
+            "type",
+            "60 of 60 values have type string; the reference has double",
+        ),
+    ],
+)
+def test_what_else_may_change_has_a_verdict_of_its_own(
+    days: DriftReference, name: str, values: Array | list[Any] | pa.Array, check: str, reason: str
+) -> None:
+    verdict = verdict_on(replaced(window(), name, values), days)
+
+    finding = found(verdict, name, check)
+    assert verdict.state == finding.state == "drift"
+    assert re.search(reason, finding.reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [("carrier", np.arange(ROWS), "(all other checks: p = "), ("temperature", np.full(ROWS, 9.0), "(p = ")],
+)
+def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
+    days: DriftReference, name: str, values: Array, said: str
+) -> None:
+    verdict = verdict_on(replaced(window(), name, values), days)
+
+    assert verdict.state == "drift"
+    assert said in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "check", "change"),
+    [
+        ("temperature", np.full(ROWS, 9.0), "distribution", r"mean -?0\.\d+ → 9, higher"),
+        ("temperature", np.full(ROWS, -9.0), "distribution", r"mean -?0\.\d+ → -9, lower"),
+        ("noise", np.tile([-2.5, 2.5], ROWS // 2), "distribution", r"mean .* → 0, deviation [\d.]+ → 2\.5, wider"),
+        ("noise", np.full(ROWS, 0.1), "distribution", r"mean .* → 0\.1, deviation .* → 0, narrower"),
+        ("noise", np.tile([-0.01, 0.01], ROWS // 2), "distribution", r"mean .* → .*, deviation .* → 0\.01, narrower"),
+        ("noise", [math.inf] * 6 + [-0.3, 0.3] * 27, "distribution", r"infinite values 0\.0% → 10\.0%, more often"),
+        ("noise", [-math.inf] * ROWS, "distribution", r"infinite values 0\.0% → 100\.0%, more often"),
+        ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
+        ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
+        ("carrier", ["z"] * 6 + ["a", "b", "c"] * 18, "distribution", r"new value 'z' 0\.0% → 10\.0%, more often"),
+        (
+            "carrier",
+            ["x", "y", "z"] * 10 + ["a"] * 30,
+            "distribution",
+            r"new values such as 'x' 0\.0% → 50\.0%, more often",
+        ),
+        ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, more above"),
+        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, more on both sides"),
+        ("carrier", np.arange(ROWS), "type", r"string → int64"),
+    ],
+)
+def test_an_alarm_says_from_what_to_what_and_where_to(
+    days: DriftReference, name: str, values: Array | list[Any], check: str, change: str
+) -> None:
+    finding = found(verdict_on(replaced(window(), name, values), days), name, check)
+
+    assert finding.is_alarm
+    assert re.fullmatch(change, finding.change.replace(" (Wednesdays)", ""))
+
+
+@pytest.mark.parametrize(
+    ("later", "season", "before"),
+    [
+        (0, {}, r"mean 7\.\d+ \(Wednesdays\)"),
+        (1, {}, r"mean -?0\.\d+ \(Thursdays\)"),
+        (0, {"season": "14d"}, r"mean 7\.\d+ \(windows of the same phase\)"),
+        (0, {"season": "28d"}, r"mean 1\.\d+"),  # Only two windows of the reference are in the same phase.
+    ],
+)
+def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
+    later: int, season: dict[str, Any], before: str
+) -> None:
+    table, times = rows_of_days(np.random.default_rng(0), 56)
+    is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
+    reference = reference_of(replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday), times)
+
+    judged = replaced(window(), "temperature", np.full(ROWS, 20.0))
+    finding = found(verdict_on(judged, reference, LATER + later * DAY, **season), "temperature", "distribution")
+
+    assert re.fullmatch(before + " → 20, higher", finding.change)
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        (
+            ["unknown"] * 30 + [f"id-{number}" for number in range(10**8, 10**8 + 30)],
+            r"new value 'unknown' 0\.0% → 50\.0%, more often",
+        ),
+        ([""] * ROWS, r"constant ''"),
+        ([f"{number:036}" for number in range(ROWS)], r"texts of 13 or more characters 0\.0% → 100\.0%, more often"),
+        ([f"{number:03}" for number in range(ROWS)], r"texts of 0 to \d+ characters 0\.0% → 100\.0%, more often"),
+        (["id-123456789", "id-234567891"] * (ROWS // 2), r"new value 'id-123456789' 0\.0% → 50\.0%, more often"),
+    ],
+)
+def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_another_form(
+    days: DriftReference, values: list[str], change: str
+) -> None:
+    verdict = verdict_on(replaced(window(), "number", values), days)
+
+    assert (verdict.state, verdict.findings[0].subject) == ("drift", "number")
+    assert re.fullmatch(change, verdict.findings[0].change.replace(" (Wednesdays)", ""))
+
+
+def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern() -> None:
+    images = np.random.default_rng(0).permutation(load_digits().images)
+    table = pa.table({"image": images[: 20 * ROWS].tolist()})
+    reference = reference_of(table, np.repeat(np.arange(20) * DAY, ROWS))
+    calm, turned = images[20 * ROWS : 21 * ROWS], images[20 * ROWS : 21 * ROWS].transpose(0, 2, 1)
+
+    verdict = verdict_on(pa.table({"image": turned.tolist()}), reference)
+
+    assert verdict_on(pa.table({"image": calm.tolist()}), reference).state == "no drift"
+    assert verdict.state == "drift"
+    assert {one.subject for one in verdict.findings if one.is_alarm} <= {f"image.projection.{n}" for n in range(8)}
+
+
+def test_a_sensor_that_is_stuck_at_a_usual_value_is_found() -> None:
+    table, times = busy_days(np.random.default_rng(1), 8)
+    reference = reference_of(table, times, HOUR, LATER)
+    calm = table.slice(0, ROWS)
+
+    verdict = verdict_on(replaced(calm, "level", [1.5] * ROWS), reference, length=HOUR)
+
+    assert verdict_on(calm, reference, length=HOUR).state == "no drift"
+    stuck = verdict.findings[0]
+    assert (verdict.state, stuck.subject, stuck.check) == ("drift", "level", "constant")
+    assert mentions(stuck.reason, "60 values", "1.5", "192 windows")
+    assert stuck.change == "constant 1.5"
+
+
+def test_a_column_that_is_constant_in_some_window_of_the_reference_may_be_constant() -> None:
+    rng = np.random.default_rng(1)
+    rain = np.where(np.arange(20) % 9, rng.gamma(2, 1, (ROWS, 20)), 0.0).T.ravel()
+    times = np.repeat(np.arange(20) * DAY, ROWS)
+    reference = reference_of(pa.table({"rain": rain}), times)
+
+    verdict = verdict_on(pa.table({"rain": np.zeros(ROWS)}), reference)
+
+    assert [one.check for one in verdict.findings if one.is_alarm] in ([], ["distribution"])
+
+
+def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
+    flag = np.zeros(40 * ROWS, bool)
+    flag[::30] = True  # two in each window
+
+    verdict = verdict_on(
+        pa.table({"flag": [False] * ROWS}), reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS))
+    )
+
+    assert "constant" not in [one.check for one in verdict.findings]
+
+
+def test_beside_few_windows_a_flag_that_holds_for_days_may_hold_for_a_window() -> None:
+    days = np.arange(90).repeat(ROWS)
+    reference = reference_of(pa.table({"flag": days // 20 % 2 == 0}), days * DAY, 30 * DAY, 90 * DAY)
+
+    verdict = verdict_on(pa.table({"flag": [True] * (30 * ROWS)}), reference, length=30 * DAY)
+
+    assert "constant" not in [one.check for one in verdict.findings]
+
+
+def test_of_a_column_with_hardly_a_value_nobody_says_that_it_is_constant(days: DriftReference) -> None:
+    verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
+
+    assert found(verdict, "noise", "missing").state == "drift"
+    assert "constant" not in [one.check for one in verdict.findings]
+
+
+def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() -> None:
+    table, times = busy_days(np.random.default_rng(1), 8)
+    beside = rolling_reference(table, times, 24, 7 * 24 + 14)
+    now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
+
+    finding = found(
+        verdict_on(replaced(now, "level", now["level"].to_numpy() + 4), beside, (7 * 24 + 14) * HOUR), "level"
+    )
+
+    means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
+    assert means
+    before, after = (float(one) for one in means.groups())
+    assert after - before == pytest.approx(4, abs=1)  # All hours have a mean of 0, and this hour has a mean of -1.5.
+
+
+def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days: DriftReference) -> None:
+    changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
+
+    verdict = verdict_on(changed, days)
+    asked = verdict_on(changed, days, columns=("temperature", "noise"))
+
+    assert verdict.state == "drift"
+    assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == ["drift", "drift"]
+    assert mentions(found(verdict, "extra", "presence").reason, "int64")
+    assert mentions(verdict.reason, "carrier", "extra")
+    assert found(verdict, "carrier").state == "not judged"
+    assert (asked.state, {one.subject for one in asked.findings}) == ("no drift", {"temperature", "noise"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "spec", "names"),
+    [
+        (0, {"min_rows": 1}, ["no rows"]),
+        (1, {"min_rows": 1}, ["1 rows", "at least 30"]),
+        (60, {"min_rows": 61}, ["60 rows", "min_rows is 61"]),
+        (60, {"false_alarm_rate": 0.001}, ["999 windows of 1d", "59", "worth 88", "0.0113"]),
+    ],
+)
+def test_what_cannot_be_supported_is_not_judged(
+    days: DriftReference, rows: int, spec: dict[str, Any], names: list[str]
+) -> None:
+    verdict = verdict_on(window(rows=rows), days, **spec)
+
+    assert verdict.state == "not judged"
+    assert not {"p_value", "threshold"} & verdict.figures.keys()
+    assert mentions(verdict.reason, *names)
+    assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
+
+
+def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged() -> None:
+    hours = reference_of(*rows_of_days(np.random.default_rng(3), 9), length=HOUR)
+
+    refused = verdict_on(window(), hours)
+
+    assert refused.state == "not judged"
+    assert refused.reason.endswith("at least 30 are needed: judge longer windows (every)")
+
+
+def test_the_smallest_rate_that_is_named_can_be_had() -> None:
+    reference = reference_of(*rows_of_days(np.random.default_rng(3), 9))
+
+    refused = verdict_on(window(), reference)
+    supported = re.search(r"smallest supported rate is ([\d.]+)", refused.reason)
+    assert supported
+    rate = float(supported[1])
+
+    assert refused.state == "not judged"
+    had = verdict_on(window(), reference, false_alarm_rate=rate)
+    assert had.state == "no drift"
+    assert mentions(had.notes[0], "not measured", "5 windows")
+
+
+def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
+    table, times = rows_of_days(np.random.default_rng(4), 30)
+    reference = reference_of(table, None)
+
+    assert "event_time=" in verdict_on(window(), reference).reason
+    assert mentions(verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason, "reference", "no rows")
+
+
+@pytest.mark.long
+def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_drift() -> None:
+    rng = np.random.default_rng(6)
+    rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
+    nulls = {f"n{number}": np.where(rng.random(2000) < 0.001, np.nan, rng.normal(size=2000)) for number in range(30)}
+    table = pa.table({**rare, **nulls})
+    calm = 0
+    for _ in range(12):
+        order = rng.permutation(len(table))
+        reference = reference_of(table.take(order[1000:]), None)
+        calm += verdict_on(table.take(order[:1000]), reference, independent_rows=True).state != "drift"
+
+    assert calm >= 10
+
+
+@pytest.mark.parametrize(
+    ("values", "check"),
+    [
+        ([2.0] * 20 + [1.0] * 480, "distribution"),
+        ([None] * 20 + [1.0] * 480, "missing"),
+        ([2.0] * 500, "distribution"),
+        ([None] * 500, "missing"),
+    ],
+)
+def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
+    values: list[float | None], check: str
+) -> None:
+    reference = reference_of(pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}), None)
+    table = pa.table({"a": np.arange(0, 1000.0, 2), "constant": values})
+
+    assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
+
+
+@pytest.mark.parametrize(("odd", "state"), [(1, "no drift"), (50, "drift")])
+def test_beside_drawn_stretches_the_first_odd_row_of_a_constant_column_is_no_drift(odd: int, state: str) -> None:
+    rng = np.random.default_rng(3)
+    times = np.repeat(np.arange(8) * DAY, 300) + np.tile(np.arange(300) * (DAY // 300), 8)
+    reference = reference_of(pa.table({"a": rng.normal(size=2400), "constant": np.ones(2400)}), times)
+    table = pa.table({"a": rng.normal(size=300), "constant": [2.0] * odd + [1.0] * (300 - odd)})
+
+    verdict = verdict_on(table, reference)
+
+    assert (verdict.null, verdict.state) == ("bootstrap", state)
+
+
+def test_independent_rows_need_no_times(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})
+    reference = reference_of(table, None)
+    calm = [
+        verdict_on(
+            pa.table({"a": rng.normal(size=300), "b": rng.choice(["x", "y"], 300)}),
+            reference,
+            cache=tmp_path,
+            independent_rows=True,
+        )
+        for _ in range(8)
+    ]
+    shifted = pa.table({"a": rng.normal(0.5, 1, 300), "b": rng.choice(["x", "y"], 300)})
+
+    assert sum(verdict.state == "drift" for verdict in calm) <= 2
+    verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
+    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "rows", "a")
+    assert verdict.notes[0].endswith("not measured: the reference has too few windows with event times")
+    refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
+    assert mentions(refused.reason, "rate", "0.0005")
+
+
+@pytest.mark.parametrize(
+    ("days", "length", "null", "told"),
+    [
+        (
+            91,
+            7,
+            "overlapping",
+            r"on 24 overlapping windows of the later half, judged by only the earlier, at 0\.0894, the next",
+        ),
+        (90, 30, "bootstrap", r"; not measured: fewer than 5 reference windows have 2 windows before them$"),
+    ],
+)
+def test_long_windows_are_judged_by_what_the_reference_is_worth(
+    days: int, length: int, null: str, told: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(6)
+    table, times = rows_of_days(rng, days, rows=24)
+    kept = ["temperature", "noise", "carrier"]
+    reference = reference_of(table.select(kept), times, length * DAY)
+    calm = rows_of_days(rng, length, rows=24)[0].select(kept)
+    warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(kept)
+
+    first, second = (verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm))
+
+    assert (first.state, second.state) == ("no drift", "drift")
+    assert first.null == null
+    assert second.findings[0].subject == "temperature"
+    assert mentions(first.notes[0], f"worth {first.figures['independent_blocks']:.0f}")
+    assert re.search(told, first.notes[0])
+
+
+@pytest.mark.parametrize(("days", "length", "null"), [(91, 7, "overlapping"), (90, 30, "bootstrap")])
+def test_of_many_categories_new_ones_are_found_in_long_windows_too(days: int, length: int, null: str) -> None:
+    rng = np.random.default_rng(6)
+
+    def sales(count: int, first: int = 0) -> pa.Table:
+        return pa.table({"sku": [f"sku-{number}" for number in rng.integers(1000 + first, 1500 + first, count)]})
+
+    times = np.repeat(np.arange(days) * DAY, 100)
+    reference = reference_of(sales(days * 100), times, length * DAY)
+    calm, new = sales(length * 100), pa.concat_tables([sales(length * 60), sales(length * 40, 5000)])
+
+    before, verdict = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, new))
+
+    assert (before.state, before.null) == ("no drift", null)
+    assert found(verdict, "sku", "unseen").state == "drift"
+    assert mentions(found(verdict, "sku", "unseen").change, "0.0% → 40.0%", "more")
+
+
+def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
+    rng = np.random.default_rng(6)
+    table, times = rows_of_days(rng, 14, rows=24)
+    calm = rows_of_days(rng, 7, rows=24)[0]
+
+    verdict = verdict_on(calm, reference_of(table, times, 7 * DAY), length=7 * DAY, false_alarm_rate=0.25)
+
+    assert verdict.null == "overlapping"
+    assert mentions(verdict.notes[0], "not measured", "5 windows")
+
+
+def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
+    """Hours with a level that follows a cycle of ± 3 deviations per day."""
+    cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
+    level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
+    times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
+    return pa.table({"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))}), times
+
+
+def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
+    """Return the hours before `until`, each compared with the hour `lag` hours before."""
+    before = times < until * HOUR
+    table, times = table.filter(pa.array(before)), times[before]
+    bins = reference_of(table, times).bins
+    over = window_grid(bins, until * HOUR, HOUR, int(times.min()), until * HOUR - 1, lag)
+    return DriftReference(bins, bins_digest(bins), sketch_pieces(bins, [(table, times)], over), table)
+
+
+def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(1)
+    table, times = busy_days(rng, 8)
+    hour, states = 7 * 24 + 14, []
+    for one in range(hour - 3, hour + 1):
+        now = table.filter(pa.array(times // HOUR == one))
+        beside = rolling_reference(table, times, 24, one)
+        states.append(verdict_on(now, beside, one * HOUR, cache=tmp_path).state)
+    shifted = replaced(now, "level", now["level"].to_numpy() + 1.5)
+
+    verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
+
+    all_hours = reference_of(table[: hour * ROWS], times[: hour * ROWS], HOUR, hour * HOUR)
+    assert states.count("drift") <= 1
+    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
+    assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
+    assert mentions(verdict.notes[0], "158 window pairs", "79 pairs")
+    assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
+    refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
+    assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
+    spec = MonitorSpec(min_rows=30).model_copy(
+        update={"false_alarm_rate": 0.001}
+    )  # overridden settings, like `monitor run`
+    tried = judge_profile(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
+    assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
+
+
+def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> None:
+    table, times = busy_days(np.random.default_rng(1), 8)
+    beside = rolling_reference(table, times, 24, 7 * 24)
+    few = replace(beside, pieces=replace(beside.pieces, grid=beside.pieces.grid._replace(max_windows=122)))
+
+    refused = verdict_on(table.slice(7 * 24 * ROWS, ROWS), few, 7 * 24 * HOUR, false_alarm_rate=0.005)
+
+    assert refused.reason.endswith(
+        "with so many columns at most 60 are kept; the smallest supported rate is 0.0069: set this rate, or judge "
+        "fewer columns"
+    )
+
+
+def test_without_the_window_so_long_before_nothing_is_judged() -> None:
+    table, times = busy_days(np.random.default_rng(1), 3)
+    gap = times // HOUR != 24
+    reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
+    young = rolling_reference(table, times, 24, 24)
+
+    verdict = verdict_on(table.slice(48 * ROWS, ROWS), reference, 48 * HOUR)
+
+    assert verdict.state == "not judged"
+    assert mentions(verdict.reason, "24 windows before", "0 rows")
+    assert mentions(verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "the log is too short")
+
+
+@pytest.mark.long
+def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(2)
+
+    def hours(count: int, shift: float = 0.0, rows: int = 300) -> pa.Table:
+        size = count * rows
+        return pa.table({"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)})
+
+    times = np.repeat(np.arange(48) * HOUR, 300)
+    reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
+
+    def judged(number: int, rows: int, rows_before: int, shift: float = 0.0) -> DriftVerdict:
+        before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # another day without drift
+        beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
+        now = hours(1, shift, rows)
+        return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)
+
+    sizes = [(300, 300), (300, 150), (150, 300)] * 40
+    calm = [judged(number, *rows) for number, rows in enumerate(sizes)]
+
+    assert 1 <= sum(verdict.state == "drift" for verdict in calm) <= 14  # 6 expected
+    assert {verdict.figures["compared_rows"] for verdict in calm} == {300, 150}
+    assert calm[0].figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.06)
+    assert judged(120, 300, 300, shift=0.5).state == "drift"
+
+
+def test_segments_share_the_rate_and_are_named() -> None:
+    rng = np.random.default_rng(7)
+    table, times = rows_of_days(rng, 39, rows=150)
+    table = table.select(["temperature", "carrier"])
+    current = window(8, rows=150).select(["temperature", "carrier"])
+    is_b = np.array(current["carrier"].to_pylist()) == "b"
+    current = replaced(current, "temperature", current["temperature"].to_numpy() + 9 * is_b)
+    segments = {}
+    for one in "abc":
+        chosen, now = (np.array(rows["carrier"].to_pylist()) == one for rows in (table, current))
+        part = reference_of(table.filter(pa.array(chosen)), times[chosen])
+        rows = current.filter(pa.array(now)).slice(0, 20 if one == "c" else 150)
+        segments[f"carrier={one}"] = part, sketch_batches(part.bins, [rows])
+
+    verdict = verdict_on(current, reference_of(table, times), segments=segments)
+
+    named = {(one.segment, one.subject) for one in verdict.findings if one.is_alarm}
+    assert ("carrier=b", "temperature") in named
+    assert not any(segment in ("carrier=a", "carrier=c") for segment, _ in named)
+    left_out = [one.reason for one in verdict.findings if one.segment == "carrier=c"]
+    assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
+
+
+def test_a_second_judgement_takes_the_null_from_the_disk(days: DriftReference, tmp_path: Path) -> None:
+    first = verdict_on(window(1), days, cache=tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = verdict_on(window(1), days, cache=tmp_path)
+    other = verdict_on(window(2, shift=8), days, start=LATER + DAY, cache=tmp_path)
+
+    assert first == again
+    assert (len(files), other.state) == (1, "drift")
+    assert set(tmp_path.iterdir()) == set(files)
+    next(iter(files)).write_bytes(b"half a file")
+    assert verdict_on(window(1), days, cache=tmp_path) == first
+
+
+@pytest.mark.parametrize("columns", [50, pytest.param(1000, marks=pytest.mark.long)])
+def test_one_of_many_columns_is_found(columns: int) -> None:
+    rng = np.random.default_rng(9)
+
+    def wide(count: int, shift: int) -> pa.Table:
+        return pa.table({f"c{number}": rng.normal(shift if number == 7 else 0, 1, count) for number in range(columns)})
+
+    reference = reference_of(wide(20 * 40, 0), np.repeat(np.arange(20) * DAY, 40))
+
+    verdict = verdict_on(wide(40, 9), reference)
+
+    assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
+    assert len({one.subject for one in verdict.findings} - {RELATIONS}) == columns
+
+
+@pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
+def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_reference(
+    days: DriftReference, shift: float, state: str
+) -> None:
+    found = verdict_on(window(shift=shift), days, jump_rate=0.0007)
+    assert found.state == state
+    assert found.figures["threshold"] > verdict_on(window(), days).figures["threshold"]
+    assert any(mentions(note, "jumps", "0.0007") for note in found.notes)
+
+
+def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(days: DriftReference) -> None:
+    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
+    assert found.state == "no drift"
+    assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {"not judged"}
+
+
+def test_a_window_whose_columns_all_have_an_accepted_shift_is_no_drift(days: DriftReference) -> None:
+    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
+    assert found.state == "no drift"
+    assert mentions(found.reason, "carrier", "more")

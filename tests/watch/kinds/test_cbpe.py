@@ -1,0 +1,176 @@
+"""Estimates from a classifier's confidence, compared with the truth."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.watch.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, expected_metrics, trust_labels
+from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from tests.support.refusals import mentions
+
+
+def window(
+    seed: int, classes: int = 2, rows: int = 10_000, overconfident: float = 1.0
+) -> tuple[LabelledWindow, np.ndarray]:
+    """Return a window whose truth is drawn by its chances; the model's probabilities are sharper by a power."""
+    rng = np.random.default_rng(seed)
+    chances = rng.dirichlet(np.ones(classes), rows)
+    truth = (chances.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1)
+    said = chances**overconfident / (chances**overconfident).sum(axis=1, keepdims=True)
+    return LabelledWindow(truth, ClassPredictions(said.argmax(axis=1), said, tuple(map(str, range(classes))))), chances
+
+
+def real(one: LabelledWindow) -> dict[str, float]:
+    measured = classification_metrics(one.truth, one.answers, CLASSIFICATION, Sampling(0.95))
+    return {name: figure.value for name, figure in measured.items() if isinstance(figure, MetricInterval)}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expected(classes: int) -> None:
+    one, chances = window(0, classes)
+
+    truth = real(one)
+
+    assert expected_metrics(one.answers, chances) == pytest.approx(truth, abs=0.02)
+    assert len(truth) == len(CLASSIFICATION)
+
+
+@pytest.mark.parametrize(("classes", "too_much"), [(2, 0.14), (3, 0.21)])
+def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(classes: int, too_much: float) -> None:
+    judged, _ = window(0, classes, overconfident=3.0)
+    earlier = [window(seed, classes, overconfident=3.0)[0] for seed in (1, 2, 3)]
+
+    alone, checked = estimate(judged.answers, []), estimate(judged.answers, earlier)
+
+    assert isinstance(alone, CbpeEstimate)
+    assert isinstance(checked, CbpeEstimate)
+    truth = real(judged)["accuracy"]
+    assert alone.values["accuracy"] == pytest.approx(truth + too_much, abs=0.03)
+    assert checked.values["accuracy"] == pytest.approx(truth, abs=0.02)
+    assert checked.is_corrected
+    assert checked.calibration_error is not None
+    assert checked.calibration_error < 0.02
+    assert checked.errors["accuracy"].half_width(0.95) < 0.04
+
+
+def test_probabilities_that_are_right_are_left_as_they_are() -> None:
+    judged, _ = window(0, rows=2_000)
+    earlier = [window(seed, rows=300)[0] for seed in (1, 2, 3)]
+
+    found = estimate(judged.answers, earlier)
+
+    assert isinstance(found, CbpeEstimate)
+    assert not found.is_corrected
+
+
+def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
+    judged, _ = window(0, rows=500)
+
+    found = estimate(judged.answers, [window(1, rows=500)[0]])
+
+    assert isinstance(found, CbpeEstimate)
+    assert found.errors == {}
+    assert mentions(str(found.measure("accuracy", 500, 0.95)), "1 earlier windows")
+
+
+def test_without_probabilities_nothing_is_estimated() -> None:
+    silent = ClassPredictions(np.zeros(10, np.int64), None, ("a", "b"))
+
+    assert "returns no class probabilities" in str(estimate(silent, []))
+
+
+def test_figures_that_cannot_be_expected_say_why() -> None:
+    answers = ClassPredictions(np.zeros(10, np.int64), np.tile([0.9, 0.1], (10, 1)), ("no", "yes"))
+
+    found = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
+
+    assert found["precision"] == Refused("no row was predicted as 'yes'")
+    assert found["roc_auc"] == Refused("all rows are expected to have the same label")
+
+
+def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
+    """Return a window whose chances deviate from the model's probabilities by a common draw."""
+    scores = 2 * rng.normal(size=rows)
+    said, chances = (1 / (1 + np.exp(-scores - level)) for level in (0.0, spread * rng.normal()))
+    both = np.stack([1 - said, said], axis=1)
+    truth = (rng.random(rows) < chances).astype(np.int64)
+    return LabelledWindow(truth, ClassPredictions(both.argmax(axis=1), both, ("0", "1")))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("rows", "windows", "spread"), [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)]
+)
+def test_the_interval_holds_what_the_labels_will_say_as_often_as_it_promises(
+    rows: int, windows: int, spread: float
+) -> None:
+    rng = np.random.default_rng([rows, windows])
+    held = []
+    for seed in range(80):
+        judged, earlier = moved(rng, rows, spread), [moved(rng, 500, spread) for _ in range(windows)]
+        found = estimate(judged.answers, earlier, ["accuracy"], seed)
+        assert isinstance(found, CbpeEstimate)
+        one = found.measure("accuracy", rows, 0.95)
+        assert isinstance(one, MetricInterval)
+        held.append(one.low <= float((judged.truth == judged.answers.predicted).mean()) <= one.high)
+
+    # The interval promises 76 of 80, and 70 are three deviations fewer; the largest earlier error gave 2 to 75 %.
+    assert sum(held) >= 70
+
+
+def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it() -> None:
+    rng = np.random.default_rng(0)
+    earlier = [moved(rng, 500, 0.3) for _ in range(8)]
+
+    def width(rows: int, windows: int) -> float:
+        found = estimate(moved(rng, rows, 0.3).answers, earlier[:windows], ["accuracy"])
+        assert isinstance(found, CbpeEstimate)
+        return found.errors["accuracy"].half_width(0.95)
+
+    assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
+    assert width(500, 3) > width(500, 8)
+    assert width(50_000, 8) == pytest.approx(
+        width(500, 8), rel=0.1
+    )  # The uncertainty is at least that of the earlier windows.
+
+
+def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
+    """Return 500 labelled rows that fit the probabilities, or of which 30 % more are wrong or right."""
+    one, _ = window(seed, rows=500)
+    is_changed = np.random.default_rng(seed).random(500) < 0.3
+    other = {"fits": one.truth, "worse": 1 - one.answers.predicted, "better": one.answers.predicted}[kind]
+    return LabelledWindow(np.where(is_changed, other, one.truth), one.answers, share)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "share", "expected"),
+    [
+        ([], 0.5, ("doubted", 1)),
+        (["fits"] * 2, 0.5, ("doubted", 1)),
+        (["fits"] * 3, 0.5, ("changed", 3)),
+        (["fits"] * 3, 0.4, ("changed", 3)),
+        (["fits"] * 3, 0.9, ("doubted", 1)),  # Rows got their labels in another way.
+        (["fits"] * 3, 1.0, ("doubted", 1)),
+        (["worse", "worse", *["fits"] * 5], 0.5, ("changed", 5)),
+        (["worse"] * 3, 0.5, ("doubted", 4)),
+        (["worse"] * 3, 0.9, ("doubted", 4)),
+        (["worse"] * 4, 0.5, ("repeated", 5)),
+        (["worse"] * 4, 0.9, ("repeated", 5)),
+        (["better"] * 4, 0.5, ("doubted", 1)),
+        (["fits", *["worse"] * 4], 0.5, ("doubted", 1)),
+    ],
+)
+def test_labels_of_a_part_of_the_rows_are_trusted_if_they_used_to_fit_or_differ_five_times_in_a_row(
+    earlier: list[str], share: float, expected: tuple[str, int]
+) -> None:
+    past = [partly_labelled(seed, kind, share) for seed, kind in enumerate(earlier, start=1)]
+
+    assert trust_labels(partly_labelled(0, "worse"), past, 0.95) == expected
+
+
+def test_labels_that_fit_are_trusted_without_earlier_windows_and_after_windows_that_did_not() -> None:
+    past = [partly_labelled(seed, "worse") for seed in range(1, 5)]
+
+    assert trust_labels(partly_labelled(0, "fits"), [], 0.95).outcome == "fits"
+    assert trust_labels(partly_labelled(0, "fits"), past, 0.95).outcome == "fits"

@@ -1,0 +1,497 @@
+"""Drift, prediction drift and data quality, for whole windows and segments, and with bad input."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.watch.drift.sketches.hourly import profile_from_parquet
+from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
+from mlflow_deploy_plugin.watch.kinds import drift
+from mlflow_deploy_plugin.watch.kinds.drift import SKETCHES
+from mlflow_deploy_plugin.watch.result import MonitorResult
+from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, LevelSeries
+from tests.support.inference_log import ENDPOINT, event_table
+from tests.support.refusals import mentions
+from tests.watch.kinds.conftest import EndpointWorld, finding
+
+from .conftest import CLASSIFIER, DAY
+
+KINDS: dict[str, Callable[..., MonitorResult]] = {
+    "drift": drift.judge,
+    "prediction_drift": drift.judge_predictions,
+    "data_quality": drift.judge_quality,
+}
+REFERENCE_DAYS = 40
+ROWS = 240
+
+
+def day(seed: int, rows: int = ROWS, **others: Any) -> dict[str, Any]:
+    """Return rows with a temperature that is shared by the day."""
+    rng = np.random.default_rng(seed)
+    temperature = rng.normal(rng.normal(0, 0.5), 1, rows)
+    temperature[rng.random(rows) < 0.05] = np.nan
+    columns = {
+        "temp": temperature,
+        "noise": rng.normal(size=rows),
+        "carrier": rng.choice(["UA", "AA", "DL"], rows).astype(object),
+        "prediction": (rng.random(rows) < 0.3).astype(np.int64),
+    }
+    return {**columns, **others}
+
+
+def times(start: datetime, rows: int) -> list[datetime]:
+    return [start + timedelta(seconds=86_400 * row // rows) for row in range(rows)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> pa.Table:
+    first = DAY - timedelta(days=REFERENCE_DAYS + 10)
+    days = [
+        event_table({"_event_time": times(first + timedelta(days=number), ROWS), **day(number)})
+        for number in range(REFERENCE_DAYS)
+    ]
+    return pa.concat_tables(days)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of null distributions, which are computed once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def ask(endpoint: EndpointWorld, reference: pa.Table, cache: Path) -> Callable[..., MonitorResult]:
+    """Judge one day with these rows by a kind of monitor."""
+    endpoint.serve(CLASSIFIER, reference)
+    endpoint.settings.cache_path.symlink_to(cache)
+
+    def asked(
+        rows: dict[str, Any],
+        kind: str = "drift",
+        withheld: CaptureSpec | None = None,
+        alarms: AlarmContext | None = None,
+        **spec: Any,
+    ) -> MonitorResult:
+        if len(next(iter(rows.values()))):
+            endpoint.answer(rows)
+        request = endpoint.ask(kind=kind, **{"min_rows": 100, **spec})
+        return KINDS[kind](replace(request, capture=withheld or CaptureSpec(), alarms=alarms or AlarmContext()))
+
+    return asked
+
+
+def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
+    return {(one.subject, one.check): one.state for one in judged.findings}
+
+
+def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
+    ask: Callable[..., Any], endpoint: EndpointWorld
+) -> None:
+    calm = ask(day(100))
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
+
+    assert (calm.state, calm.rows) == ("no drift", ROWS)
+    assert shifted.state == "drift"
+    assert finding(shifted, "temp", "distribution").is_alarm
+    assert not finding(shifted, "noise", "distribution").is_alarm
+    assert {left.name for left, _ in shifted.report.pairs} == {"temp", "noise", "carrier", "prediction"}
+    assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
+
+
+def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_of_the_model(
+    ask: Callable[..., Any],
+) -> None:
+    accuracy = AlarmContext(accuracy=LevelSeries("accuracy, from labels", (DAY,), (0.8,)))
+
+    calm = ask(day(100), alarms=accuracy)
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)), alarms=accuracy)
+
+    assert calm.report.levels == ()
+    assert [series.title for series in shifted.report.levels] == ["temp, mean", "accuracy, from labels"]
+
+
+def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
+    judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
+
+    assert judged.state == "no drift"
+    assert {one.subject for one in judged.findings} == {"noise", "carrier", RELATIONS}
+
+
+def test_a_column_is_named_with_its_parts(
+    ask: Callable[..., Any], endpoint: EndpointWorld, reference: pa.Table
+) -> None:
+    embeddings = np.random.default_rng(0).normal(size=(len(reference), 16))
+    endpoint.serve(CLASSIFIER, reference.append_column("embedding", pa.array(embeddings.tolist())))
+
+    judged = ask(day(100, embedding=embeddings[:ROWS].tolist()), columns=["embedding"])
+
+    assert judged.state == "no drift"
+    projections = {f"embedding.projection.{number}" for number in range(8)}
+    assert {one.subject for one in judged.findings} == {"embedding.mean", "embedding.std", RELATIONS, *projections}
+
+
+@pytest.mark.parametrize("segment", ["", "UA"])
+def test_a_change_of_only_the_relations_names_two_columns(ask: Callable[..., Any], segment: str) -> None:
+    rows = day(100)
+    known = np.nan_to_num(rows["temp"] - np.nanmean(rows["temp"]))
+    rows["noise"] = np.where(rows["carrier"] == segment, known, rows["noise"]) if segment else known
+
+    judged = ask(rows, segment_by=["carrier"], min_rows=50)
+
+    assert (judged.state, judged.findings[0].subject) == ("drift", RELATIONS)
+    alarm = next(one for one in judged.findings if one.segment == (f"carrier={segment}" if segment else ""))
+    assert (alarm.subject, alarm.state) == (RELATIONS, "drift")
+    assert mentions(alarm.change, "correlation", "temp", "noise", "→")
+    assert RELATIONS not in {left.name for left, _ in judged.report.pairs}
+    stored = profile_from_parquet(judged.report.artifacts[SKETCHES]).columns
+    assert stored.keys() == {"temp", "noise", "carrier", "prediction"}
+
+
+@pytest.mark.parametrize("kind", ["prediction_drift", "data_quality"])
+def test_only_the_kind_drift_judges_relations(ask: Callable[..., Any], kind: str) -> None:
+    rows = day(100)
+
+    judged = ask({**rows, "noise": np.nan_to_num(rows["temp"])}, kind)
+
+    assert judged.state == "no drift"
+    assert RELATIONS not in {one.subject for one in judged.findings}
+    assert not any(RELATIONS in name for name in judged.figures)
+
+
+@pytest.mark.parametrize("kind", ["drift", "data_quality"])
+def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., Any], kind: str) -> None:
+    hashed = day(102, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
+    del hashed["temp"]
+
+    judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
+
+    assert judged.state == "no drift"
+    assert mentions(finding(judged, "temp").reason, "capture.drop")
+    assert mentions(finding(judged, "carrier").reason, "capture.mask", "hashes")
+    assert {finding(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
+    assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
+
+
+@pytest.mark.parametrize("kind", ["drift", "data_quality"])
+def test_a_key_is_not_judged_though_each_row_has_another_one(ask: Callable[..., Any], kind: str) -> None:
+    judged = ask(day(100, customer_id=np.arange(ROWS)), kind, CaptureSpec(keys=("customer_id",)))
+
+    assert judged.state == "no drift"
+    assert finding(judged, "customer_id").state == "not judged"
+    assert "capture.keys" in finding(judged, "customer_id").reason
+
+
+def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., Any]) -> None:
+    hashed = day(100, carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object))
+
+    judged = ask(hashed, withheld=CaptureSpec(mask=("carrier",)), segment_by=["carrier"])
+
+    assert not any(one.segment for one in judged.findings)
+    assert any(mentions(note, "segments", "carrier", "capture.mask") for note in judged.notes)
+
+
+def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any]) -> None:
+    rows = day(100)
+    del rows["prediction"]
+
+    judged = ask(rows, withheld=CaptureSpec(drop=("output.label",)))
+
+    assert judged.state == "no drift"
+    assert mentions(finding(judged, "prediction").reason, "capture.drop")
+
+
+def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..., Any]) -> None:
+    rows = day(100)
+    del rows["temp"]
+    withheld = CaptureSpec(drop=("temp",), mask=("carrier",))
+
+    judged = ask(rows, "data_quality", withheld, require="missing<=0.05")
+    named = ask({"temp": []}, "data_quality", withheld, require="missing(temp)<=0.05")
+
+    assert judged.state == "kept"
+    assert {one.subject for one in judged.findings if one.check == "criterion"} <= {
+        "missing(noise)",
+        "missing(prediction)",
+    }
+    assert mentions(finding(named, "missing(temp)").reason, "capture.drop")
+    assert named.state == "not judged"
+
+
+def test_without_a_column_that_the_log_holds_nothing_is_judged(ask: Callable[..., Any]) -> None:
+    judged = ask(day(100), withheld=CaptureSpec(mask=("temp", "carrier", "noise", "prediction")))
+
+    assert (judged.state, {one.state for one in judged.findings}) == ("not judged", {"not judged"})
+    assert judged.reason.startswith("no column is left to judge: capture.drop, capture.mask")
+
+
+def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any]) -> None:
+    warm = day(100, temp=np.full(ROWS, 50.0))
+
+    assert ask(warm, "prediction_drift").state == "no drift"
+    judged = ask(day(101, prediction=np.ones(ROWS, np.int64)), "prediction_drift")
+    assert judged.state == "drift"
+    assert {one.subject for one in judged.findings} == {"prediction"}
+
+
+def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask: Callable[..., Any]) -> None:
+    columns = day(100, rows=480)
+    only = columns["carrier"] == "UA"
+    columns["noise"][only] += 4
+
+    judged = ask(columns, segment_by=["carrier", "gate"], min_rows=60)
+
+    assert judged.state == "drift"
+    assert finding(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not finding(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
+
+
+def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask: Callable[..., Any]) -> None:
+    temperature = np.random.default_rng(5).normal(size=ROWS)
+    temperature[:120] = np.nan
+
+    judged = ask(
+        day(100, temp=temperature),
+        "data_quality",
+        require=["missing<=0.1", "missing(noise)<=0.01", "unseen(carrier)<=1%", "out_of_range<=0.2", "missing(x)<=0.5"],
+    )
+
+    assert judged.state == "violated"
+    assert judged.reason.startswith("missing(temp): 50.00% of 240 rows")
+    assert (finding(judged, "missing(temp)").value, finding(judged, "missing(temp)").state) == (0.5, "violated")
+    assert finding(judged, "missing(noise)").state == "kept"
+    assert finding(judged, "unseen(carrier)").state == "kept"
+    assert finding(judged, "missing(x)").state == "not judged"
+    assert finding(judged, "temp", "missing").is_alarm
+    assert {one.check for one in judged.findings} <= {"missing", "unseen", "range", "type", "presence", "criterion"}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "required", "state"),
+    [
+        (1.0, "missing(temp)<=0.48", "violated"),
+        (0.1, "missing(temp)<=0.48", "cannot tell"),
+        (0.1, "missing(temp)<=0.52", "cannot tell"),
+        (0.9, "missing(temp)<=0.4", "violated"),
+        (0.1, "missing(temp)<=0.6", "kept"),
+    ],
+)
+def test_the_share_of_a_sample_has_an_interval(
+    endpoint: EndpointWorld, fraction: float, required: str, state: str
+) -> None:
+    temperature = np.zeros(ROWS)
+    temperature[: ROWS // 2] = np.nan
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100, temp=temperature))
+    request = endpoint.ask(kind="data_quality", min_rows=100, require=[required])
+
+    judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=fraction)))
+
+    assert judged.state == state
+    (criterion,) = [one for one in judged.findings if one.check == "criterion"]
+    assert (criterion.state, criterion.value) == (state, 0.5)
+    assert ("a sample, " in criterion.reason) == (fraction < 1)
+
+
+def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -> None:
+    temperature = np.zeros(ROWS)
+    temperature[: ROWS // 2] = np.nan
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100, temp=temperature, _row=np.arange(ROWS, dtype=np.int32) % (ROWS // 4)))
+    request = endpoint.ask(kind="data_quality", min_rows=100, require=["missing(temp)<=0.6"])
+
+    judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=0.1)))
+
+    assert judged.state == "cannot tell"
+
+
+def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: Callable[..., Any]) -> None:
+    temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
+    temperature[: ROWS // 20] = np.nan
+
+    drifted = ask(day(100, temp=temperature))
+    quality = ask({"temp": []}, "data_quality")
+
+    assert (drifted.state, drifted.figures["is_drift"]) == ("drift", 1)
+    assert (quality.state, quality.figures["is_drift"]) == ("no drift", 0)
+
+
+def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100))
+
+    judged = drift.judge_quality(
+        endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"])
+    )
+
+    assert finding(judged, "missing(temp)").state == "kept"
+    assert finding(judged, "unseen").state == "not judged"
+    assert "has no reference" in finding(judged, "unseen").reason
+
+
+def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(ask: Callable[..., Any]) -> None:
+    columns = day(100)
+    columns["temp"][: ROWS // 2] = np.nan
+    columns["carrier"][:60] = "ZZ"
+    columns["noise"][:30] = 99.0
+
+    judged = ask(
+        columns, "data_quality", require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"]
+    )
+
+    assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", finding(judged, "missing(temp)").change)
+    for subject, change, word in (
+        ("unseen(carrier)", "→ 25.0%", "more"),
+        ("out_of_range(noise)", "→ 12.5%", "more"),
+        ("missing(noise)", "→ 0.0%", "unchanged"),
+    ):
+        assert mentions(finding(judged, subject).change, "0.0%", change, word)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_that_is_gone_is_told(ask: Callable[..., Any], kind: str) -> None:
+    columns = day(100)
+    del columns["prediction"]
+
+    judged = ask(columns, kind)
+
+    assert judged.state == "drift"
+    assert states(judged)["prediction", "presence"] == "drift"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_of_another_type_is_told(ask: Callable[..., Any], kind: str) -> None:
+    columns = day(100, prediction=np.array(["late"] * ROWS, dtype=object))
+
+    judged = ask(columns, kind)
+
+    assert judged.state == "drift"
+    assert states(judged)["prediction", "type"] == "drift"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_without_any_value_are_told(ask: Callable[..., Any], kind: str) -> None:
+    judged = ask({name: [None] * ROWS for name in day(0)}, kind)
+
+    assert judged.state == "drift"
+    assert states(judged)["prediction", "missing"] == "drift"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_row_and_one_row_are_not_judged(ask: Callable[..., Any], kind: str, rows: int) -> None:
+    judged = ask(day(100, rows=rows), kind)
+
+    assert judged.state == "not judged"
+    assert judged.reason == ("the window has 1 rows; min_rows is 100" if rows else "the window has no rows")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "given", ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"]
+)
+def test_without_a_reference_every_column_says_so(endpoint: EndpointWorld, kind: str, given: str) -> None:
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100))
+
+    judged = KINDS[kind](endpoint.ask(kind=kind, min_rows=100, reference=given))
+
+    assert judged.state == "not judged"
+    assert judged.reason
+    assert {one.state for one in judged.findings} == {"not judged"}
+    assert "prediction" in {one.subject for one in judged.findings}
+
+
+def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:
+    ask(day(100))
+    folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
+    (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
+
+    judged = drift.judge(endpoint.ask(min_rows=100))
+
+    assert (judged.state, judged.rows) == ("no drift", ROWS)
+    assert any(mentions(note, "broken.parquet") for note in judged.notes)
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_different_texts_are_judged(ask: Any) -> None:
+    rows = 100_000
+    columns = day(100, rows=rows, carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object))
+
+    judged = ask(columns, "data_quality", require=["unseen(carrier)<=0.1"])
+
+    assert finding(judged, "unseen(carrier)").value == 1
+    assert finding(judged, "carrier", "unseen").is_alarm
+
+
+@pytest.mark.long
+def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"x{number}" for number in range(1_000)]
+    first = DAY - timedelta(days=60)
+    rows = 50 * 50
+    numbers = rng.normal(size=(rows, len(names)))
+    moments = [first + timedelta(days=row // 50, seconds=row % 50) for row in range(rows)]
+    endpoint.serve(CLASSIFIER, event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}))
+    window = rng.normal(size=(100, len(names)))
+    window[:, 7] += 5
+    endpoint.answer(dict(zip(names, window.T, strict=True)))
+
+    judged = drift.judge(endpoint.ask(min_rows=50))
+
+    assert judged.state == "drift"
+    assert judged.findings[0].subject == "x7"
+    assert {one.subject for one in judged.findings} == {*names, RELATIONS}
+
+
+def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:
+    endpoint.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
+
+    judged = ask(day(101))
+
+    assert (judged.version, judged.state) == ("1", "no drift")
+    assert any(mentions(note, "120 rows", "flight-delay version 2") for note in judged.notes)
+
+
+def test_a_log_that_is_not_there_has_no_rows(endpoint: EndpointWorld) -> None:
+    assert mentions(drift.judge(endpoint.ask()).reason, "no rows")
+    assert open_log(endpoint.settings.inference_log).endpoints() == []
+
+
+def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
+    ask: Callable[..., Any], endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "READ_ROWS", 80)
+
+    judged = ask(day(100))
+
+    assert judged.rows == ROWS
+    assert {len(right.values) for _, right in judged.report.pairs} == {80}  # one of three hours
+
+
+@pytest.mark.long
+def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any) -> None:
+    endpoint.serve(CLASSIFIER)
+    for number in range(1, 41):
+        endpoint.answer(day(number), DAY - timedelta(days=number))
+    columns = day(100)
+    columns["noise"][columns["carrier"] == "UA"] += 5
+    endpoint.answer(columns)
+
+    judged = drift.judge(
+        endpoint.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
+    )
+
+    assert judged.state == "drift"
+    assert finding(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not finding(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert not finding(judged, "temp", "distribution").is_alarm

@@ -1,0 +1,207 @@
+"""Labelled rows that represent unlabelled rows, in simulations."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.kinds.cbpe import LabelledWindow, trust_labels
+from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.kinds.predictions import Predictions
+
+START = datetime(2013, 4, 1, tzinfo=UTC)
+ROWS = 1_000
+ALL = np.ones(ROWS, bool)
+Scheme = Callable[[np.random.Generator, ClassPredictions, np.ndarray], np.ndarray]
+
+
+def at_random(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+    """Label every second row."""
+    return np.full(len(truth), 0.5)
+
+
+def classes_of(predictions: Predictions) -> ClassPredictions:
+    assert predictions.classified is not None
+    return predictions.classified
+
+
+def by_score(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+    """Label nearly all rows with confident predictions, and hardly any other row."""
+    assert answers.probabilities is not None
+    return 0.05 + 0.9 * np.abs(2 * answers.probabilities[:, 1] - 1)
+
+
+def by_age(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+    """Label older rows more often."""
+    return np.linspace(0.9, 0.2, len(truth))
+
+
+def by_truth(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+    """Label 9 of 10 rows of one class, 2 of 10 of the other."""
+    return np.where(truth == 1, 0.9, 0.2)
+
+
+def answers_of(rng: np.random.Generator, rows: int = ROWS, skill: float = 2.0) -> tuple[ClassPredictions, np.ndarray]:
+    """Return predictions of a calibrated model, and the truth."""
+    chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
+    said = np.stack([1 - chances, chances], axis=1)
+    return ClassPredictions(said.argmax(axis=1), said, ("0", "1")), (rng.random(rows) < chances).astype(np.int64)
+
+
+def table_of(rng: np.random.Generator, rows: int = ROWS) -> pa.Table:
+    times = [START + timedelta(seconds=row) for row in range(rows)]
+    return pa.table({"_event_time": times, "carrier": rng.choice(["UA", "AA", "DL"], rows)})
+
+
+def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndarray]:
+    """Return a partly labelled window, and the truth of all rows."""
+    rng = np.random.default_rng(seed)
+    answers, truth = answers_of(rng)
+    known = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
+    predictions = Predictions(answers, None, known)
+    return weigh_labels(table_of(rng), predictions, ["carrier"], 0.05), predictions, truth
+
+
+def accuracy_of(labelled: LabelWeights, predictions: Predictions) -> MetricInterval:
+    found = weighted_metrics(predictions, labelled, ALL, ["accuracy"], Sampling(0.95))["accuracy"]
+    assert isinstance(found, MetricInterval)
+    return found
+
+
+def test_labels_that_are_missing_at_random_are_said_to_differ_no_more_than_the_rate_says() -> None:
+    said = [drawn(seed, at_random)[0] for seed in range(150)]
+
+    assert said[0].compared == ("score", "answer", "carrier", "event time")
+    assert sum(bool(one.differing) for one in said) <= 15  # 7.5 are expected
+    assert not any(one.unknown.any() for one in said)
+
+
+@pytest.mark.parametrize(("scheme", "differing"), [(by_score, "score"), (by_age, "event time"), (by_truth, "score")])
+def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -> None:
+    labelled, _, _ = drawn(0, scheme)
+
+    assert differing in labelled.differing
+    assert labelled.is_selected == (scheme is not by_age)
+    assert labelled.effective_n < labelled.rows.sum()
+
+
+@pytest.mark.long
+def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
+    plain, weighted = [], []
+    for seed in range(100):
+        labelled, predictions, truth = drawn(seed, by_score)
+        real = float((truth == classes_of(predictions).predicted).mean())
+        alone = classification_metrics(
+            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows), ["accuracy"], Sampling(0.95)
+        )["accuracy"]
+        assert isinstance(alone, MetricInterval)
+        plain.append(alone.low <= real <= alone.high)
+        one = accuracy_of(labelled, predictions)
+        weighted.append(one.low <= real <= one.high)
+
+    assert sum(plain) <= 10
+    assert sum(weighted) >= 93
+
+
+def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabilities_and_leave_bounds() -> None:
+    seen, held = [], []
+    for seed in range(60):
+        labelled, predictions, truth = drawn(seed, by_truth)
+        known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
+        seen.append(labelled.is_selected and trust_labels(known, [], 0.95).outcome == "doubted")
+        one = accuracy_of(labelled.at_worst, predictions)
+        assert one.method == "worst case"
+        held.append(one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high)
+
+    assert all(seen)
+    assert all(held)
+
+
+@pytest.mark.long
+def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
+    departing = 0
+    for seed in range(100):
+        labelled, predictions, _ = drawn(seed, by_score)
+        known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
+        departing += trust_labels(known, [], 0.95).outcome == "doubted"
+
+    assert departing <= 11  # 5 are expected
+
+
+def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labels_are_held_against_them() -> None:
+    def window(seed: int) -> LabelledWindow:
+        answers, truth = answers_of(np.random.default_rng(seed))
+        assert answers.probabilities is not None
+        sharper = answers.probabilities**3 / (answers.probabilities**3).sum(axis=1, keepdims=True)
+        probabilities = sharper + [[0.04, -0.04]] * (sharper[:, 1:] > 0.5)
+        return LabelledWindow(truth, ClassPredictions(answers.predicted, probabilities, ("0", "1")))
+
+    earlier = [window(seed) for seed in range(1, 6)]
+
+    assert trust_labels(window(0), [], 0.95).outcome == "doubted"
+    assert trust_labels(window(0), earlier, 0.95).outcome == "fits"
+
+
+def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
+    rng = np.random.default_rng(0)
+    answers, truth = answers_of(rng)
+    table = table_of(rng)
+    is_new = np.asarray(table.column("carrier")) == "DL"
+    predictions = Predictions(answers, None, np.where(is_new, -1, truth))
+
+    labelled = weigh_labels(table, predictions, ["carrier"], 0.05)
+    one = accuracy_of(labelled, predictions)
+
+    assert labelled.differing == ("carrier",)
+    assert labelled.unknown.tolist() == is_new.tolist()
+    known = (truth == answers.predicted)[~is_new].mean() * (~is_new).mean()
+    assert one.low < known
+    assert one.high > known + is_new.mean()
+    assert one.high - one.low < is_new.mean() + 0.1
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "f1", "log_loss", "brier", "accuracy"])
+def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: str) -> None:
+    rng = np.random.default_rng(3)
+    labelled, predictions, truth = drawn(1, by_truth)
+    one = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
+    assert isinstance(one, MetricInterval)
+
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        guessed = np.where(labelled.rows, truth, rng.random(ROWS) < share)
+        found = classification_metrics(guessed, classes_of(predictions), [name], Sampling(0.95))[name]
+        assert isinstance(found, MetricInterval)
+        assert one.low < found.value < one.high
+
+
+def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
+    rng = np.random.default_rng(0)
+    answers, truth = answers_of(rng, 400)
+    times = rng.integers(1, 4, 400)
+    often = np.repeat(np.arange(400), times)
+
+    weighted = classification_metrics(truth, answers, CLASSIFICATION, Sampling(0.95, weights=times.astype(float)))
+    repeated = classification_metrics(truth[often], answers.take(often), CLASSIFICATION, Sampling(0.95))
+
+    for name in CLASSIFICATION:
+        one, other = weighted[name], repeated[name]
+        assert isinstance(one, MetricInterval)
+        assert isinstance(other, MetricInterval)
+        assert one.value == pytest.approx(other.value)
+        assert one.low <= one.value <= one.high
+        assert one.high - one.low > other.high - other.low  # 400 rows have a wider interval than 800 rows.
+
+
+def test_with_all_labels_and_with_none_nothing_is_compared() -> None:
+    rng = np.random.default_rng(0)
+    answers, truth = answers_of(rng)
+    table = table_of(rng)
+
+    for known in (truth, np.full(ROWS, -1), np.where(np.arange(ROWS) < 5, -1, truth)):
+        assert weigh_labels(table, Predictions(answers, None, known), [], 0.05).compared == ()

@@ -1,0 +1,109 @@
+"""Latencies and failures of a window, compared with an objective."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.kinds.service_level import judge
+from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext
+from tests.support.refusals import mentions
+from tests.watch.kinds.conftest import EndpointWorld, finding
+
+P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
+
+
+def requests(rng: Any, count: int = 1_000, slow: float = 0.002, **others: Any) -> dict[str, Array]:
+    latencies = rng.integers(2_000, 50_000, count)
+    latencies[: int(slow * count)] = 900_000
+    return {"_latency_us": latencies, "_status": np.full(count, 200, np.int16), "x": np.arange(count), **others}
+
+
+@pytest.mark.parametrize(
+    ("slow", "state"), [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")]
+)
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint: EndpointWorld, slow: float, state: str) -> None:
+    endpoint.answer(requests(np.random.default_rng(0), slow=slow))
+
+    judged = judge(endpoint.ask(**P99))
+
+    one = finding(judged, "p99")
+    assert (judged.state, one.state) == (state, state)
+    assert mentions(one.reason, f"{slow:.2%}", "1,000", "0.2 s")
+    assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
+    assert one.threshold_text == "0.2 s"
+    assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
+
+
+def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint: EndpointWorld) -> None:
+    endpoint.answer(requests(np.random.default_rng(0), slow=0.02))
+    request = endpoint.ask(**P99)
+
+    within = judge(replace(request, alarms=AlarmContext(false_per_year=0.5)))
+
+    assert (judge(request).state, judge(request).evidence.alarms) == ("violated", ("p99",))
+    assert (within.state, within.evidence.alarms) == ("cannot tell", ())
+
+
+def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: EndpointWorld) -> None:
+    endpoint.answer(requests(np.random.default_rng(0)))
+    without = judge(endpoint.ask(**P99))
+    statuses = np.array([500] * 60 + [400] * 40, np.int16)
+    endpoint.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
+    after = judge(endpoint.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
+
+    assert (finding(without, "error_rate").state, finding(without, "error_rate").value) == ("kept", 0)
+    one = finding(after, "error_rate")
+    assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
+    assert finding(after, "p99").state == "kept"  # the quantile of answered requests
+    assert after.figures["refused_rate"] == pytest.approx(40 / 1_100)
+    assert after.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
+    assert finding(after, "error_rate", segment="_variant=champion").value == one.value
+
+
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(endpoint: EndpointWorld) -> None:
+    endpoint.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
+
+    judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
+
+    assert finding(judged, "p99", segment="carrier=UA").state == "kept"
+    assert mentions(finding(judged, "error_rate", segment="carrier=UA").reason, "do not have the model's columns")
+
+
+def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
+    columns = requests(np.random.default_rng(3), count=5_000)
+    endpoint.answer(columns)
+
+    figures = judge(endpoint.ask(**P99)).figures
+
+    for name, share in {"p50": 0.5, "p95": 0.95}.items():
+        exact = np.quantile(columns["_latency_us"], share) / 1e6
+        assert figures[name] == pytest.approx(exact, rel=0.01)
+
+
+def test_segments_are_judged_apart(endpoint: EndpointWorld) -> None:
+    columns = requests(np.random.default_rng(0), count=3_000, slow=0)
+    columns["carrier"] = np.array(["UA", "AA", None] * 1_000, dtype=object)
+    columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
+    endpoint.answer(columns)
+
+    judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier", "gate"]})))
+
+    assert finding(judged, "p99", segment="carrier=UA").state == "violated"
+    assert finding(judged, "p99", segment="carrier=AA").state == "kept"
+    assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
+
+
+def test_no_request_few_requests_and_failures_alone_are_told(endpoint: EndpointWorld) -> None:
+    assert mentions(judge(endpoint.ask(**P99)).reason, "no rows")
+
+    columns = {"_latency_us": np.full(50, 900), "_status": np.full(50, 500, np.int16)}
+    endpoint.answer(columns, folder=FAILURES)
+    assert mentions(judge(endpoint.ask(**P99)).reason, "50 requests", "min_rows is 100")
+
+    judged = judge(endpoint.ask(**(P99 | {"min_rows": 10})))
+    assert (judged.state, finding(judged, "error_rate").state) == ("violated", "violated")
+    assert mentions(finding(judged, "p99").reason, "no answered request")

@@ -1,0 +1,159 @@
+"""The disagreement between shadows and answers."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.kinds.shadow import judge
+from tests.support.refusals import mentions
+from tests.watch.kinds.conftest import EndpointWorld, finding
+
+from .conftest import CLASSIFIER, REGRESSOR
+
+AGREE: dict[str, Any] = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
+
+
+def ids(first: int, count: int) -> list[str]:
+    return [f"id-{number}" for number in range(first, first + count)]
+
+
+def answer_both(
+    endpoint: EndpointWorld,
+    answers: Array,
+    others: Array,
+    variant: str = "candidate",
+    copies: int | None = None,
+    **columns: Any,
+) -> None:
+    """Write answered rows, and shadow rows of version 2 for the first `copies` rows, in another order."""
+    rows = len(answers)
+    endpoint.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
+    order = np.random.default_rng(9).permutation(rows if copies is None else copies)
+    endpoint.answer(
+        {
+            "_prediction_id": [f"id-{row}" for row in order],
+            "_shadow": np.ones(len(order), bool),
+            "_variant": [variant] * len(order),
+            "prediction": np.asarray(others)[order],
+        },
+        version="2",
+    )
+
+
+@pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
+def test_rows_are_laid_side_by_side_by_prediction_id_and_row(endpoint: EndpointWorld, wrong: int, state: str) -> None:
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers = np.arange(600) % 2
+    answer_both(endpoint, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
+
+    judged = judge(endpoint.ask(**AGREE))
+
+    one = finding(judged, "disagreement")
+    assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
+    assert (judged.version, judged.rows) == ("1", 600)
+    assert judged.figures["disagreement/candidate"] == one.value
+    assert any(mentions(note, "candidate", "flight-delay version 2", "600 of 600") for note in judged.notes)
+
+
+def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) -> None:
+    endpoint.serve(REGRESSOR, v2=REGRESSOR)
+    numbers = np.random.default_rng(0).normal(100, 10, 400)
+    answer_both(endpoint, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
+
+    assert finding(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("meaning", "state"),
+    [(CLASSIFIER, "kept"), (REGRESSOR, "not judged"), (None, "not judged")],
+    ids=["labels", "numbers", "a version that is gone"],
+)
+def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(
+    endpoint: EndpointWorld, meaning: dict[str, Any] | None, state: str
+) -> None:
+    if meaning is not None:
+        endpoint.serve(meaning, v2=meaning)
+    hashes = np.array([f"{row:032x}" for row in range(300)])
+    answer_both(endpoint, hashes, hashes if meaning is CLASSIFIER else hashes[::-1])
+
+    judged = judge(replace(endpoint.ask(**AGREE), capture=CaptureSpec(mask=("prediction",))))
+
+    assert judged.state == state
+
+
+def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers = np.arange(300) % 2
+    answer_both(endpoint, answers, answers, "calm")
+    endpoint.answer(
+        {
+            "_prediction_id": ids(0, 300),
+            "_shadow": np.ones(300, bool),
+            "_variant": ["wild"] * 300,
+            "prediction": 1 - answers,
+        },
+        version="2",
+    )
+
+    each = judge(endpoint.ask(**AGREE))
+    named = judge(endpoint.ask(**(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})))
+
+    assert (finding(each, "disagreement(calm)").state, finding(each, "disagreement(wild)").state) == (
+        "kept",
+        "violated",
+    )
+    assert finding(named, "disagreement(calm)").state == "kept"
+    assert named.state == "cannot tell"
+    assert "shadow 'gone' has computed no row" in finding(named, "disagreement(gone)").reason
+
+
+def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
+    answer_both(endpoint, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
+
+    judged = judge(endpoint.ask(**(AGREE | {"segment_by": ["carrier"]})))
+
+    assert finding(judged, "disagreement", segment="carrier=UA").value == 1
+    assert finding(judged, "disagreement", segment="carrier=AA").state == "kept"
+    assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
+
+
+def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld) -> None:
+    other = REGRESSOR | {"outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}]}
+    endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
+    endpoint.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
+    columns = {"_prediction_id": ids(0, 200), "_shadow": np.ones(200, bool), "output.x": [[1.0, 2.0]] * 200}
+    endpoint.answer(columns, version="2")
+
+    judged = judge(endpoint.ask(**AGREE))
+
+    assert judged.state == "not judged"
+    assert mentions(judged.reason, "0 rows")
+    assert any(mentions(note, "200 rows", "flight-delay version 1", "shadow") for note in judged.notes)
+
+
+def test_no_row_no_shadow_and_versions_that_are_gone(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint.serve(CLASSIFIER)
+    assert mentions(judge(endpoint.ask(**AGREE)).reason, "no rows")
+
+    endpoint.answer({"prediction": np.arange(150) % 2})
+    assert mentions(judge(endpoint.ask(**AGREE)).reason, "no shadow")
+
+
+def test_of_many_rows_both_sides_keep_the_same_ones(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.watch.kinds.shadow.MAX_ROWS", 250)
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers = np.arange(1_000) % 2
+    answer_both(endpoint, answers, np.where(np.arange(1_000) % 10 == 0, 1 - answers, answers))
+
+    judged = judge(endpoint.ask(**AGREE))
+
+    assert 125 <= judged.rows == judged.figures["compared_rows/candidate"] <= 250
+    assert finding(judged, "disagreement").value == pytest.approx(0.1, abs=0.05)
+    assert any("of 2,000 rows, including shadow rows, " in note for note in judged.notes)

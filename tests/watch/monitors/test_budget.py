@@ -1,0 +1,280 @@
+"""The check of a changed budget of alarms, and alarms that a user accepts."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.alerts.record import record_result
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
+from mlflow_deploy_plugin.watch.monitors.budget import accept_alarms, check_change
+from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
+from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due, run_window
+from mlflow_deploy_plugin.watch.monitors.schedule import overviews
+from mlflow_deploy_plugin.watch.monitors.window_runner import consecutive_alarms
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries
+from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
+from tests.support.refusals import mentions, refused
+from tests.support.results import result_of
+from tests.support.tracking import tracking_at
+
+SINCE = (CALM + 2 * DAY).isoformat()
+SHIFTED = Evidence("bins", {"x/level": 9.0, "y/level": 0.0}, ("x", "y"), {"x/level": SINCE})
+
+
+@pytest.fixture
+def deployments(tmp_path: Path) -> Iterator[Deployments]:
+    """An endpoint `flights` with a reference of 40 days and a monitor `daily`, 20 days later."""
+    make_endpoint(tmp_path / "home")
+    settings = Settings(home=tmp_path / "home")
+    store = open_store(settings.store_url, lambda: CALM + 20 * DAY)
+    yield Deployments(store, settings, print)
+    store.close()
+
+
+def configure(store: Store, fields: Mapping[str, object]) -> None:
+    store.replace_spec(apply_config(store.require_endpoint("flights").spec, fields))
+
+
+def judged(store: Store, start: datetime, evidence: Evidence, length: timedelta = DAY) -> None:
+    window = Monitors(store).add("flights", "daily", start, start + length)
+    found = replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
+    assert Monitors(store).update(found) is not None
+
+
+def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(deployments: Deployments) -> None:
+    store, monitors = deployments.store, Monitors(deployments.store)
+    configure(store, {"alarms.false_per_year": 1})
+    monitors.accept("flights", "daily", {"z": SINCE})
+    judged(store, CALM + 9 * DAY, SHIFTED)
+    judged(store, CALM + 9.5 * DAY, Evidence("other", {"w/level": 1.0}, ("w",)))  # not a window of the schedule
+    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+
+    accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
+
+    baseline = accepted.baseline
+    assert accepted.still_open == ()
+    assert baseline == {"x": SINCE, "y": (CALM + 9 * DAY).isoformat()}
+    assert monitors.state("flights", "daily").baseline == {"z": SINCE, **baseline}
+    assert Alerts(store).firing() == []
+    (ended,) = Alerts(store).recent()
+    texts = ("x is normal since the window of 3 July 2013", "y is normal since the window of 10 July 2013")
+    assert mentions(ended.detail["lines"][0], *texts, "a new carrier")
+    event = [*store.events("flights")][-1]
+    assert (event.action, event.why) == ("monitor.accept", "a new carrier")
+    assert event.detail["monitor"] == "daily"
+    assert mentions(event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10T00:00:00+00:00")
+
+
+def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_of_them(
+    deployments: Deployments,
+) -> None:
+    store, monitors = deployments.store, Monitors(deployments.store)
+    configure(store, {"alarms.false_per_year": 1})
+    series = ["x/level", "carrier=AA/x/level", "y/level", "a/x/level"]
+    alarms = ("x", "carrier=AA/x", "y", "a/x")
+    judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
+    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+    start = (CALM + 9 * DAY).isoformat()
+
+    first = accept_alarms(deployments, "flights", "daily", columns=["x"])
+    after_first = overviews(store, "flights")[0].last
+    firing = len(Alerts(store).firing())
+    second = accept_alarms(deployments, "flights", "daily", columns=["a/x", "y"])
+    after_second = overviews(store, "flights")[0].last
+
+    assert (first.baseline, first.still_open) == ({"x": start, "carrier=AA/x": start}, ("y", "a/x"))
+    assert (second.baseline, second.still_open) == ({"a/x": start, "y": start}, ())
+    assert after_first is not None
+    assert after_second is not None
+    assert (after_first.outcome, firing) == ("drift", 1)
+    assert (after_second.outcome, Alerts(store).firing()) == ("accepted", [])
+    assert (after_second.verdict, {*after_second.accepted}) == ("drift", {*alarms})
+    assert monitors.state("flights", "daily").baseline.keys() == {*alarms}
+    with refused(NotFound, "no open alarm"):
+        accept_alarms(deployments, "flights", "daily")
+
+
+def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_one(deployments: Deployments) -> None:
+    configure(deployments.store, {"alarms.false_per_year": 1})
+    judged(deployments.store, CALM + 9 * DAY, SHIFTED)
+
+    with refused(NotFound, "'daily'", "no open alarm", "'weather'", "x, y"):
+        accept_alarms(deployments, "flights", "daily", columns=["x", "weather"])
+
+    assert Monitors(deployments.store).state("flights", "daily").baseline == {}
+
+
+def test_the_alert_continues_while_a_requirement_is_violated(deployments: Deployments) -> None:
+    store = deployments.store
+    configure(store, {"alarms.false_per_year": 1})
+    judged(store, CALM + 9 * DAY, replace(SHIFTED, alarms=("x", "y", "missing(x)")))
+    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+
+    accepted = accept_alarms(deployments, "flights", "daily")
+
+    assert ({*accepted.baseline}, accepted.still_open) == ({"x", "y"}, ("missing(x)",))
+    assert len(Alerts(store).firing()) == 1
+
+
+def test_an_accepted_window_does_not_count_as_a_consecutive_alarm(deployments: Deployments) -> None:
+    store = deployments.store
+    configure(store, {"alarms.false_per_year": 1})
+    judged(store, CALM + 9 * DAY, SHIFTED)
+    Monitors(store).update_state("flights", "daily", consecutive=3)
+    accept_alarms(deployments, "flights", "daily")
+    assert Monitors(store).state("flights", "daily").consecutive == 0
+    judged(store, CALM + 10 * DAY, SHIFTED)
+
+    assert consecutive_alarms(Monitors(store).windows("flights", "daily")) == 1
+
+
+@pytest.mark.parametrize("segment", ["", "carrier=AA/"])
+@pytest.mark.parametrize("is_shift", [True, False])
+def test_an_accepted_alarm_about_relations_has_their_name(
+    deployments: Deployments, segment: str, is_shift: bool
+) -> None:
+    configure(deployments.store, {"alarms.false_per_year": 1})
+    series = FigureSeries(segment.rstrip("/"), PROJECTIONS[3], "spread")
+    shifts = {str(series): SINCE} if is_shift else {}
+    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts))
+
+    baseline = accept_alarms(deployments, "flights", "daily").baseline
+
+    assert baseline == {series.key: SINCE if is_shift else (CALM + 9 * DAY).isoformat()}
+    assert series.key == segment + RELATIONS
+
+
+def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deployments) -> None:
+    """A shift of a column also shifts sums of columns, perhaps only in later windows."""
+    configure(deployments.store, {"alarms.false_per_year": 1})
+    levels = {str(FigureSeries("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
+    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), {"x/spread": SINCE}))
+
+    assert accept_alarms(deployments, "flights", "daily").baseline == {"x": SINCE, RELATIONS: SINCE}
+
+
+@pytest.mark.long
+def test_a_shift_starts_an_alert_until_it_is_accepted(
+    deployments: Deployments, tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's mean: no jump of a window."""
+    store = deployments.store
+    configure(store, {"alarms.false_per_year": 1})
+    for day in range(6):
+        capture(tmp_path / "home", CALM + day * DAY, 0.6 if day > 1 else 0.0)
+
+    with tracking_at(new_database(tmp_path)):
+        chosen = find_monitor(deployments, "flights", "daily")
+        windows = list(run_due(deployments, chosen, print))
+        (alert,) = Alerts(store).firing()
+        baseline = accept_alarms(deployments, "flights", "daily").baseline
+        again, _ = run_window(deployments, chosen, parse_window("2013-07-06/1d"), judge_and_log)
+
+    verdicts = [window.verdict for window in windows]
+    assert verdicts[:2] == ["no drift", "no drift"]
+    assert set(verdicts[5:]) == {"drift", "not judged"}  # The later days have no rows.
+    assert mentions(
+        "\n".join(alert.detail["lines"]),
+        "x",
+        "shift",
+        "higher",
+        "since the window of 3 July 2013",
+        "false alarms per year",
+    )
+    assert baseline == {"x": (CALM + 2 * DAY).isoformat()}
+    assert Alerts(store).firing() == []
+    assert (again.revision, again.evidence["shifts"], again.evidence["alarms"]) == (2, {}, [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "evidence", "error", "names"),
+    [
+        ({}, SHIFTED, InvalidConfig, ["'flights'", "alarms.false_per_year=1"]),
+        ({"alarms.false_per_year": 1}, replace(SHIFTED, alarms=(), shifts={}), NotFound, ["'daily'", "no open alarm"]),
+        (
+            {"alarms.false_per_year": 1, "monitors.daily.kind": "service_level", "monitors.daily.require": "p99<=1"},
+            SHIFTED,
+            InvalidConfig,
+            ["service_level", "monitors.daily.require=…"],
+        ),
+    ],
+)
+def test_what_cannot_be_accepted_is_refused_with_the_remedy(
+    deployments: Deployments, fields: Mapping[str, object], evidence: Evidence, error: type[Exception], names: list[str]
+) -> None:
+    configure(deployments.store, fields)
+    judged(deployments.store, CALM + 9 * DAY, evidence)
+
+    with refused(error, *names):
+        accept_alarms(deployments, "flights", "daily")
+    assert Monitors(deployments.store).state("flights", "daily").baseline == {}
+
+
+def test_a_reference_with_windows_that_will_be_judged_is_refused_with_the_last_end(deployments: Deployments) -> None:
+    reference = {"monitors.daily.reference": "window:2013-06-01/2013-07-22"}
+
+    assert check_change(deployments, "flights", reference) == []  # without a budget
+    with refused(InvalidConfig, "monitors.daily.reference", "2013-06-01/2013-07-22", "END", "2013-07-21T00:00"):
+        check_change(deployments, "flights", reference | {"alarms.false_per_year": 1})
+    (line,) = check_change(
+        deployments,
+        "flights",
+        {"alarms.false_per_year": 1, "monitors.daily.reference": "window:2013-06-01/2013-07-21T00:00"},
+    )
+    assert mentions(line, "flights", "monitor daily", "no rows")
+
+
+@pytest.fixture
+def served(deployments: Deployments, tmp_path: Path) -> None:
+    """Let the server serve the version that the model URI of the endpoint selects."""
+    wanted = tmp_path / "home/deployments/flights/wanted.json"
+    document = json.loads(wanted.read_text())
+    document["endpoints"]["flights"]["variants"]["flights"] |= {"model": "model-of-flights", "version": ""}
+    wanted.write_text(json.dumps(document))
+
+
+@pytest.mark.usefixtures("served")
+def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(deployments: Deployments) -> None:
+    assert check_change(deployments, "flights", {"alarms.false_per_year": 1}) == []
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"monitors.daily.reference": "window:2013-07-01/2013-07-11"}, ["window:2013-07-01/2013-07-11", "20", "10"]),
+        ({"monitors.daily.season": "30d"}, ["season 30d", "40", "20d"]),
+    ],
+)
+def test_a_reference_that_is_too_short_is_refused_but_a_rolling_one_grows(
+    deployments: Deployments, tmp_path: Path, fields: Mapping[str, object], names: list[str]
+) -> None:
+    for day in range(12):
+        capture(tmp_path / "home", CALM + day * DAY)
+    budget: dict[str, object] = {"alarms.false_per_year": 1}
+
+    with refused(InvalidConfig, "monitors.daily", *names):
+        check_change(deployments, "flights", {**budget, **fields})
+    (line,) = check_change(deployments, "flights", budget | {"monitors.daily.reference": "rolling:2d"})
+    assert mentions(line, "monitor daily", "first judgement", "rolling:2d")
+
+
+def test_a_reference_that_cannot_be_loaded_yet_is_checked_with_the_first_window(deployments: Deployments) -> None:
+    (line,) = check_change(deployments, "flights", {"alarms.false_per_year": 1, "monitors.other.every": "1h"})[1:]
+
+    assert mentions(line, "flights", "monitor other", "first judgement", "model-of-flights")

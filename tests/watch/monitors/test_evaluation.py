@@ -1,0 +1,169 @@
+"""The checks before a window is judged."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.processes.worker import Worker
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log, judging_worker, window_request, with_alarms
+from mlflow_deploy_plugin.watch.monitors.window_runner import unsaved_window
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from tests.support.ecs import read_line
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.raising import raise_it
+from tests.support.refusals import mentions, refused
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port
+
+
+def test_where_mlflow_is_down_it_is_said_before_anything_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("mlflow_deploy_plugin.watch.monitors.evaluation.count_rows", pytest.fail)
+    window = parse_window("2013-07-01/1d")
+    question = WindowRequest("flights", "daily", MonitorSpec(), window, 1, Settings(home=tmp_path))
+
+    with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable, match="connection refused"):
+        judge_and_log(question)
+
+
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    one = judging_worker()
+    yield one
+    one.end()
+
+
+def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker: Worker) -> None:
+    pid = worker.call(os.getpid, seconds=SECONDS)
+
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
+    assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
+    with refused(OnnxserveError, "MemoryError"):
+        worker.call(bytearray, 2**62, seconds=SECONDS)
+
+
+def test_what_passes_by_itself_is_told_from_what_does_not(worker: Worker) -> None:
+    with refused(RegistryUnavailable, "MLflow"):
+        worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
+
+
+@pytest.mark.long
+def test_its_lines_are_those_of_the_controller_and_an_outage_is_not_told_at_every_try(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
+    one = judging_worker()
+    one.call(logging.getLogger("urllib3.connectionpool").warning, "Retrying", seconds=SECONDS)
+    one.call(logging.warning, "memory is short", seconds=SECONDS)
+    one.end()
+    (line,) = map(read_line, capfd.readouterr().err.splitlines())
+    assert (line["service.node.role"], line["message"]) == ("monitor", "memory is short")
+
+
+BUDGET = {"alarms.false_per_year": 3}
+
+
+def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> WindowRequest:
+    """Return the request for a window with the budget and the earlier windows from the store."""
+    endpoint = world.store.require_endpoint("flights")
+    unsaved = unsaved_window("flights", monitor, window, NOON)
+    request = window_request(unsaved, endpoint.spec.monitors[monitor], world.settings, endpoint, ["an agent is silent"])
+    return with_alarms(request, endpoint, world.monitors)
+
+
+def judged(world: MonitoredWorld, number: int, monitor: str = "hourly", **fields: Any) -> None:
+    """Store a judged hour, counted from noon."""
+    start = NOON + number * HOUR
+    window = world.monitors.add("flights", monitor, start, start + HOUR)
+    assert world.monitors.update(replace(window, state="judged", **fields))
+
+
+def evidence(level: float) -> dict[str, object]:
+    return Evidence("bins", {"x/level": level}).to_json()
+
+
+def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={}, other={"kind": "prediction_drift"})
+    world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
+    for number in (3, 2, 1):  # A backfill may judge windows in any order.
+        judged(world, number, evidence=evidence(number))
+    judged(world, 1, evidence=evidence(1.5))
+    judged(world, 0)
+    world.monitors.accept("flights", "hourly", {"x": NOON.isoformat()})
+
+    request = asked(world, Window(NOON + 3 * HOUR, NOON + 4 * HOUR))
+
+    assert request.alarms.false_per_year == 1.5
+    past = [(one.start, one.evidence.levels) for one in request.alarms.past]
+    assert past == [(NOON, {}), (NOON + HOUR, {"x/level": 1.5}), (NOON + 2 * HOUR, {"x/level": 2.0})]
+    assert request.alarms.baseline == {"x": NOON}
+    assert (request.alarms.accuracy, request.notes) == (None, ("an agent is silent",))
+
+
+def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={}, hits={"kind": "performance", "require": "f1>=0.5,accuracy>=0.5"})
+    judged(world, 0, monitor="hits", figures={"f1": 0.1})  # before the first window of `hourly`
+    judged(world, 1, monitor="hits", figures={"f1": 0.9, "estimated/f1": 0.8})
+    judged(world, 2, monitor="hits", figures={"rows": 9.0})
+    for number in (1, 2):
+        judged(world, number, evidence=evidence(number))
+    last = Window(NOON + 3 * HOUR, NOON + 4 * HOUR)
+
+    accuracy = asked(world, last).alarms.accuracy
+    judged(world, 3, monitor="hits", figures={"f1": None, "estimated/f1": 0.7})
+    extended = asked(world, last).alarms.accuracy
+
+    assert accuracy is not None
+    assert extended is not None
+    assert mentions(accuracy.title, "f1", "from labels")
+    assert mentions(extended.title, "f1", "from labels", "estimated")
+    assert list(extended.starts) == [NOON + number * HOUR for number in (1, 2, 3)]
+    assert extended.values[0] == 0.9
+    assert math.isnan(extended.values[1])
+    assert extended.values[2] == 0.7
+    assert asked(world, last, "hits").alarms.accuracy is None
+
+
+def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(world: MonitoredWorld) -> None:
+    world.endpoint()
+    judged(world, 0, evidence=evidence(0))
+    window = Window(NOON + HOUR / 2, NOON + 3 * HOUR / 2)
+
+    without = asked(world, window)
+    world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
+    request = asked(world, window)
+
+    assert without.notes == ("an agent is silent",)
+    assert mentions(request.notes[1], "overlaps", "2026-11-20T12:00:00/2026-11-20T13:00:00")
+    assert (request.alarms.past, request.alarms.false_per_year) == ((), 3)
+
+
+def test_requirements_share_the_budget(world: MonitoredWorld) -> None:
+    world.endpoint(hits={"kind": "service_level", "require": "p99<=1"}, loose={"false_alarm_rate": 1e-5})
+    window = Window(NOON, NOON + HOUR)
+
+    without = asked(world, window, "hits")
+    world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
+    request = asked(world, window, "hits")
+
+    assert without.requirement_rate == 0.05
+    assert request.requirement_rate == pytest.approx(1.5 / (365.25 * 24))
+    assert mentions(request.notes[1], "budget", "3 false alarms")
+    assert asked(world, window, "loose").requirement_rate == 1e-5

@@ -1,0 +1,164 @@
+"""The maintenance of the log while the controller runs."""
+
+import glob
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.tables import AlertRow
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.drift.references.load import rolling_windows
+from mlflow_deploy_plugin.watch.monitors.maintenance import maintain_log, maintain_logs, retained_windows
+from mlflow_deploy_plugin.watch.monitors.schedule import next_due_window
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from tests.support.monitors import NOON, SECONDS, MonitoredWorld
+from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
+
+
+def files(folder: Path) -> list[str]:
+    """Return the files of the log. (`Path.rglob` raises if the maintenance removes a folder during the search.)"""
+    return glob.glob("inference_log/endpoint=flights/**/*.parquet", root_dir=folder, recursive=True)
+
+
+@contextmanager
+def kept_up(world: MonitoredWorld) -> Iterator[None]:
+    """Maintain the log repeatedly during the `with`."""
+    lease, over = world.store.acquire_lease("upkeep", "the test", 15), threading.Event()
+    assert lease is not None
+    deployments = Deployments(world.store, world.settings, world.said.append)
+
+    def work() -> None:
+        with LeaseKeeper(world.store, lease) as keeper:
+            maintain_logs(deployments, keeper, over, every_seconds=0.1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(SECONDS)
+
+
+@pytest.mark.long
+def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld, tmp_path: Path) -> None:
+    hour = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    world.endpoint()
+    for _ in range(5):
+        world.rows(hour)
+    assert len(files(tmp_path)) == 5
+    world.now = datetime.now(UTC) + timedelta(hours=1)  # Files that were just written are not maintained yet.
+    with kept_up(world):
+        wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
+
+
+@pytest.mark.long
+def test_what_has_expired_goes_from_the_store(world: MonitoredWorld) -> None:
+    world.endpoint()
+    alerts = Alerts(world.store)
+    alerts.add_once(Alert("long over", "flights", "hourly", "resolved", NOON, NOON))
+    world.now = NOON + timedelta(days=5)
+    alerts.add_once(Alert("over", "flights", "hourly", "resolved", world.now, world.now))
+    world.now += timedelta(days=6)
+    world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
+
+    def kept() -> list[str]:
+        with world.store.transaction(is_read_only=True) as session:
+            return [*session.scalars(select(AlertRow.fingerprint))]
+
+    with kept_up(world):
+        wait_until(lambda: kept() == ["over"], SECONDS, "the old alert is gone")
+
+
+def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -> None:
+    world.endpoint(
+        pinned={"reference": "window:2026-01-01/7d"},
+        weekly={"every": "1d", "schedule": "0 6 * * 1", "reference": "rolling:7d", "false_alarm_rate": "0.5"},
+        retried={},
+    )
+    monitors, begun = world.monitors, NOON
+    monitors.add("flights", "retried", begun - timedelta(days=40), begun - timedelta(days=40, hours=-1))
+    world.now = now = NOON + timedelta(days=60)
+    for name in ("pinned", "retried"):
+        monitors.update_state("flights", name, made_up_to=now)
+    endpoint = world.store.endpoint("flights")
+    assert endpoint is not None
+
+    needed = {f"{window}" for window in retained_windows(monitors, endpoint, now).windows}
+
+    assert needed == {
+        "2026-01-01/2026-01-08",
+        "2026-11-06/2027-01-19T12:00:00",  # The first window is from 2026-11-20 and is compared with two weeks.
+        "2026-10-11T12:00:00/2027-01-19T12:00:00",  # This window is not judged yet.
+    }
+
+
+def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_are_made_up(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint(
+        truth={"kind": "performance", "require": "accuracy>=0.8", "labels_within": "7d"},
+        once_a_year={"schedule": "0 0 1 1 *"},
+    )
+    endpoint = world.store.endpoint("flights")
+    assert endpoint is not None
+    world.now = now = NOON + timedelta(days=7, hours=51)
+    state = world.monitors.state("flights", "truth")
+    first = next_due_window(endpoint, state, now)
+    assert first is not None
+
+    labels, yearly = sorted(retained_windows(world.monitors, endpoint, now).windows, key=lambda window: window.start)
+
+    assert labels.start <= first.window.start == NOON
+    assert yearly.start == now - timedelta(hours=100)  # This is the maximum number of missed windows.
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first_hour", [0, 6])
+def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
+    world: MonitoredWorld, first_hour: int
+) -> None:
+    spec = {"every": "1d", "reference": "rolling:1d", "false_alarm_rate": "0.5"}  # These settings read five days.
+    world.endpoint(daily=spec)
+    endpoint = world.store.endpoint("flights")
+    assert endpoint is not None
+    day, frozen, oldest = datetime(2026, 11, 20, tzinfo=UTC), set(), []
+    for _ in range(45):
+        world.rows(day + timedelta(hours=first_hour))
+        window = Window(day, day + timedelta(days=1))
+        day = world.now = window.end
+        asked = WindowRequest("flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings)
+        if window.start >= NOON + timedelta(days=5):
+            frozen.add(str(rolling_windows(asked, "flight-delay", "1")[0].sampled))
+        world.monitors.update_state("flights", "daily", made_up_to=day)
+        needed = retained_windows(world.monitors, endpoint, day)
+        maintain_log(world.settings, "flights", day, "7d", needed)
+        oldest.append(day - asked.log.hours("flights")[0].start)
+
+    assert len(frozen) <= 5  # eras of 20 days
+    assert oldest[-1] < timedelta(days=25)
+
+
+@pytest.mark.long
+def test_what_is_older_than_the_endpoints_retention_is_deleted_and_said(
+    world: MonitoredWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = apply_config(new_endpoint("flights", "models:/flight-delay/1"), {"capture.retention": "90d"})
+    world.store.add_endpoint("onnxserve", spec)
+    world.rows(world.now - timedelta(days=100), world.now - timedelta(days=80))
+    caplog.set_level("INFO")
+
+    with kept_up(world):
+        wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
+        wait_until(lambda: mentions(caplog.text, "capture.retention 90d", "deleted"), SECONDS, "it is said")
+    assert mentions(caplog.text, "flights", "1 files")

@@ -1,0 +1,391 @@
+"""Windows that a user requests: the choice of the monitor and window, the request, and the stored result."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.monitors import manual_runs
+from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator
+from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
+from mlflow_deploy_plugin.watch.monitors.schedule import overviews
+from mlflow_deploy_plugin.watch.monitors.window_runner import WindowRunner
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from tests.support.deployments import empty_home
+from tests.support.guides import run_page
+from tests.support.inference_log import LogWriter
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.refusals import mentions, refused
+from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
+
+
+def deployments(world: MonitoredWorld) -> Deployments:
+    return Deployments(world.store, world.settings, world.said.append)
+
+
+def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
+    """Write the state of `onnxserve serve` on this machine, which is not in the store."""
+    folder = world.settings.home_path / "serve" / "flights-8080"
+    folder.mkdir(parents=True)
+    document = {"name": "flights", "variants": {"flights": {"model": "models:/flight-delay/1"}}, **fields}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(document))
+
+
+def run(world: MonitoredWorld, monitor: str | None = None, window: Window | None = None) -> MonitorWindow:
+    found = find_monitor(deployments(world), "flights", monitor)
+    return manual_runs.run_window(deployments(world), found, window, world.answer)[0]
+
+
+def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={"min_rows": 60})
+    world.rows(NOON - 3 * HOUR, NOON)
+    world.now = NOON + HOUR / 2
+
+    written = run(world)
+
+    assert (written.monitor, written.start, written.state) == ("hourly", NOON - 3 * HOUR, "judged")
+    assert world.asked[-1].spec.min_rows == 60
+
+
+def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+    world.rows(NOON - 3 * HOUR)
+    LogWriter(Path(world.settings.inference_log) / FAILURES).write({"_event_time": [NOON] * 3})
+    world.now = NOON + 2 * HOUR
+
+    assert run(world, "level").start == NOON
+
+
+def test_a_kind_that_judges_no_columns_takes_none(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+
+    with refused(InvalidConfig, "--exclude", "service_level"):
+        find_monitor(deployments(world), "flights", "level").with_bounds(exclude=("x",))
+
+
+def test_a_window_that_was_judged_already_gets_a_further_revision(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
+
+    run(world)
+
+    first, second = world.monitors.windows("flights", "hourly")
+    assert (first.verdict, first.run_id) == ("drift", "of the schedule")
+    assert (second.revision, second.verdict, second.log_rows, second.run_id) == (2, "no drift", 3, "run-1")
+    assert (first.by_hand, second.by_hand) == (False, True)
+
+
+def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world: MonitoredWorld) -> None:
+    left_by_a_server(world, capture={"mask": ["carrier"]}, monitors={"hourly": {"every": "1h", "min_rows": 7}})
+    world.rows(NOON, NOON + HOUR)
+    world.now = NOON + 2 * HOUR
+    found = find_monitor(deployments(world), "flights", None)
+
+    run(world)
+    list(manual_runs.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
+
+    assert [asked.window.start for asked in world.asked] == [NOON + HOUR, NOON]
+    assert {(asked.monitor, asked.spec.min_rows, asked.capture.mask) for asked in world.asked} == {
+        ("hourly", 7, ("carrier",))
+    }
+
+
+def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(world: MonitoredWorld) -> None:
+    world.rows(NOON - 24 * HOUR)
+
+    written = run(world, "nightly")
+
+    assert (written.monitor, written.end - written.start) == ("nightly", timedelta(days=1))
+
+
+def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(world: MonitoredWorld) -> None:
+    world.store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
+
+    assert find_monitor(deployments(world), "flights", None).name == "drift"
+    with refused(NotFound, "'flights'", "'drfit'", "onnxserve monitor add"):
+        find_monitor(deployments(world), "flights", "drfit")
+
+
+def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={"consecutive": 2})
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    world.judge = lambda asked: "drift"
+    found = find_monitor(deployments(world), "flights", None)
+
+    shown, answer = manual_runs.run_window(
+        deployments(world), found.with_bounds(min_rows=9, false_alarm_rate=None), None, world.answer
+    )
+
+    assert (world.asked[-1].spec.min_rows, world.asked[-1].tried) == (9, "min_rows=9")
+    assert (shown.verdict, shown.run_id, shown.rows) == ("drift", "run-1", 3)
+    assert world.asked[-1].notes == (
+        "judged once with min_rows=9: only logged to MLflow, not a verdict of the monitor",
+    )
+    assert answer.run.run_id == "run-1"
+    assert world.monitors.windows() == []
+
+
+@pytest.mark.parametrize("by", ["run", "backfill"])
+def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_tells(
+    world: MonitoredWorld, by: str
+) -> None:
+    world.due()
+    world.judge = lambda asked: "no drift"
+    found = find_monitor(deployments(world), "flights", None)
+
+    for _ in range(2):
+        if by == "run":
+            run(world, window=Window(NOON, NOON + HOUR))
+        else:
+            list(manual_runs.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
+    world.judge = lambda asked: "drift"
+    world.start()
+
+    wait_until(lambda: Alerts(world.store).firing(), what="the schedule has told of it")
+    wait_until(lambda: not world.monitors.windows(states=("pending", "running")), what="its verdict is written")
+
+
+def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
+    world.due()
+    world.watermark(NOON + HOUR / 2)
+    run(world)
+
+    world.start()
+    looked = world.count_looks()
+    wait_until(lambda: looked() > 20, what="the schedule has looked")
+    assert [asked.revision for asked in world.asked] == [1]
+    assert world.monitors.windows(by_hand=False) == []
+    world.watermark(NOON + HOUR)
+
+    world.wait_for(2)
+    assert [asked.revision for asked in world.asked] == [1, 2]
+
+
+def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by_the_schedule(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint(hourly={"grace": "30m"})
+    world.rows(NOON)
+    world.now = NOON + HOUR
+
+    def judge(asked: WindowRequest) -> str:
+        world.now = NOON + 2 * HOUR
+        return "drift"
+
+    world.judge = judge
+    run(world, window=Window(NOON, NOON + HOUR))
+    world.start()
+
+    assert [window.revision for window in world.wait_for(2)] == [1, 2]
+
+
+def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: MonitoredWorld) -> None:
+    world.due()
+    waiting = replace(world.monitors.add("flights", "hourly", NOON, NOON + HOUR), attempts=1)
+    world.monitors.update(waiting)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
+
+    run(world)
+
+    assert [(one.revision, one.state, one.by_hand) for one in world.monitors.windows()] == [
+        (1, "pending", False),
+        (2, "judged", True),
+    ]
+
+
+def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredWorld) -> None:
+    world.due()
+    world.start()
+    world.wait_for(1)
+    world.end()
+
+    run(world)
+
+    assert [(one.revision, one.state, one.by_hand) for one in world.monitors.windows()] == [
+        (1, "judged", False),
+        (2, "judged", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Window(NOON, NOON + HOUR), Window(NOON, NOON + HOUR / 2), Window(NOON + HOUR / 4, NOON + HOUR * 5 / 4)],
+    ids=["the schedule's", "one that begins with it", "one across it"],
+)
+def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judged_by_hand(
+    world: MonitoredWorld, window: Window
+) -> None:
+    world.endpoint()
+    world.rows(NOON, NOON + HOUR / 3)
+    world.now = NOON + 2 * HOUR
+    world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
+    judged = run(world, window=window)
+    runner = WindowRunner(deployments(world), Evaluator(world.answer), world.said.append)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
+
+    world.rows(NOON + HOUR / 3)
+    world.now += HOUR
+
+    assert runner.add_late_revisions("flights", "hourly") == []
+    assert world.monitors.windows() == [judged]
+    assert Alerts(world.store).firing() == []
+
+
+def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON, NOON + HOUR / 4, NOON + HOUR)
+    odd = world.monitors.add("flights", "hourly", NOON + HOUR / 4, NOON + HOUR / 2, by_hand=True)
+    world.monitors.update(replace(odd, state="running"))
+    world.now = NOON + 2 * HOUR + timedelta(minutes=30)
+
+    world.start()
+    world.wait_for(2)
+    world.end()
+
+    assert [asked.window.start for asked in world.asked] == [NOON, NOON + HOUR]
+    (overview,) = overviews(world.store)
+    assert (overview.status, overview.open) == ("waiting", None)
+    taken = run(world, window=Window(odd.start, odd.end))
+    assert (taken.id, taken.state) == (odd.id, "judged")
+
+
+def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
+    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    monkeypatch.setattr(manual_runs, "wait_until_shipped", lambda *_: False)
+
+    written = run(world)
+
+    note = "some captured rows are not in the inference log yet and are not judged"
+    assert world.asked[-1].result("no drift", "").notes == (note,)
+    assert note in written.reason
+
+
+def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={}, daily={"every": "1d"})
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+
+    with refused(NotFound, "'flihgts'", "'flights'"):
+        find_monitor(deployments(world), "flihgts", None)
+    with refused(NotFound, "'weekly'", "daily, hourly"):
+        run(world, "weekly")
+    with refused(InvalidConfig, "--monitor daily | hourly"):
+        run(world)
+    with refused(NotFound, "no captured rows", "2026-11-20T12:00"):
+        run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
+
+
+def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(world: MonitoredWorld) -> None:
+    world.endpoint(seconds={"every": "1s"})
+    found = find_monitor(deployments(world), "flights", None)
+
+    with refused(InvalidConfig, "2,592,000 windows of 1s", "10,000", "--to 2026-11-20T14:46:40"):
+        next(manual_runs.backfill(deployments(world), found, NOON, NOON + 24 * 30 * HOUR, world.answer))
+    assert world.monitors.windows() == []
+
+
+def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+
+    def judge(question: WindowRequest) -> str:
+        raise InvalidConfig("the reference is not there")
+
+    world.judge = judge
+    with pytest.raises(Exception, match="not there"):
+        run(world)
+
+    (window,) = world.monitors.windows("flights", states=("failed",))
+    assert window.attempts == 1
+
+
+def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
+    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def due() -> list[tuple[str, int]]:
+        world.said.clear()
+        found = find_monitor(deployments(world), "flights", None)
+        taken = manual_runs.run_due(deployments(world), found, world.said.append)
+        return [(window.state, window.attempts) for window in taken]
+
+    def fails(asked: WindowRequest) -> str:
+        raise OnnxserveError("the disk is full")
+
+    monkeypatch.setattr(manual_runs, "judge_and_log", world.answer)
+    world.now = NOON
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 1.5 * HOUR
+    world.judge = fails
+
+    assert due() == [("pending", 1)]
+    assert due() == [("pending", 1)]  # The next attempt is not due yet, but a Job may start its next pod now.
+    assert [line.partition("will be retried")[2] for line in world.said] == [": the disk is full"]
+    world.judge = lambda asked: "no drift"
+    world.now += HOUR / 60
+    assert due() == [("judged", 1)]
+    assert due() == []
+
+
+@pytest.mark.long
+def test_the_page_shows_the_first_verdicts(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
+    uri = new_database(tmp_path)
+    with empty_home(tmp_path):
+        _, files, monitored, labelled, longer = run_page("monitor-quickstart.md", tmp_path, uri)
+
+    calm, shifted = re.findall(r"^cancer drift \S+: (.*)\n  228 rows\n  (.*)", files, re.MULTILINE)
+    assert calm[0] == "no drift"
+    assert shifted[0] == "drift"
+    assert shifted[1].startswith("mean radius: mean 14.23 → 18.17, higher")
+    assert re.search(r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", monitored, re.MULTILINE)
+    assert re.search(r"^cancer +drift +drift +10m +waiting +\S+ +no drift", monitored, re.MULTILINE)
+    assert re.search(r"^cancer accuracy \S+: not judged$", labelled, re.MULTILINE)
+    assert re.search(r"^\W*estimated accuracy: estimated 0\.9", labelled, re.MULTILINE)
+    assert mentions(labelled, "228 of 228")
+    assert re.search(r"^cancer accuracy \S+ \(revision 2\): kept$", labelled, re.MULTILINE)
+    assert re.search(r"^cancer +drift +drift +1d +waiting", longer, re.MULTILINE)
+    with tracking_at(uri):
+        experiment = mlflow.get_experiment_by_name("onnxserve/cancer")
+        runs = mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list")
+        for run in runs:
+            assert "report.html" in [one.path for one in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
+    assert len(runs) == 2
+
+
+def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorld) -> None:
+    world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
+    found = find_monitor(deployments(world), "flights", "level")
+
+    with refused(InvalidConfig, "--engine spark", "drift", "service_level"):
+        manual_runs.run_window(deployments(world), found, None, world.answer, "spark")
+
+
+def test_what_is_due_is_known_of_endpoints_of_the_store_alone(world: MonitoredWorld) -> None:
+    left_by_a_server(world)
+    found = find_monitor(deployments(world), "flights", None)
+
+    with refused(NotFound, "'flights'", "the store"):
+        next(manual_runs.run_due(deployments(world), found, world.said.append))

@@ -1,0 +1,266 @@
+"""A file is compared with another file: `onnxserve drift run NAME --rows FILE --reference FILE`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
+from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
+from mlflow_deploy_plugin.watch.kinds import drift
+from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
+from mlflow_deploy_plugin.watch.result import MonitorResult
+from tests.support.refusals import mentions, refused
+from tests.support.tracking import tracking_at
+
+_rng = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with tracking_at(new_database(tmp_path)):
+        yield tmp_path
+
+
+def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> EvaluatedWindow:
+    rows.to_parquet("rows.parquet")
+    reference.to_csv("reference.csv", index=False)
+    settings = load_settings()
+    return run_files("mine", "rows.parquet", "reference.csv", settings, judge_and_log, **bounds)[1]
+
+
+def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
+    found = pd.DataFrame({"x": _rng.normal(shift, 1, count), "kind": _rng.choice(["a", "b"], count)})
+    return found.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC")) if start else found
+
+
+@pytest.mark.long
+def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(folder: Path) -> None:
+    calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
+
+    assert calm.result.state == "no drift"
+    assert mentions(calm.result.notes[0], "neither file")
+    assert shifted.result.state == "drift"
+    assert shifted.result.reason.startswith("x: mean ")
+    assert (shifted.result.model, shifted.result.rows) == ("", 300)
+    run = mlflow.MlflowClient().get_run(shifted.run.run_id)
+    assert run.data.tags["onnxserve.tried"] == "rows=rows.parquet, reference=reference.csv"
+    assert "onnxserve.verdict" not in run.data.tags
+    assert not (folder / "home" / "inference_log").exists()
+
+
+def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() -> None:
+    answer = judged(table(144, 3.0, "2024-03-01"), table(144 * 40, 0.0, "2024-01-01"), min_rows=100)
+
+    assert str(answer.result.window) == "2024-03-01/2024-03-02"
+    assert answer.result.state == "drift"
+    assert "windows" in answer.result.reason
+    assert not any("independent" in note for note in answer.result.notes)
+
+
+def test_times_on_one_side_alone_are_said() -> None:
+    answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
+
+    assert answer.result.notes[0].startswith("only one file (not the dataset rows.parquet) has event times")
+
+
+def test_too_few_rows_are_not_judged() -> None:
+    answer = judged(table(50), table(2000))
+
+    assert (answer.result.state, answer.result.reason) == ("not judged", "the window has 50 rows; min_rows is 200")
+
+
+def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.watch.drift.references.rows.MAX_ROWS", 400)
+
+    notes = judged(table(1000), table(300)).result.notes
+
+    assert any(mentions(note, "rows.parquet", "1,000 rows", "400") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "error", "said"),
+    [
+        ("mine", "nothing.csv", NotFound, "the dataset nothing.csv does not exist"),
+        ("mine", "mine.txt", InvalidConfig, "the dataset mine.txt cannot be read"),
+        ("../mine", "reference.csv", InvalidConfig, "letters, digits"),
+    ],
+)
+def test_what_cannot_be_judged_is_said(folder: Path, name: str, rows: str, error: type[Exception], said: str) -> None:
+    (folder / "mine.txt").write_text("no table")
+    table(40).to_csv("reference.csv", index=False)
+    with pytest.raises(error, match=said):
+        run_files(name, rows, "reference.csv", load_settings(), judge_and_log)
+
+
+def compared(rows: str, reference: str, **bounds: Any) -> MonitorResult:
+    """Return the verdict on a file without a report."""
+
+    def judge(request: Any) -> EvaluatedWindow:
+        return EvaluatedWindow(drift.judge(request), LoggedRun("", "", ""), 0)
+
+    return run_files("mine", rows, reference, load_settings(), judge, **bounds)[1].result
+
+
+def with_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the two columns of times of the same rows."""
+    return rows.assign(signup_date=rows["at"].dt.tz_localize(None).dt.floor("D"), seen_at=rows["at"]).drop(columns="at")
+
+
+def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
+    with_times(table(144, 3.0, "2024-03-01")).to_csv("rows.csv", index=False)
+    with_times(table(144 * 40, 0.0, "2024-01-01")).to_parquet("reference.parquet")
+
+    with refused(InvalidConfig, "rows.csv", "signup_date, seen_at", "_event_time", "--exclude"):
+        compared("rows.csv", "reference.parquet", min_rows=100)
+    without = compared("rows.csv", "reference.parquet", exclude=("signup_date", "seen_at"), min_rows=100)
+    in_time = compared("rows.csv", "reference.parquet", exclude=("signup_date",), min_rows=100)
+
+    assert (without.state, in_time.state) == ("drift", "drift")
+    assert without.notes[0].startswith("neither file has event times")
+    assert str(in_time.window) == "2024-03-01/2024-03-02"
+    assert not any("independent" in note for note in in_time.notes)
+    reasons = {finding.subject: finding.reason for finding in without.findings}
+    assert reasons["signup_date"] == reasons["seen_at"] == "--exclude excludes it"
+
+
+def written(name: str, columns: dict[str, Any]) -> list[str]:
+    """Write the same rows as CSV and as Parquet, and return the names of the files."""
+    table = pa.table(columns)
+    pa_csv.write_csv(table, f"{name}.csv")
+    pq.write_table(table, f"{name}.parquet")
+    return [f"{name}.csv", f"{name}.parquet"]
+
+
+CODES = ["01234", "02345", "90210"]
+SAME_ROWS: dict[str, list[Any]] = {
+    "codes with leading zeros": CODES,
+    "codes of digits alone": ["1234", "2345"],
+    "texts that may be missing": ["north", "south", None],
+    "Namibia": ["NA", "DE", None],
+    "Y and N": ["Y", "N", "N"],
+    "booleans": [True, False, None],
+    "texts of booleans": ["True", "False", "FALSE"],
+    "0 and 1": [0, 1, 1],
+    "texts of 0 and 1": ["0", "1"],
+    "whole numbers beyond 2**53": [2**53 + 1, 2**53 + 3, 2**63 - 1, None],
+    "whole numbers beyond 2**63": [2**64 - 1, 2**63 + 1],
+    "fractions of which some are missing": [1.5, -0.25, None],
+    "dates in another order": ["31.01.2024", "01/02/2024"],
+}
+
+
+def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder: Path) -> None:
+    kinds = {"whole numbers beyond 2**63": pa.uint64()}
+    csv, parquet = written(
+        "same", {name: pa.array((values * 200)[:400], kinds.get(name)) for name, values in SAME_ROWS.items()}
+    )
+
+    for rows, reference in ((csv, parquet), (parquet, csv), (csv, csv), (parquet, parquet)):
+        found = compared(rows, reference)
+        assert (found.state, [one.subject for one in found.findings if one.is_alarm]) == ("no drift", []), rows
+
+
+TEXTS = st.sampled_from(["01234", "1234", "007", "0", "-12", "1e5", "NA", "nan", "Y", "N", "true", "31.01.2024"])
+KINDS = [TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, width=32)]
+SIDES = st.sampled_from(KINDS).flatmap(lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1)))
+
+
+@pytest.mark.long
+@settings(max_examples=40)
+@given(SIDES, st.booleans())
+def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_verdict(
+    sides: tuple[list[Any], list[Any]], has_missing: bool
+) -> None:
+    files = [
+        written(name, {"x": [*values, *[None] * has_missing], "n": list(range(len(values) + has_missing))})
+        for name, values in zip(("rows", "reference"), sides, strict=True)
+    ]
+    (rows_csv, rows), (reference_csv, reference) = files
+
+    expected = compared(rows, reference, min_rows=1)
+
+    for one, other in ((rows_csv, reference), (rows, reference_csv)):
+        assert [read.table.schema for read in load_datasets([one, other])] == [pq.read_schema(rows)] * 2
+        found = compared(one, other, min_rows=1)
+        assert (found.state, found.reason, found.findings) == (expected.state, expected.reason, expected.findings)
+
+
+def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(folder: Path) -> None:
+    written("recent", {"zip": [int(code) for code in CODES] * 100})
+    written("training", {"zip": CODES * 100})
+
+    lost = compared("recent.csv", "training.csv")
+    kept = compared("training.csv", "training.csv")
+
+    assert (lost.state, lost.findings[0].subject, lost.findings[0].check) == ("drift", "zip", "distribution")
+    assert kept.state == "no drift"
+
+
+def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
+    written("recent", {"n": [*map(str, range(299)), "n/d"]})
+    written("training", {"n": list(range(300))})
+
+    found = compared("recent.csv", "training.parquet")
+
+    assert (found.state, found.findings[0].subject, found.findings[0].change) == ("drift", "n", "int64 → string")
+
+
+@pytest.mark.parametrize(
+    ("named", "state", "judged"),
+    [
+        ({"columns": ("calm",)}, "no drift", {"calm"}),
+        ({"columns": ("calm", "wild")}, "drift", {"calm", "wild", RELATIONS}),
+        ({"exclude": ("wild",)}, "no drift", {"calm", "id", RELATIONS}),
+        ({"columns": ("calm", "wild"), "exclude": ("wild",)}, "no drift", {"calm"}),
+        ({"exclude": ("calm", "wild", "id")}, "not judged", set()),
+    ],
+)
+def test_only_named_columns_are_judged_or_all_others(
+    folder: Path, named: dict[str, Any], state: str, judged: set[str]
+) -> None:
+    rng = np.random.default_rng(0)  # Other rows, from a generator that other tests use, are drift in 5 % of orders.
+    for name, shift in (("recent", 3), ("training", 0)):
+        written(name, {"calm": rng.normal(0, 1, 400), "wild": rng.normal(shift, 1, 400), "id": list(range(400))})
+
+    found = compared("recent.parquet", "training.parquet", **named)
+
+    assert found.state == state
+    assert {one.subject for one in found.findings if one.state != "not judged"} == judged
+    excluded = {one.reason for one in found.findings if one.subject in named.get("exclude", ())}
+    assert excluded == ({"--exclude excludes it"} if "exclude" in named else set())
+
+
+@pytest.mark.parametrize("option", ["columns", "exclude"])
+def test_an_unknown_column_is_named_with_the_nearest_one(folder: Path, option: str) -> None:
+    written("recent", {"temperature": [1.0] * 300})
+
+    with refused(InvalidConfig, "'temprature'", "'temperature'"):
+        compared("recent.csv", "recent.parquet", **{option: ("temprature",)})
+
+
+def test_the_rows_of_a_file_may_be_in_any_order() -> None:
+    table(144 * 20, 0.0, "2024-02-01").to_parquet("reference.parquet")
+    rows = table(144, 3.0, "2024-03-01")
+    rows.to_parquet("ordered.parquet")
+    rows.sample(frac=1, random_state=0).to_parquet("shuffled.parquet")
+    ordered, shuffled = (
+        compared(f"{name}.parquet", "reference.parquet", min_rows=100) for name in ("ordered", "shuffled")
+    )
+
+    assert (shuffled.state, shuffled.reason, shuffled.window) == ("drift", ordered.reason, ordered.window)

@@ -1,0 +1,126 @@
+"""Rows of a deleted endpoint in the log do not belong to a new endpoint of the same name."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.serve.inference_log.maintenance import compact
+from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log
+from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.watch.alerts.record import record_failure
+from mlflow_deploy_plugin.watch.drift.sketches.hourly import window_versions
+from mlflow_deploy_plugin.watch.monitors import manual_runs
+from mlflow_deploy_plugin.watch.monitors.evaluation import endpoint_log
+from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.refusals import mentions, refused
+from tests.support.waiting import wait_until
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def heir(world: MonitoredWorld) -> MonitoredWorld:
+    """An endpoint created at 13:30 with rows at 13:40 and 14. A deleted endpoint of its name has rows at 11, 12, 13."""
+    world.endpoint()
+    world.rows(NOON - HOUR, NOON, NOON, NOON + HOUR)
+    world.now = NOON + HOUR + 20 * MINUTE
+    world.store.remove_endpoint("flights")
+    world.now = NOON + HOUR + 30 * MINUTE
+    world.endpoint()
+    world.rows(NOON + HOUR + 40 * MINUTE, rows=2)
+    world.rows(NOON + 2 * HOUR)
+    world.now = NOON + 3 * HOUR
+    return world
+
+
+def judged(world: MonitoredWorld, window: Window | None = None) -> tuple[object, int]:
+    deployments = Deployments(world.store, world.settings, world.said.append)
+    found = find_monitor(deployments, "flights", None)
+    written, _ = manual_runs.run_window(deployments, found, window, world.answer)
+    return written.start, written.log_rows
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted: bool) -> None:
+    whole = open_log(heir.settings.inference_log)
+    if is_compacted:
+        assert compact(whole, "flights", heir.now + 10 * 24 * HOUR).written_files == 2
+    day = Window(NOON - 12 * HOUR, NOON + 12 * HOUR)
+    assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}  # The sketches of all rows are kept.
+
+    log = endpoint_log(heir.settings, heir.store.endpoint("flights"))
+
+    assert [hour.start for hour in log.hours("flights")] == [NOON + HOUR, NOON + 2 * HOUR]
+    assert window_versions(log, "flights", day) == {("flight-delay", "1"): 5}
+    assert judged(heir, Window(NOON + HOUR, NOON + 2 * HOUR)) == (NOON + HOUR, 2)
+    with refused(NotFound, "2026-11-20T14:00"):
+        judged(heir, Window(NOON, NOON + HOUR))
+    stats = log_stats(log, "flights")
+    assert (stats.rows, stats.first) == (5, NOON + HOUR + 40 * MINUTE)
+
+
+def test_sql_still_sees_what_the_other_has_left(heir: MonitoredWorld) -> None:
+    with run_query(open_log(heir.settings.inference_log), Query(View("flights"), select="count(*) AS n")) as answer:
+        assert [batch.to_pylist() for batch in answer.batches] == [[{"n": 17}]]
+
+
+def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(world: MonitoredWorld) -> None:
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    world.endpoint()
+    assert judged(world) == (NOON, 3)
+
+
+def test_an_alarm_of_the_deleted_one_is_over(world: MonitoredWorld) -> None:
+    world.endpoint()
+    record_failure(world.store, world.settings, "flights", "hourly", "MLflow does not answer")
+    assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
+    world.store.remove_endpoint("flights")
+    assert Alerts(world.store).firing("flights") == []
+
+
+def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld) -> None:
+    world.endpoint("flights")
+    world.endpoint("taxis")
+    world.rows(NOON, endpoint="taxis")
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    Alerts(world.store).change("f", lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON))
+    world.spoil("flights")
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    world.start()
+    (judged,) = world.wait_for(1)
+
+    assert (judged.endpoint, judged.verdict) == ("taxis", "no drift")
+    wait_until(lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said), SECONDS)
+    assert [one.state for one in world.monitors.windows("flights")] == [begun.state]
+    assert [one.endpoint for one in Alerts(world.store).firing()] == ["flights"]
+
+
+def test_what_a_controller_has_written_just_after_the_deletion_goes_too(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+
+    is_written = threading.Event()
+
+    def deleted_meanwhile(_: WindowRequest) -> str:
+        world.store.remove_endpoint("flights")
+        world.monitors.add("flights", "hourly", NOON + HOUR, NOON + 2 * HOUR)
+        world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
+        is_written.set()
+        return "no drift"
+
+    world.judge = deleted_meanwhile
+    world.start()
+
+    assert is_written.wait(SECONDS)
+    wait_until(lambda: not (world.monitors.states() or world.monitors.windows()), SECONDS, "nothing is left")

@@ -1,0 +1,390 @@
+"""A judged window in MLflow has one run, even if several processes report it repeatedly."""
+
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Barrier
+from typing import Any
+
+import mlflow
+import pytest
+from boto3.exceptions import S3UploadFailedError
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.reports.history import PastWindow
+from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
+from mlflow_deploy_plugin.watch.result import Finding, State
+from tests.support.refusals import refused
+from tests.support.results import FIRST, result_of
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port
+
+
+def all_runs_of(client: Any, endpoint: Any) -> Any:
+    experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
+    return client.search_runs([experiment.experiment_id]) if experiment else []
+
+
+def runs_of(client: Any, endpoint: Any) -> Any:
+    """Return the runs of windows."""
+    return [run for run in all_runs_of(client, endpoint) if "onnxserve.series" not in run.data.tags]
+
+
+def artifact(run_id: Any, name: Any) -> Any:
+    with TemporaryDirectory() as folder:
+        file = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+        return Path(file).read_bytes()
+
+
+class Files(Mapping):
+    """A file of a report with an action that runs when the file is stored."""
+
+    def __init__(self, then: Any) -> None:
+        self._then = then
+
+    def __getitem__(self, name: Any) -> Any:
+        return {"a.txt": "a"}[name]
+
+    def __iter__(self) -> Any:
+        self._then()
+        return iter(["a.txt"])
+
+    def __len__(self) -> Any:
+        return 1
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, pickle, signal, sys
+from mlflow_deploy_plugin.watch.reports.log import log_result
+
+class Files(dict):
+    def items(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+log_result(pickle.load(sys.stdin.buffer), Files())
+"""
+
+
+def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient) -> None:
+    given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
+
+    before = PastWindow(FIRST - timedelta(days=1), "no drift", {"statistic": 0.5, "threshold": 3.0})
+
+    run = log_result(given, {**build_report(given, [before]), "sketches.parquet": b"\xffPAR1"})
+
+    logged = tracking.get_run(run.run_id)
+    assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")
+    assert {
+        "onnxserve.endpoint": "whole",
+        "onnxserve.monitor": "daily",
+        "onnxserve.model": "flight-delay",
+        "onnxserve.version": "1",
+        "onnxserve.window.start": "2013-07-01T00:00:00+00:00",
+        "onnxserve.window.end": "2013-07-02T00:00:00+00:00",
+        "onnxserve.window.revision": "1",
+        "onnxserve.verdict": "drift",
+    }.items() <= logged.data.tags.items()
+    assert logged.data.metrics.items() >= {"statistic": 6.5, "threshold": 3.0, "distribution_score/noise": 0.5}.items()
+    point = tracking.get_metric_history(run.run_id, "statistic")[0]
+    assert point.timestamp == given.window.end_us // 1000
+    assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
+    page = artifact(run.run_id, "report.html").decode()
+    words = "largest score of a column, in SD: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
+    assert f"<img alt='{words}'" in page
+    assert "<title>whole, daily, 2013-07-01/2013-07-02</title></head>" in page
+    assert "name='viewport'" in page
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "tabindex='0' role='region' aria-label='Findings'><table>" in page
+    assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
+
+
+def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(
+    tracking: MlflowClient,
+) -> None:
+    given = result_of(endpoint="tried", statistic=6.5)
+    kept = log_result(given, {})
+    tried_states: tuple[tuple[str, State], ...] = (("a=1", "no drift"), ("a=2", "drift"))
+    tried = [replace(given, state=state, tried=bounds) for bounds, state in tried_states]
+
+    runs = [log_result(one, {}).run_id for one in (*tried, *tried)]
+
+    assert len({*runs, kept.run_id}) == 3
+    tags = [tracking.get_run(run).data.tags for run in runs[:2]]
+    assert [(one["onnxserve.tried"], one["onnxserve.tried.verdict"]) for one in tags] == [
+        ("a=1", "no drift"),
+        ("a=2", "drift"),
+    ]
+    assert "onnxserve.verdict" not in {*tags[0], *tags[1]}
+    assert tracking.get_run(kept.run_id).data.tags["onnxserve.verdict"] == "drift"
+    (series,) = [run for run in all_runs_of(tracking, "tried") if "onnxserve.series" in run.data.tags]
+    assert len(tracking.get_metric_history(series.info.run_id, "statistic")) == 1
+
+
+def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient) -> None:
+    given = result_of(endpoint="anew")
+    unstored = log_result(given, {}).run_id
+    first, second = (replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2))
+
+    runs = [log_result(one, {}).run_id for one in (first, second, first)]
+
+    assert runs[0] == runs[2]
+    assert len({unstored, *runs}) == 3
+    assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
+
+
+def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient) -> None:
+    names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
+    scores: dict[str, Any] = dict.fromkeys(names, 1.0)
+
+    run = log_result(result_of(endpoint="names", **scores), {})
+
+    kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution_score/")}
+    assert len(kept) == len(names)
+
+
+def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient) -> None:
+    def version() -> Any:
+        return tracking.get_model_version("flight-delay", "1")
+
+    runs = [log_result(result_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
+    log_result(result_of(0, "led", temperature=9.0), {})  # an older window that is judged later
+
+    assert version().tags["onnxserve.monitor.led/daily"] == "no drift"
+    assert version().tags["onnxserve.monitor.led/daily/report"] == f"{runs[1].run_id}/report.html"
+    description = version().description
+    assert description.startswith("Trained on a Monday.\n\n")
+    assert description.count("led, daily") == 1
+    row = ["no drift", "2013-07-03T00:00 – 2013-07-04T00:00", f"`{runs[1].run_id}/report.html`"]
+    assert row in [[cell.strip() for cell in line.strip("|").split("|")][-3:] for line in description.splitlines()]
+
+
+def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -> None:
+    number = tracking.create_model_version("flight-delay", source=".").version
+    for endpoint, monitor in (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window")):
+        log_result(result_of(0, endpoint, monitor=monitor, version=str(number)), {})
+
+    version = tracking.get_model_version("flight-delay", number)
+    assert [version.tags[f"onnxserve.monitor.{name}"] for name in ("a/b.c", "a.b/c", "a/b.c.window")] == [
+        "no drift"
+    ] * 3
+    rows = [line.split(" | ")[0] for line in version.description.splitlines() if "no drift" in line]
+    assert sorted(rows) == ["| a, b.c", "| a, b.c.window", "| a.b, c"]
+
+
+def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient) -> None:
+    for version in ("77", ""):
+        assert log_result(result_of(endpoint="gone", version=version), {}).run_id
+    assert len(runs_of(tracking, "gone")) == 1
+
+
+def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient) -> None:
+    first = log_result(result_of(endpoint="again", temperature=9.0), {"report.html": "first"})
+    second = log_result(result_of(endpoint="again", temperature=1.0), {"report.html": "second"})
+    revised = log_result(result_of(endpoint="again", temperature=2.0, revision=2), {})
+
+    assert first.run_id == second.run_id != revised.run_id
+    assert len(runs_of(tracking, "again")) == 2
+    run = tracking.get_run(first.run_id)
+    assert (run.data.tags["onnxserve.verdict"], run.data.metrics["statistic"]) == ("no drift", 1.0)
+    assert artifact(first.run_id, "report.html") == b"second"
+
+
+def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, create = result_of(endpoint="left"), MlflowClient.create_run
+
+    def die_after(*arguments: Any, **named: Any) -> Any:
+        create(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_run", die_after)
+        with pytest.raises(KeyboardInterrupt):
+            log_result(given, {})
+    (left,) = runs_of(tracking, "left")
+
+    assert log_result(given, {}).run_id == left.info.run_id
+    assert len(runs_of(tracking, "left")) == 1
+
+
+def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, log_batch = result_of(endpoint="two"), MlflowClient.log_batch
+    first = log_result(given, {})
+    run = tracking.get_run(first.run_id)
+    tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
+    tracking.create_run(run.info.experiment_id, tags=tags)
+
+    def deleted_before(client: Any, run_id: Any, **logged: Any) -> Any:
+        if any(tag.key == "onnxserve.superseded_by" for tag in logged.get("tags", ())):
+            client.delete_run(run_id)
+        log_batch(client, run_id, **logged)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", deleted_before)
+
+    assert log_result(given, {}).run_id == first.run_id
+    assert [one.info.run_id for one in runs_of(tracking, "two")] == [first.run_id]
+
+
+@pytest.mark.long
+def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient) -> None:
+    given = result_of(endpoint="killed", temperature=9.0)
+
+    child = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(given), check=False)
+    assert child.returncode == -signal.SIGKILL
+    (left,) = runs_of(tracking, "killed")
+    assert (left.info.status, "onnxserve.verdict" in left.data.tags) == ("RUNNING", False)
+
+    run = log_result(given, {"a.txt": "a"})
+
+    assert [other.info.run_id for other in runs_of(tracking, "killed")] == [run.run_id] == [left.info.run_id]
+    assert tracking.get_run(run.run_id).info.status == "FINISHED"
+    assert artifact(run.run_id, "a.txt") == b"a"
+
+
+@pytest.mark.long
+def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient) -> None:
+    given = result_of(endpoint="crowd", temperature=9.0)
+    barrier = Barrier(4)
+
+    def report(_number: Any) -> Any:
+        barrier.wait(60)
+        meet = [lambda: barrier.wait(60)]  # All threads meet once in the middle of a run.
+        return log_result(given, Files(lambda: meet.pop()() if meet else None))
+
+    with ThreadPoolExecutor(4) as pool:
+        told = {run.run_id for run in pool.map(report, range(4))}
+
+    counting = [run for run in runs_of(tracking, "crowd") if "onnxserve.verdict" in run.data.tags]
+    assert len(counting) == 1
+    assert told == {counting[0].info.run_id}
+    assert counting[0].info.status == "FINISHED"
+
+
+def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = result_of(endpoint="down")
+
+    def fail() -> Any:
+        raise ConnectionError("Connection refused")
+
+    with refused(RegistryUnavailable, "endpoint down", "connection refused"):
+        log_result(given, Files(fail))
+    assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
+    run = log_result(given, {})
+    assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [(run.run_id, "FINISHED")]
+
+    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # restored after the test
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
+    set_service_timeouts()
+    with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable):
+        log_result(given, {})
+
+
+def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> Any:
+        raise S3UploadFailedError("Could not connect to the endpoint URL: http://s3.example/reports")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
+
+    with refused(RegistryUnavailable, "artifact store", "http://s3.example"):
+        log_result(result_of(endpoint="artifacts"), {"a.txt": "a"})
+
+
+def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) -> None:
+    from mlflow_deploy_plugin.watch.reports.log import past_windows
+
+    for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
+        log_result(result_of(day, "past", temperature=score, revision=revision), {})
+
+    month = result_of(0, "past", temperature=7.0)
+    log_result(replace(month, window=Window(FIRST - timedelta(days=30), FIRST)), {})  # judged by hand
+
+    past = past_windows(result_of(2, "past", temperature=1.0))
+
+    assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
+
+
+def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_came_since(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_deploy_plugin.core.registry import window_runs
+    from mlflow_deploy_plugin.watch.reports import log
+    from mlflow_deploy_plugin.watch.reports.log import past_windows
+
+    for module in (log, window_runs):
+        monkeypatch.setattr(module, "PAGE_RUNS", 4)
+    log_result(result_of(0, "late", temperature=3.0), {})
+    (before,) = runs_of(tracking, "late")
+    for day in range(2, 8):
+        window = result_of(day, "late").window
+        of_window = {"onnxserve.window.start": window.start.isoformat(), "onnxserve.window.end": window.end.isoformat()}
+        tracking.create_run(before.info.experiment_id, tags=before.data.tags | of_window)
+
+    (found,) = past_windows(result_of(1, "late", temperature=9.0))
+
+    assert found.figures["statistic"] == 3.0
+
+
+def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking: MlflowClient) -> None:
+    from mlflow_deploy_plugin.watch.reports.log import past_windows
+
+    gone, made_anew = (f"2026-11-20T1{hour}:00:00+00:00" for hour in (1, 2))
+    for day, created in ((0, ""), (1, gone), (2, made_anew)):
+        log_result(result_of(day, "namesake", endpoint_created=created), {})
+
+    past = past_windows(result_of(3, "namesake", endpoint_created=made_anew))
+    series = [run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags]
+
+    assert sorted(window.start.day for window in past) == [3]
+    assert len(series) == 3
+
+
+def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient) -> None:
+    given = [result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
+    for result in (given[0], given[1], given[1], given[2]):
+        log_result(result, {})
+
+    (series,) = [run for run in all_runs_of(tracking, "series") if "onnxserve.series" in run.data.tags]
+
+    points = tracking.get_metric_history(series.info.run_id, "statistic")
+    assert [(point.timestamp, point.value) for point in points] == [
+        (result.window.end_us // 1000, score) for result, score in zip(given, [1.0, 2.0, 9.0], strict=True)
+    ]
+    assert [point.step - points[0].step for point in points] == [0, 1, 2]
+    assert (series.info.run_name, series.info.status) == ("daily: all windows", "FINISHED")
+
+
+def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) -> None:
+    found = (
+        Finding("accuracy", "criterion", "violated", "", 0.71, 0.8),
+        Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),
+        Finding("f1", "criterion", "not judged", "one class only"),
+    )
+    given = result_of(endpoint="criteria", kind="performance", findings=found, state="violated")
+
+    before = PastWindow(FIRST - timedelta(days=1), "kept", {"criterion/accuracy": 0.84})
+
+    run = log_result(given, build_report(given, [before]))
+
+    metrics = tracking.get_run(run.run_id).data.metrics
+    assert metrics["criterion/accuracy"] == 0.71
+    assert metrics["criterion_threshold/accuracy"] == 0.8
+    assert metrics["criterion/accuracy/carrier_AA"] == 0.81
+    assert "criterion/f1" not in metrics
+    assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")

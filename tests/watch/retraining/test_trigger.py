@@ -1,0 +1,206 @@
+"""The alarms that start a retraining, and the alarms that do not."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.retraining.trigger import RetrainingSchedule, request_retraining, retrain_on_alarm
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.refusals import mentions, refused
+from tests.support.retraining import DAY, RetrainingWorld
+
+TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
+
+
+def ended(world: RetrainingWorld) -> None:
+    """End the live retraining as the steps do after a run."""
+    written = world.retrainings.update(replace(world.latest(), run_id="a run", figures=RetrainingFigures(attempt=1)))
+    assert written is not None
+    world.context.fail(world.latest(), "the test ends it")
+
+
+def refusals(world: RetrainingWorld) -> list[str]:
+    return [event.why for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.refused"]
+
+
+def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorld) -> None:
+    begun = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(mode="incremental"))
+    assert begun is not None
+    assert (begun.endpoint, begun.model, begun.state) == (ENDPOINT, MODEL, "waiting")
+    assert begun.spec["mode"] == "incremental"
+    assert begun.cause["report"] == "http://mlflow/report"
+    event = next(world.deployments.store.events(ENDPOINT, newest_first=True))
+    assert event.action == "retrain.start"
+    assert mentions(event.why, "monitor accuracy", str(DAY), "violated", "accuracy is 0.5")
+
+
+def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWorld) -> None:
+    for state in ("kept", "cannot tell"):
+        assert retrain_on_alarm(world.deployments, world.result(state), world.run(), world.spec()) is None
+    without = world.spec().model_copy(update={"retrain": None})
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), without) is None
+    assert refusals(world) == []
+
+
+def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(world: RetrainingWorld) -> None:
+    first = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
+    ended(world)
+    again = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
+    assert first is not None
+    assert again == world.latest()
+    assert again.id == first.id
+
+
+def test_a_model_is_trained_once_at_a_time(world: RetrainingWorld) -> None:
+    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
+    world.ahead = timedelta(days=2)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
+    assert refusals(world) == [f"model {MODEL} is already being trained: retraining 1 is waiting"]
+
+
+def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -> None:
+    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec())
+    ended(world)
+    for _ in range(2):
+        assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
+    assert len(refusals(world)) == 1
+    assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
+    world.ahead = timedelta(days=1, seconds=1)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is not None
+
+
+def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
+    spec = world.spec(max_runs=1)
+    retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
+    ended(world)
+    world.ahead = timedelta(days=29)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
+    assert mentions(refusals(world)[0], "1 times", "30 days", "max_runs is 1")
+    world.ahead = timedelta(days=31)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
+
+
+def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of_the_budget(
+    world: RetrainingWorld,
+) -> None:
+    spec = world.spec(max_runs=1)
+    retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
+    assert world.take().state == "failed"  # No rows were captured.
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
+    assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
+    world.ahead = timedelta(days=1, seconds=1)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
+
+
+def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(world: RetrainingWorld) -> None:
+    spec = world.spec()
+    (world.project / "MLproject").rename(world.project / "gone")
+    for _ in range(2):
+        assert retrain_on_alarm(world.deployments, world.result(), world.run(), spec) is None
+    assert len(refusals(world)) == 1
+    assert refusals(world)[0].startswith(f"the model cannot be trained: project: {world.project} has no MLproject")
+    told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+    assert [line for line in told if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
+    assert world.retrainings.find() == []
+
+
+def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(world: RetrainingWorld) -> None:
+    world.monitor(schedule="0 3 * * *")
+    (world.project / "MLproject").rename(world.project / "gone")
+    schedule = RetrainingSchedule(world.deployments, "controller")
+    for days in (3, 4):
+        schedule.request_due(utc_now() + timedelta(days=days))
+    assert refusals(world) == [
+        f"project: {world.project} has no MLproject; the folder of an MLflow project or a Git URI is expected"
+    ]
+
+
+def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_once(world: RetrainingWorld) -> None:
+    world.monitor("accuracy", schedule="0 3 * * *")
+    world.monitor("fairness", schedule="0 4 * * *", project="/nowhere")
+    (world.project / "MLproject").rename(world.project / "gone")
+    now = utc_now() + timedelta(days=3)
+    for _ in range(2):
+        schedule = RetrainingSchedule(world.deployments, "controller")  # a new controller in the second round
+        schedule.request_due(now)
+        schedule.request_due(now)
+    assert len(refusals(world)) == 2
+
+
+def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:
+    world.monitor(max_runs=1)
+    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1))
+    ended(world)
+    asked = request_retraining(world.deployments, ENDPOINT, mode="incremental", why="new carrier", actor="ada")
+    assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == ("waiting", "incremental", "1")
+    assert mentions(asked.cause["why"], "ada", "new carrier")
+
+
+def test_what_nobody_can_train_is_said(world: RetrainingWorld) -> None:
+    with refused(NotFound, "no endpoint"):
+        request_retraining(world.deployments, "elsewhere")
+    with refused(InvalidConfig, "no monitor", "'flights'"):
+        request_retraining(world.deployments, ENDPOINT)
+    world.monitor()
+    world.monitor("fairness")
+    with refused(InvalidConfig, "--monitor", "accuracy, fairness"):
+        request_retraining(world.deployments, ENDPOINT)
+    with refused(NotFound, "'speed'", "accuracy, fairness"):
+        request_retraining(world.deployments, ENDPOINT, "speed")
+
+
+def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> None:
+    world.monitor(schedule="0 3 * * *")
+    now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
+    schedule.request_due(now)
+    assert world.retrainings.find() == []
+    schedule.request_due(now + timedelta(days=3))
+    assert mentions(world.latest().cause["why"], "0 3 * * *", "accuracy")
+    ended(world)
+    schedule.request_due(now)
+    assert len(world.retrainings.find()) == 1
+
+
+def test_while_a_rollout_is_under_way_nothing_is_started_and_a_schedule_waits_for_its_end(
+    world: RetrainingWorld,
+) -> None:
+    world.monitor(schedule="0 3 * * *")
+    world.divide_traffic()
+    now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
+    schedule.request_due(now)
+    schedule.request_due(now + timedelta(days=3))
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is None
+    under_way = f"rollout 1 of endpoint '{ENDPOINT}' is live"
+    assert refusals(world) == [under_way]
+    with pytest.raises(AlreadyExists, match=under_way):
+        request_retraining(world.deployments, ENDPOINT)
+    assert world.retrainings.find() == []
+
+
+def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world: RetrainingWorld) -> None:
+    world.monitor(schedule="0 3 * * *")
+    world.ahead = timedelta(days=365)
+    schedule = RetrainingSchedule(world.deployments, "controller")
+    schedule.request_due()
+    ended(world)
+    world.ahead = timedelta()  # The clock is corrected.
+
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1)) is not None
+    ended(world)
+    schedule.request_due()
+    assert len(world.retrainings.find()) == 2
+    world.ahead = timedelta(days=2)
+    schedule.request_due()
+    assert len(world.retrainings.find()) == 3
+
+
+def test_the_store_lets_a_model_have_one_live_retraining(world: RetrainingWorld) -> None:
+    world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "first"}, {})
+    with refused(AlreadyExists, "retraining 1", "waiting"):
+        world.retrainings.add("another", "accuracy", MODEL, {"why": "second"}, {})

@@ -1,0 +1,90 @@
+"""Days of rows with levels of their own, their reference, and requests to judge them."""
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, PastLevels
+from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
+
+REFERENCE_DAYS, ROWS = 60, 80
+FIRST = datetime(2013, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def rows_of(day: int) -> dict[str, Any]:
+    """Return the rows of a day: the levels of days have standard deviations of 0.5 and 0.05."""
+    rng = np.random.default_rng(day)
+    share = 0.5 + rng.normal(0, 0.05)
+    return {
+        "temp": rng.normal(rng.normal(10, 0.5), 1, ROWS),
+        "delay": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(rng.normal(0, 0.5), 1, ROWS)),
+        "carrier": np.where(rng.random(ROWS) < share, "UA", rng.choice(["AA", "DL"], ROWS)),
+    }
+
+
+def reference_of(days: int = REFERENCE_DAYS, length_us: int = DAY_US, left_out: Collection[int] = ()) -> DriftReference:
+    """Return the reference of the first `days`, except those that are `left_out`."""
+    kept = [day for day in range(days) if day not in left_out]
+    table = pa.concat_tables([pa.table(rows_of(day)) for day in kept])
+    times = np.repeat(kept, ROWS) * DAY_US + np.tile(np.arange(ROWS) * (DAY_US // ROWS), len(kept))
+    times += (FIRST - EPOCH) // timedelta(microseconds=1)
+    bins, _ = freeze_table(table, (), "the rows")
+    return DriftReference(bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table)
+
+
+@pytest.fixture(scope="session")
+def reference() -> DriftReference:
+    return reference_of()
+
+
+class Stream:
+    """Judges one window after another, by default a day; each verdict sees the evidence of the windows before."""
+
+    def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
+        self.reference = reference
+        self._days_per_window = days_per_window
+        self._spec = MonitorSpec(min_rows=30, **spec)
+        self.past: list[PastLevels] = []
+
+    def judge(
+        self,
+        days: Sequence[int],
+        change: Change = lambda rows: rows,
+        per_year: float | None = 1.0,
+        changed_from: int | None = None,
+        **context: Any,
+    ) -> ShiftVerdict:
+        """Return the verdict on the last of the windows, which begin at the days. By default, all days are changed."""
+        first_changed = REFERENCE_DAYS + (days[0] if changed_from is None else changed_from)
+        for day in days:
+            start = FIRST + timedelta(days=REFERENCE_DAYS + day)
+            in_window = range(REFERENCE_DAYS + day, REFERENCE_DAYS + day + self._days_per_window)
+            parts = [change(rows_of(one)) if one >= first_changed else rows_of(one) for one in in_window]
+            rows = pa.concat_tables(map(pa.table, parts))
+            alarms = AlarmContext(per_year if day == days[-1] else None, tuple(self.past), **context)
+            window = Window(start, start + timedelta(days=self._days_per_window))
+            request = WindowRequest("flights", "daily", self._spec, window, 1, load_settings(), alarms=alarms)
+            profile = sketch_batches(self.reference.bins, [rows])
+            verdict = judge_shifts(request, self.reference, profile, {}, sorted(self.reference.bins))
+            self.past.append(PastLevels(start, verdict.evidence))
+        return verdict
+
+
+@pytest.fixture
+def stream(reference: DriftReference) -> Stream:
+    return Stream(reference)

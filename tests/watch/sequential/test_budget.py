@@ -1,0 +1,93 @@
+"""What a reference can keep: its number of windows, its season, its correlation, and its own alarms."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.watch.sequential import budget
+from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries, ReferenceLevels
+from tests.support.refusals import mentions
+from tests.watch.sequential.conftest import DAY_US, reference_of
+
+
+def levels(values: Array) -> ReferenceLevels:
+    starts = np.arange(len(values)) * DAY_US
+    return ReferenceLevels(starts, (FigureSeries("", "temp", "level"),), values[:, None], np.array([1e-3]))
+
+
+def statements(values: Array, per_year: float = 1.0, **spec: Any) -> list[str]:
+    return [*budget.unkept(levels(values), MonitorSpec(**spec), per_year)]
+
+
+def correlated(windows: int, correlation: float) -> Array:
+    rng, values = np.random.default_rng(0), np.zeros(windows)
+    for day in range(1, windows):
+        values[day] = correlation * values[day - 1] + rng.normal()
+    return values
+
+
+def test_a_good_reference_keeps_the_budget(reference: DriftReference) -> None:
+    assert budget.check_budget(reference, MonitorSpec(), 1.0) == []
+
+
+def test_a_reference_of_ten_days_is_refused_with_what_works() -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
+    assert mentions(refused.value.message, "false_per_year", "20 windows", "10", "every=12h")
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"), [("training", "event_time="), ("dataset:rows.csv", "the column _event_time")]
+)
+def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(source: str, remedy: str) -> None:
+    timed = reference_of(40)
+    untimed = replace(timed, pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US))
+
+    with pytest.raises(InvalidConfig) as refused:
+        budget.check_budget(untimed, MonitorSpec(reference=source), 1.0)
+
+    assert mentions(refused.value.message, "false_per_year", source, "no event times", remedy)
+    assert "longer" not in refused.value.message
+
+
+def test_the_proposed_windows_are_enough() -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        budget.check_budget(reference_of(43, 7 * DAY_US), MonitorSpec(every="7d"), 1.0)
+    assert mentions(refused.value.message, "every=2d")
+    assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[0].startswith("a budget")
+
+
+def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftReference) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        budget.check_budget(reference, MonitorSpec(season="60d"), 1.0)
+    assert mentions(refused.value.message, "season 60d", "30d")
+
+
+@pytest.mark.parametrize(
+    ("every", "windows", "season"), [("1d", 90, 7), ("1d", 15, 1), ("1h", 2000, 168), ("7d", 90, 1)]
+)
+def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(every: str, windows: int, season: int) -> None:
+    assert budget.season_windows(MonitorSpec(every=every), windows) == season
+
+
+def test_few_windows_are_named_with_the_smallest_budget() -> None:
+    (statement,) = statements(np.random.default_rng(0).normal(size=30), per_year=1.0)
+    assert mentions(statement, "30 windows", "40", "about 2")
+
+
+def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> None:
+    assert any(mentions(line, "temp/level", "rolling:7d") for line in statements(correlated(400, 0.97)))
+    walk = np.cumsum(np.random.default_rng(1).normal(size=120))
+    assert any(mentions(line, "smallest budget", "rolling:7d") for line in statements(walk))
+
+
+def test_the_parts_of_a_budget_add_up() -> None:
+    spec = MonitorSpec(every="1d")
+    lasting = budget.LASTING_SHARE / spec.windows_per_year
+    assert lasting + budget.single_window_rate(spec, 1.0) == pytest.approx(1 / 365.25)

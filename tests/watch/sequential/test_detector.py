@@ -1,0 +1,110 @@
+"""The detector of lasting shifts: its false alarms, its delay, the onset, the end of shifts, and accepted baselines."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.sequential.detector import Tracking, Windows, limit_for, track
+
+REFERENCE, COLUMNS = 90, 6
+YEARLY = 1 / 365
+
+
+def days(seed: int, judged: int, correlation: float = 0.0, weekend: float = 0.0) -> Windows:
+    """Return the levels of calm days, with a standard deviation of 2 around 50."""
+    rng, count = np.random.default_rng(seed), REFERENCE + judged
+    levels = rng.normal(size=(count, COLUMNS))
+    for day in range(1, count):
+        levels[day] = correlation * levels[day - 1] + np.sqrt(1 - correlation**2) * levels[day]
+    phases = np.arange(count) % 7
+    levels += weekend * (phases >= 5)[:, None]
+    season = 7 if weekend else 1
+    gaps, floors, restarts = np.ones(count, np.int64), np.full(COLUMNS, 0.01), np.full(COLUMNS, count)
+    return Windows(50 + 2 * levels, REFERENCE, phases % season, season, gaps, floors, restarts)
+
+
+def shifted(windows: Windows, since: int, by: float, until: int | None = None, column: int = 3) -> Windows:
+    values = windows.values.copy()
+    values[REFERENCE + since : until and REFERENCE + until, column] += 2 * by
+    return replace(windows, values=values)
+
+
+def followed(windows: Windows, per_window: float = YEARLY) -> Tracking:
+    return track(windows, limit_for(windows, per_window))
+
+
+@pytest.mark.parametrize("world", [{}, {"correlation": 0.6}, {"weekend": 5.0}])
+def test_calm_years_keep_the_budget(world: dict[str, float]) -> None:
+    alarms = [len(followed(days(seed, 365, **world)).alarms) for seed in range(6)]
+    assert sum(alarms) <= 15  # Six are expected. References differ, so that the alarms of a year are not independent.
+
+
+@pytest.mark.parametrize(("by", "latest"), [(2.0, 14), (-2.0, 14), (4.0, 7)])
+def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(by: float, latest: int) -> None:
+    found = followed(shifted(days(1, 40), since=20, by=by))
+    (shift,) = found.shifts
+    assert 20 <= found.alarms[-1] - REFERENCE < 20 + latest
+    assert (shift.series, shift.sign) == (3, np.sign(by))
+    assert shift.earliest <= REFERENCE + 20 <= shift.latest
+    assert abs(shift.onset - REFERENCE - 20) <= 3
+
+
+def test_a_weekend_is_not_a_shift_but_a_shift_of_workdays_is_found() -> None:
+    assert not followed(days(2, 60, weekend=6.0)).shifts
+    assert [shift.series for shift in followed(shifted(days(2, 60, weekend=6.0), 30, 3.0)).shifts] == [3]
+
+
+def test_the_answer_is_a_function_of_the_windows_so_far() -> None:
+    windows = shifted(days(3, 80), since=30, by=2.5)
+    early = replace(windows, values=windows.values[: REFERENCE + 50])
+    assert followed(windows).alarms[:1] == followed(early).alarms[:1]
+
+
+def test_a_shift_stays_open_while_it_lasts_and_ends_after_the_return() -> None:
+    lasting = followed(shifted(days(4, 150), since=10, by=2.0))
+    assert [shift.series for shift in lasting.shifts] == [3]
+    returned = followed(shifted(days(4, 150), since=10, by=2.0, until=40))
+    assert returned.alarms
+    assert not returned.shifts
+
+
+def test_an_accepted_baseline_is_usual_from_then_on() -> None:
+    windows = shifted(days(5, 150), since=10, by=4.0)
+    restarts = windows.restarts.copy()
+    restarts[3] = REFERENCE + 10
+    accepted = replace(windows, restarts=restarts)
+    assert not followed(accepted).shifts
+    again = followed(shifted(accepted, since=100, by=-4.0))
+    assert [(shift.series, shift.sign) for shift in again.shifts] == [(3, -1)]
+
+
+def test_gaps_and_unknown_levels_are_no_shifts() -> None:
+    windows = days(6, 60)
+    values, gaps = windows.values.copy(), windows.gaps.copy()
+    values[REFERENCE + 5 : REFERENCE + 9] = np.nan
+    gaps[REFERENCE + 20] = 10
+    assert not followed(replace(windows, values=values, gaps=gaps)).shifts
+
+
+def test_a_smaller_budget_has_a_higher_limit() -> None:
+    windows = days(7, 0)
+    limits = [limit_for(windows, rate) for rate in (1 / 30, 1 / 365, 1 / 3650, 1 / 36500)]
+    assert np.all(np.diff(limits) > 0.5)
+
+
+def test_columns_that_move_together_share_their_evidence() -> None:
+    windows = days(8, 0)
+    copied: Array = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
+    assert limit_for(replace(windows, values=copied), YEARLY) < limit_for(windows, YEARLY) + 0.5
+
+
+def test_a_figure_that_was_constant_counts_from_its_floor() -> None:
+    windows = days(9, 40)
+    values = windows.values.copy()
+    values[:, 3] = 0.0
+    constant = replace(windows, values=values)
+    assert not followed(constant).shifts
+    values[REFERENCE + 20 :, 3] = 0.05
+    assert [shift.series for shift in followed(constant).shifts] == [3]

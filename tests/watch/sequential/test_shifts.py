@@ -1,0 +1,145 @@
+"""Lasting shifts of real rows: what a finding says, which windows count, and what the store and the report receive."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.refusals import mentions
+from tests.watch.sequential.conftest import DAY_US, FIRST, REFERENCE_DAYS, Stream, reference_of
+
+
+def warmer(rows: dict[str, Any]) -> dict[str, Any]:
+    return {**rows, "temp": rows["temp"] + 1.5}
+
+
+def test_calm_days_have_levels_but_no_findings(stream: Stream) -> None:
+    verdict = stream.judge(range(30))
+    assert verdict.findings == ()
+    assert verdict.evidence.levels["temp/level"] == pytest.approx(10, abs=1.5)
+    assert {"temp/spread", "delay/missing", "carrier/frequent"} <= verdict.evidence.levels.keys()
+
+
+def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: Stream) -> None:
+    stream.judge(range(20))
+    verdict = stream.judge(range(20, 32), warmer)
+    finding = verdict.findings[0]
+    assert (finding.subject, finding.check, finding.state) == ("temp", "shift", "drift")
+    assert (finding.measure, finding.value_text) == ("mean", f"{finding.value:+.4g} SD")
+    assert finding.value == pytest.approx(3, abs=1)
+    assert "higher" in finding.change
+    start = FIRST + timedelta(days=REFERENCE_DAYS + 20)
+    assert finding.since_end == (datetime.fromisoformat(finding.since) + timedelta(days=1)).isoformat()
+    assert finding.since_range is not None
+    assert finding.since_range[0] <= start.isoformat() <= finding.since_range[1]
+    assert verdict.evidence.shifts["temp/level"] == finding.since
+    chart = verdict.charts[0]
+    assert chart.title.startswith("temp")
+    assert chart.onset is not None
+    assert len(chart.starts) == len(chart.values) == len(chart.usual)
+
+
+@pytest.mark.parametrize("first_shifted", [150, 151, 152])
+def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted: int) -> None:
+    stream = Stream(reference_of(180, 3 * DAY_US), days_per_window=3, every="3d")
+    stream.judge(range(120, 150, 3))
+
+    finding = stream.judge(range(150, 162, 3), warmer, changed_from=first_shifted).findings[0]
+
+    shifted = FIRST + timedelta(days=REFERENCE_DAYS + first_shifted)
+    earliest, latest = map(datetime.fromisoformat, finding.since_range or ())
+    assert earliest <= shifted < latest
+    assert latest - earliest >= timedelta(days=3)
+    start, end = map(datetime.fromisoformat, (finding.since, finding.since_end))
+    assert end - start == timedelta(days=3)
+
+
+def test_the_interval_of_a_shift_includes_days_without_a_window_before_it(stream: Stream) -> None:
+    stream.judge(range(20))
+
+    finding = stream.judge(range(25, 35), warmer).findings[0]
+
+    assert finding.since_range is not None
+    assert finding.since_range[0] <= (FIRST + timedelta(days=REFERENCE_DAYS + 20)).isoformat()
+
+
+def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_of_time() -> None:
+    days = [*range(21, 51, 3)]
+    stream = Stream(reference_of(left_out=days))
+
+    verdict = stream.judge([day - REFERENCE_DAYS for day in days], warmer)
+
+    chart = verdict.charts[0]
+    assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(REFERENCE_DAYS)]
+    judged, others = (
+        [chart.values[day] for day in range(20, 51) if (day in days) == is_judged] for is_judged in (True, False)
+    )
+    assert np.mean(judged) - np.mean(others) == pytest.approx(1.5, abs=0.5)
+
+
+def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
+    days = [*range(21, 51, 3)]
+    stream = Stream(reference_of(150, left_out=days))
+
+    chart = stream.judge([day - REFERENCE_DAYS for day in days], warmer).charts[0]
+
+    assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "words", "measure"),
+    [
+        (
+            lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])},
+            "carrier",
+            "UA",
+            "share of 'UA'",
+        ),
+        (
+            lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])},
+            "delay",
+            "missing",
+            "share of missing values",
+        ),
+        (
+            lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])},
+            "temp",
+            "missing",
+            "share of missing values",
+        ),
+        (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "logarithm of the deviation"),
+    ],
+)
+def test_shares_missing_values_and_spreads_are_followed_too(
+    stream: Stream, change: Any, subject: str, words: str, measure: str
+) -> None:
+    stream.judge(range(10))
+    finding = stream.judge(range(10, 35), change).findings[0]
+    assert finding.subject == subject
+    assert mentions(finding.change, words)
+    assert finding.measure == measure
+
+
+def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:
+    verdict = stream.judge(range(30), warmer, per_year=None)
+    assert not verdict.findings
+    assert verdict.evidence.levels
+
+
+def test_windows_of_another_reference_do_not_count(stream: Stream) -> None:
+    stream.judge(range(30), warmer)
+    stream.past = [replace(one, evidence=replace(one.evidence, basis="other")) for one in stream.past]
+    assert not stream.judge([30], warmer).findings
+
+
+def test_an_accepted_column_has_a_new_baseline(stream: Stream) -> None:
+    since = FIRST + timedelta(days=REFERENCE_DAYS)
+    assert not stream.judge(range(30), warmer, baseline={"temp": since}).findings
+
+
+def test_a_short_reference_is_named_next_to_the_verdict() -> None:
+    verdict = Stream(reference_of(10)).judge(range(3))
+    assert not verdict.findings
+    assert mentions(verdict.notes[0], "false_per_year", "20", "10")
