@@ -1,397 +1,198 @@
-"""The structure of the package in figures, each with its target; `make lint` runs it.
+"""Measure how densely the package and its tests are written. `make lint` runs this module.
 
-structure.json has the figures on record. A figure may be worse than the record only while it meets its target.
-`python -m tests.structure --record` records the figures of today, but it never worsens a figure. To do so, edit
-structure.json by hand in a separate commit whose message names the issue. Lines are not counted.
+The limits are in structure.json; a figure may exceed its limit by 2 %. A token is a Python token
+without comments, docstrings, line ends and indentation. A code line is a line with a token. A part
+is a folder directly below the package; the tests are one more part.
 """
 
 import argparse
 import ast
+import io
 import json
 import re
 import sys
-import tomllib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "mlflow_deploy_plugin"
-RECORD = Path(__file__).with_suffix(".json")
-GENERATED = {"inference_pb2.py"}
-MIGRATIONS = PACKAGE / "store" / "migrations"
-LAYERS = (
-    {"supervisor"},
-    {"gunicorn_conf"},
-    {"http", "grpc"},
-    {"assembly"},
-    {"inference"},
-    {"models"},
-    {"observability"},
-    {"certificates", "cloud", "device", "listener", "messages", "variants"},
-)
-"""The layers inside `server`, from the top, as in the contract of pyproject.toml."""
-SENTENCE_WORDS = 4
-"""A literal with at least this many words is a sentence."""
+PACKAGE = Path("mlflow_deploy_plugin")
+LIMITS = Path("tests/structure.json")
+SLACK = 0.02
+PER_LINE = ("tuple-packed assignments", "inline ifs", "walrus operators", "nested comprehensions")
+NOT_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENCODING", "ENDMARKER"}
+FILLERS = "what|told|said|beside|nobody|nothing_is|that_is_no|which_is_no|is_no"
+TRANSLATED = re.compile(rf"_(?:{FILLERS})(?:_|$)|_is_told|_is_said")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-DESCRIBED = {"SpecPart", "Settings"}
-"""Classes, and bases of classes, whose fields the reference page describes."""
-HEADLESS = re.compile(r"(What|Whether|Which|Who|Whom|Whose|How|Where|Why|That|Those|Of|As|None|If)\b")
-"""The first words of a sentence without a subject, such as "What an endpoint serves." or "Of the windows, …"."""
-HUMAN_TEXT = {"note", "reason", "message", "detail", "why"}
-"""Names and attributes that contain text for people; the code must not make decisions by that text."""
-PLAIN = {"str", "bytes", "int", "float", "bool", "None", "object", "Any"}
-"""Types that a result may have next to `str` if the text is also a value, and not the reason for its absence."""
+Branch = ast.If | ast.IfExp | ast.For | ast.While | ast.ExceptHandler | ast.BoolOp
 
 
-@dataclass(frozen=True)
-class Module:
-    """A module of the package, parsed."""
+class MeasuredFunction(NamedTuple):
+    weight: float
+    local_names: int
+    branches: int
+    tokens: int
+    place: str
 
+
+class MeasuredFile(NamedTuple):
     path: Path
-
-    @cached_property
-    def text(self) -> str:
-        return self.path.read_text()
-
-    @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
-
-    @property
-    def name(self) -> str:
-        """Its path below the package, as `serve/http/app.py`."""
-        return self.path.relative_to(PACKAGE).as_posix()
-
-    @property
-    def lines(self) -> int:
-        return self.text.count("\n")
-
-    @cached_property
-    def functions(self) -> list[Function]:
-        return [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-    @property
-    def only_imports(self) -> bool:
-        """True for an `__init__` that hands names on and defines none."""
-        return not any(
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in self.tree.body
-        )
-
-    def at(self, node: ast.stmt | ast.expr) -> str:
-        return f"{self.name}:{node.lineno}"
+    counts: Counter[str]
+    functions: list[MeasuredFunction]
 
 
-def modules() -> list[Module]:
-    """Return the hand-written modules of the package, in the order of their paths."""
-    paths = (path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in GENERATED)
-    return [Module(path) for path in paths if MIGRATIONS not in path.parents]
+def measure_folder(folder: Path) -> list[MeasuredFile]:
+    """Measure the Python files of a folder, except those that protoc generates."""
+    paths = [path for path in sorted(folder.rglob("*.py")) if not path.name.endswith("_pb2.py")]
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(measure_text, map(Path.read_text, paths), paths, chunksize=16))
 
 
-def folders(found: list[Module]) -> Counter[str]:
-    """Return the number of modules in each folder, `__init__.py` left out."""
-    return Counter(str(Path(module.name).parent) for module in found if module.path.name != "__init__.py")
+def measure_text(text: str, path: Path) -> MeasuredFile:
+    nodes = list(ast.walk(ast.parse(text)))
+    tokens = count_tokens(text, set(docstring_lines(nodes)))
+    definitions = [node for node in nodes if isinstance(node, Function)]
+    functions = [measure_function(definition, tokens, path) for definition in definitions]
+    lines = text.splitlines()
+    counts = count_nodes(nodes)
+    counts["tokens"] = tokens.total()
+    counts["code lines"] = len(tokens)
+    counts["long lines"] = sum(len(lines[number - 1]) > 100 for number in tokens)
+    counts["functions"] = len(functions)
+    counts["many names"] = sum(function.local_names >= 13 for function in functions)
+    counts["large"] = sum(function.tokens > 400 for function in functions)
+    return MeasuredFile(path, counts, functions)
 
 
-def classes_of_one_name(found: list[Module]) -> list[str]:
-    """Return the names that more than one class of the package has, and where."""
-    places = defaultdict(list)
-    for module in found:
-        for node in module.tree.body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places[node.name].append(module.name)
-    return [f"{name}: {', '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
+def docstring_lines(nodes: list[ast.AST]) -> Iterator[int]:
+    """Yield the lines of docstrings, and of descriptions below constants and fields."""
+    for node in nodes:
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
+                yield from lines_of(node)
 
 
-def union_members(annotation: ast.expr) -> set[str]:
-    """Return the types of `A | B | C`."""
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return union_members(annotation.left) | union_members(annotation.right)
-    return {ast.unparse(annotation)}
+def lines_of(node: ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
-def results_or_text(found: list[Module]) -> list[str]:
-    """Return the functions whose result is a value, or a text with the reason for its absence."""
-    return [
-        f"{module.at(function)} {function.name} -> {ast.unparse(function.returns)}"
-        for module in found
-        for function in module.functions
-        if function.returns is not None
-        and "str" in (members := union_members(function.returns))
-        and not members <= PLAIN
-    ]
+def count_tokens(text: str, ignored_lines: set[int]) -> Counter[int]:
+    """Return the number of tokens per line. An f-string is one token in every version of Python."""
+    tokens: Counter[int] = Counter()
+    depth = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        line = token.start[0]
+        if depth == 0 and kind not in NOT_CODE and line not in ignored_lines:
+            tokens[line] += 1
+        depth += (kind == "FSTRING_START") - (kind == "FSTRING_END")  # from Python 3.12 on
+    return tokens
 
 
-def _is_human_text(node: ast.expr) -> bool:
-    """Return True for a name or an attribute that contains text for people, and for `str(error)`."""
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name) and node.func.id == "str" and ast.unparse(node.args[0]) == "error"
-    return (isinstance(node, ast.Name) and node.id in HUMAN_TEXT) or (
-        isinstance(node, ast.Attribute) and node.attr in HUMAN_TEXT
-    )
+def count_nodes(nodes: list[ast.AST]) -> Counter[str]:
+    """Count the nodes that make code dense, and the tests. The swap `a, b = b, a` is not dense."""
+    counts: Counter[str] = Counter()
+    for node in nodes:
+        match node:
+            case ast.Assign([ast.Tuple([_, _, *_] as names), *_], ast.Tuple(values)):
+                is_swap = {*map(ast.unparse, names)} == {*map(ast.unparse, values)}
+                counts["tuple-packed assignments"] += not is_swap
+            case ast.IfExp():
+                counts["inline ifs"] += 1
+            case ast.NamedExpr():
+                counts["walrus operators"] += 1
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                loops = [inner for inner in ast.walk(node) if isinstance(inner, ast.comprehension)]
+                counts["nested comprehensions"] += len(loops) > 1
+            case ast.FunctionDef() | ast.AsyncFunctionDef() if node.name.startswith("test_"):
+                counts["tests"] += 1
+                counts["translated tests"] += bool(TRANSLATED.search(node.name))
+    return counts
 
 
-def _is_fixed_text(node: ast.expr) -> bool:
-    """Return True for a literal, an f-string and a constant. (Comparing two variables only detects a change.)"""
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, str) and node.value != ""
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Name) and node.id.isupper())
+def measure_function(function: Function, tokens: Counter[int], path: Path) -> MeasuredFunction:
+    nodes = list(own_nodes(function))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    local_names = len({name.id for name in names if isinstance(name.ctx, ast.Store)})
+    branches = sum(isinstance(node, Branch) for node in nodes)
+    size = sum(tokens[line] for line in lines_of(function))
+    weight = local_names * (5 + branches) + size / 20
+    place = f"{path}:{function.lineno} {function.name}"
+    return MeasuredFunction(weight, local_names, branches, size, place)
 
 
-def decisions_by_text(found: list[Module]) -> list[str]:
-    """Return the places where a text for people is compared with a fixed one."""
-
-    def compared(node: ast.AST) -> bool:
-        if isinstance(node, ast.Compare):
-            sides = [node.left, *node.comparators]
-            return any(map(_is_human_text, sides)) and any(map(_is_fixed_text, sides))
-        return (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("startswith", "endswith", "removeprefix")
-            and _is_human_text(node.func.value)
-        )
-
-    return [
-        f"{module.at(node)} {ast.unparse(node)}"
-        for module in found
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Compare | ast.Call) and compared(node)
-    ]
+def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes inside a node, but not the bodies of functions and classes inside it."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, Function | ast.ClassDef | ast.Lambda):
+            yield from own_nodes(child)
 
 
-def _docstrings(module: Module) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield node.body[0].lineno, text
-        if isinstance(node, ast.ClassDef) and DESCRIBED & {node.name, *map(ast.unparse, node.bases)}:
-            continue  # The strings below its fields are table cells instead of sentences.
-        if isinstance(node, ast.Module | ast.ClassDef):  # the strings below constants and fields
-            for before, statement in zip(node.body, node.body[1:], strict=False):
-                if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(statement, ast.Expr):
-                    value = statement.value
-                    if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                        yield statement.lineno, value.value
-
-
-def headless_docstrings(found: list[Module]) -> list[str]:
-    """Return the docstrings whose first sentence has neither a subject nor an imperative verb."""
-    return [
-        f"{module.name}:{line} {text.splitlines()[0]}"
-        for module in found
-        for line, text in _docstrings(module)
-        if HEADLESS.match(text.strip())
-    ]
-
-
-def names_in_faces() -> list[str]:
-    """Return the names that the stubs `__init__.pyi` export, each after the folder of its stub."""
-    return [
-        f"{face.parent.relative_to(PACKAGE).as_posix()} {name.asname or name.name}"
-        for face in sorted(PACKAGE.rglob("__init__.pyi"))
-        for node in ast.parse(face.read_text()).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in node.names
-    ]
-
-
-def _imported(module: Module) -> Iterator[tuple[ast.ImportFrom, str]]:
-    """Yield each `from … import` of a module with the path of each imported name."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.ImportFrom):
-            yield from ((node, f"{node.module}.{name.name}") for name in node.names)
-
-
-def rooms_that_import_server(found: list[Module]) -> list[str]:
-    """Return the rooms that import a name of `server` or of its modules."""
-    rooms = {
-        Path(module.name).parts[0]
-        for module in found
-        for _, path in _imported(module)
-        if path.startswith(f"{PACKAGE.name}.server.") or path == f"{PACKAGE.name}.server"
+def density(group: str, files: list[MeasuredFile]) -> dict[str, float]:
+    total = sum((file.counts for file in files), Counter[str]())
+    lines = max(total["code lines"], 1)
+    functions = max(total["functions"], 1)
+    figures = {
+        "tokens per code line": total["tokens"] / lines,
+        "% of code lines over 100 columns": 100 * total["long lines"] / lines,
+        "functions with 13 or more local names, per 1,000": 1000 * total["many names"] / functions,
+        "functions over 400 tokens, per 1,000": 1000 * total["large"] / functions,
     }
-    return sorted(rooms - {"server"})
+    figures |= {f"{name} per 1,000 code lines": 1000 * total[name] / lines for name in PER_LINE}
+    if total["tests"]:
+        share = total["translated tests"] / total["tests"]
+        figures["% of test names that read as a translation"] = 100 * share
+    return {f"{group}: {name}": round(value, 2) for name, value in figures.items()}
 
 
-def upward_imports_in_server(found: list[Module]) -> list[str]:
-    """Return the imports inside `server` of a higher layer by a lower layer."""
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    upward = set()
-    for module in found:
-        room, own, *_ = [*Path(module.name).with_suffix("").parts, ""]
-        for node, path in _imported(module):
-            if room == "server" and path.startswith(f"{PACKAGE.name}.server."):
-                imported = level.get(path.split(".")[2], len(LAYERS))
-                if imported < level.get(own, 0):
-                    upward.add(f"{module.at(node)} {node.module}")
-    return sorted(upward)
+def tokens_per_part(package: list[MeasuredFile], tests: list[MeasuredFile]) -> dict[str, float]:
+    tokens = Counter({"tokens of tests": sum(file.counts["tokens"] for file in tests)})
+    for file in package:
+        if file.path.parent != PACKAGE:
+            tokens[f"tokens of {file.path.parts[1]}"] += file.counts["tokens"]
+    return dict(tokens)
 
 
-def lines_with_any(found: list[Module]) -> list[str]:
-    """Return the lines that contain the word `Any`, except imports."""
-    return [
-        f"{module.name}:{number} {line.strip()}"
-        for module in found
-        for number, line in enumerate(module.text.splitlines(), 1)
-        if re.search(r"\bAny\b", line) and not re.match(r"\s*(from|import)\b", line)
-    ]
+def worse(limits: dict[str, float], figures: dict[str, float]) -> list[str]:
+    """Return a line per figure that exceeds its limit. The limit of a new part is 0."""
+    allowed = {name: limits.get(name, 0) * (1 + SLACK) for name in figures}
+    names = [name for name, value in figures.items() if value > allowed[name]]
+    return [f"{name}: {figures[name]:,}, limit {limits.get(name, 0):,}" for name in names]
 
 
-def _is_sentence(node: ast.expr) -> bool:
-    """Return True for a string or an f-string of at least SENTENCE_WORDS words, separated by white space."""
-    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-    texts = [part.value if isinstance(part, ast.Constant) else "_" for part in parts]
-    return len("".join(text for text in texts if isinstance(text, str)).split()) >= SENTENCE_WORDS
-
-
-def sentences_in_tests() -> list[str]:
-    """Return the literal sentences in the tests that are an argument `match=` or a side of a comparison.
-
-    Names in a message and patterns of up to three words are not counted.
-    """
-    sentences = []
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-            if isinstance(node, ast.keyword) and node.arg == "match":
-                sides = [node.value]
-            sentences += [
-                f"{path.relative_to(ROOT)}:{side.lineno} {ast.unparse(side)}" for side in filter(_is_sentence, sides)
-            ]
-    return sentences
-
-
-def without_test(found: list[Module]) -> list[str]:
-    """Return the modules that no test file of the mirrored path tests."""
-    missing = []
-    for module in found:
-        path = Path(module.name)
-        if module.only_imports or module.path.name.startswith("__"):
-            continue
-        if not any((ROOT / "tests" / path.parent).glob(f"test_{path.stem}*.py")):
-            missing.append(module.name)
-    return missing
-
-
-def tests_without_types() -> list[str]:
-    """Return the test files that pyproject.toml takes out of mypy's check."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
-    return sorted(
-        name
-        for override in settings
-        if override.get("ignore_errors")
-        for name in ([override["module"]] if isinstance(override["module"], str) else override["module"])
-        if name.startswith("tests.")
-    )
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the structure.
-
-    Attributes:
-        target: the value to reach.
-        places: returns the places that it counts, where it counts places.
-        higher: True if more is better.
-    """
-
-    value: float
-    target: float
-    places: Callable[[], list[str]] | None = None
-    higher: bool = False
-
-    def worse_than(self, other: float) -> bool:
-        return self.value < other if self.higher else self.value > other
-
-
-def measure(found: list[Module]) -> dict[str, Figure]:
-    """Return the figures of the package as it stands."""
-    parts = [module for module in found if module.path.name != "__init__.py"]
-    most = max(folders(found).values())
-    tested = [module for module in parts if not module.only_imports and not module.path.name.startswith("__")]
-
-    def counted(places: Callable[[list[Module]], list[str]], target: int = 0) -> Figure:
-        return Figure(len(places(found)), target, lambda: places(found))
-
-    faces = Counter(name.split()[0] for name in names_in_faces())
-
-    return {
-        "modules": Figure(len(found), 280),
-        "modules in the largest folder": Figure(
-            most, 15, lambda: [f"{n} {c}" for n, c in folders(found).most_common(12)]
-        ),
-        "class names with several meanings": counted(classes_of_one_name),
-        "results that are a value or a text": counted(results_or_text),
-        "decisions by a text for people": counted(decisions_by_text),
-        "docstrings that begin without a subject": counted(headless_docstrings),
-        "modules with a test of their own, %": Figure(
-            round(100 * (1 - len(without_test(found)) / len(tested)), 1), 80, lambda: without_test(found), higher=True
-        ),
-        "test files without checked types": Figure(len(tests_without_types()), 0, tests_without_types),
-        "names in faces": Figure(faces.total(), 300, names_in_faces),
-        "names in the widest face": Figure(
-            max(faces.values()), 25, lambda: [f"{face} {count}" for face, count in faces.most_common()]
-        ),
-        "rooms that import the server": counted(rooms_that_import_server, 3),
-        "upward imports inside the server": counted(upward_imports_in_server),
-        "literal sentences in tests": Figure(len(sentences_in_tests()), 200, sentences_in_tests),
-        "lines with Any": counted(lines_with_any, 700),
-    }
-
-
-Record = dict[str, dict[str, float]]
-"""The figures on record by their names, under the key "figures"."""
-
-
-def violations(record: Record, figures: dict[str, Figure]) -> list[str]:
-    """Return a line for each figure that is worse than its record and its target."""
-    before = record["figures"]
-    return [
-        f"{name}: {figure.value:,g}, on record {before[name]:,g}, target {figure.target:,g}"
-        for name, figure in figures.items()
-        if name in before and figure.worse_than(before[name]) and figure.worse_than(figure.target)
-    ]
-
-
-def improved(record: Record, figures: dict[str, Figure]) -> Record:
-    """Return the record with the figures that are better today."""
-    before = record["figures"]
-    return {
-        "figures": {
-            name: before[name] if name in before and figure.worse_than(before[name]) else figure.value
-            for name, figure in figures.items()
-        }
-    }
+def better(limits: dict[str, float], figures: dict[str, float]) -> dict[str, float]:
+    """Return the limits of today's parts, with the figures that are better or new."""
+    return {name: min(value, limits.get(name, value)) for name, value in figures.items()}
 
 
 def main() -> int:
-    """Print every figure; return 1 if a figure is worse than its record and its target."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--record", action="store_true", help="record the figures that are better today")
-    parser.add_argument("--show", metavar="WORD", help="print the places of the figures whose names contain the word")
-    asked = parser.parse_args()
-    found = modules()
-    figures = measure(found)
-    record = json.loads(RECORD.read_text())
-    for name, figure in figures.items():
-        before = record["figures"].get(name, figure.value)
-        met = "" if figure.worse_than(figure.target) else "met"
-        print(f"{name:<48} {figure.value:>9,g}   on record {before:>9,g}   target {figure.target:>8,g}   {met}")
-        if asked.show and asked.show in name and figure.places:
-            print(*(f"    {place}" for place in figure.places()), sep="\n")
-    if asked.record:
-        RECORD.write_text(json.dumps(improved(record, figures), indent=2) + "\n")
-    if broken := violations(record, figures):
-        print("not recorded:" if asked.record else "worse than on record:", *broken, sep="\n    ")
-        print("`python -m tests.structure --show WORD` lists the places of a figure. To allow the change for an issue,")
-        print("edit tests/structure.json by hand in a separate commit whose message names the issue.")
-    return int(bool(broken))
+    parser.add_argument("--worst", type=int, metavar="N", help="print the N densest functions")
+    parser.add_argument("--record", action="store_true", help="record better figures and new parts")
+    options = parser.parse_args()
+    package = measure_folder(PACKAGE)
+    tests = measure_folder(LIMITS.parent)
+    if options.worst:
+        for files in (package, tests):
+            functions = chain.from_iterable(file.functions for file in files)
+            for function in sorted(functions, reverse=True)[: options.worst]:
+                print("{:5.0f} {:3} local names {:3} branches {:5} tokens  {}".format(*function))
+        return 0
+    figures = density("package", package) | density("tests", tests)
+    figures |= tokens_per_part(package, tests)
+    limits = json.loads(LIMITS.read_text())
+    if options.record:
+        limits = better(limits, figures)
+        LIMITS.write_text(json.dumps(limits, indent=2) + "\n")
+    complaints = worse(limits, figures)
+    summary = f"{len(complaints)} of {len(figures)} figures are worse than in {LIMITS}"
+    print(*complaints, summary, sep="\n")
+    return int(bool(complaints))
 
 
 if __name__ == "__main__":
