@@ -2,8 +2,9 @@
 
     python ../run.py projects.churn.train --trees 200
 
-MLflow runs a command in the folder of its project, where `projects` cannot be imported. Only the standard library can be
-imported here, because an environment that MLflow has created is empty before the first run.
+MLflow runs a command in the folder of its project, where `projects` cannot be
+imported. This module imports only the standard library, because an environment that
+MLflow has created contains nothing else before the first run.
 """
 
 import hashlib
