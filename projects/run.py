@@ -9,6 +9,7 @@ MLflow has created contains nothing else before the first run.
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,11 +41,18 @@ def install_once(environment: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in ROOT.iterdir():
             (Path(folder) / path.name).symlink_to(path)
-        command = [sys.executable, "-m", "pip", "install", "-q", "-c", "constraints.txt", ".[projects]"]
+        command = [*installer(environment), "install", "-q", "-c", "constraints.txt", ".[projects]"]
         status = subprocess.run(command, cwd=folder, check=False).returncode
     if status != 0:
         sys.exit(status)
     installed.touch()
+
+
+def installer(environment: Path) -> list[str]:
+    """Return the command of the program that has created the environment: uv, or otherwise pip."""
+    if re.search("^uv =", (environment / "pyvenv.cfg").read_text(), re.MULTILINE):
+        return ["uv", "pip"]
+    return [sys.executable, "-m", "pip"]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import pytest
 
 from projects import run
 
-PIP = [sys.executable, "-m", "pip", "install", "-q", "-c", "constraints.txt", ".[projects]"]
+INSTALL = ["install", "-q", "-c", "constraints.txt", ".[projects]"]
+PIP = [sys.executable, "-m", "pip", *INSTALL]
+UV = ["uv", "pip", *INSTALL]
 STARTED = [sys.executable, "-m", "projects.churn.train", "--trees", "10"]
 
 
@@ -41,6 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     made = Calls()
     environment = tmp_path / "mlflow-3c2b36548a66"
     environment.mkdir()
+    (environment / "pyvenv.cfg").write_text("version = 3.11.7\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "prefix", str(environment))
     monkeypatch.setattr(sys, "argv", ["../run.py", *STARTED[2:]])
@@ -64,6 +67,15 @@ def test_an_environment_of_mlflow_gets_the_package_once(calls: Calls) -> None:
 
     assert calls.installed == [PIP]
     assert calls.started == [(STARTED, run.ROOT)] * 2
+
+
+def test_an_environment_of_uv_gets_the_package_from_uv(calls: Calls) -> None:
+    (Path(sys.prefix) / "pyvenv.cfg").write_text("implementation = CPython\nuv = 0.9.1\n")
+
+    run.main()
+
+    assert calls.installed == [UV]
+    assert calls.started == [(STARTED, run.ROOT)]
 
 
 def test_the_package_is_installed_again_with_other_requirements(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
