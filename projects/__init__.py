@@ -1,1 +1,1 @@
-"""Runnable MLflow projects on real data. The entry points in `MLproject` run the projects as modules."""
+"""Runnable MLflow projects on real data. The entry points of `MLproject` and `projects/*/MLproject` are modules."""

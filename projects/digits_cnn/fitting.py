@@ -15,7 +15,7 @@ try:
     from torch import nn
 except ModuleNotFoundError:
     sys.exit(
-        "digits_cnn needs torch, which python_env.yaml does not install: "
+        "digits_cnn needs torch, which projects/python_env.yaml does not install: "
         "install torch, e.g. by `make install`, and run digits_cnn with `--env-manager local`"
     )
 

@@ -1,7 +1,8 @@
 """Train a small model (student) on the predictions of a served model (teacher), and register it as checked ONNX.
 
-    mlflow run . -e distill --env-manager local -P teacher=models:/flight-delay@champion
-    mlflow run . -e distill --env-manager local -P teacher=models:/digits-cnn/1 -P data=images.parquet -P student=mlp
+    mlflow run projects/distill -e distill --env-manager local -P teacher=models:/flight-delay@champion
+    mlflow run projects/distill -e distill --env-manager local -P teacher=models:/digits-cnn/1 \\
+        -P data=images.parquet -P student=mlp
 
 The rows need no labels: a file, the captured rows of an endpoint, or the reference of the teacher. The student is
 trained on the teacher's probabilities, which contain more information than its labels (Hinton et al. 2015,

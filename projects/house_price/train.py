@@ -1,7 +1,7 @@
 """Train a linear regression of prices on a CSV file, log it as checked ONNX and register it.
 
-    mlflow run . -e house_price --env-manager local         # or: python -m projects.house_price.train
-    mlflow run . -e house_price --env-manager local -P data=houses.csv -P target=price
+    mlflow run projects/house_price -e house_price --env-manager local  # or: python -m projects.house_price.train
+    mlflow run projects/house_price -e house_price --env-manager local -P data=houses.csv -P target=price
 
 Without `data`, the rows are synthetic (`generate`), so the results are only an example.
 """

@@ -1,6 +1,7 @@
 """Train ResNet18 on scikit-learn's digits, log it as checked ONNX and register it.
 
-    mlflow run . -e image_resnet18 --env-manager local      # or: python -m projects.image_resnet18.train
+    mlflow run projects/image_resnet18 -e image_resnet18 --env-manager local
+    python -m projects.image_resnet18.train             # the same
 
 Data: the 1,797 images of `load_digits` (UCI, Alpaydin and Kaynak 1998), scaled from 8 × 8 to 32 × 32 pixels. A fifth is
 held out. ResNet18 is far larger than these digits need; it is an example of networks for larger images.

@@ -1,8 +1,8 @@
 """Search for the best model of the delayed flights with Optuna, register it, run the gate, and roll it out.
 
-    mlflow run . -e search --env-manager local              # or: python -m projects.search.train
-    mlflow run . -e search --env-manager local -P trials=60 -P minutes=30
-    mlflow run . -e search --env-manager local -P deploy=flights
+    mlflow run projects/search -e search --env-manager local  # or: python -m projects.search.train
+    mlflow run projects/search -e search --env-manager local -P trials=60 -P minutes=30
+    mlflow run projects/search -e search --env-manager local -P deploy=flights
 
 Each trial is a nested run. Optuna's tree-structured Parzen estimator selects a family (boosted trees, forest, logistic
 regression) and its parameters. The model is trained on a sample of the training flights and scored on ten whole days,

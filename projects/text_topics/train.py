@@ -1,7 +1,7 @@
 """Find the topics of texts, train a classifier of topics, log it as checked ONNX and register it.
 
-    mlflow run . -e text_topics --env-manager local         # or: python -m projects.text_topics.train
-    mlflow run . -e text_topics --env-manager local -P data=tickets.csv -P column=body -P topics=12
+    mlflow run projects/text_topics -e text_topics --env-manager local  # or: python -m projects.text_topics.train
+    mlflow run projects/text_topics -e text_topics --env-manager local -P data=tickets.csv -P column=body -P topics=12
 
 The texts are a column of a CSV file. By default, the texts are English docstrings of five installed libraries. Topics
 are found by NMF (Lee and Seung 1999) on TF-IDF and named after their words with the largest weights. NMF solves an

@@ -1,4 +1,5 @@
-"""Tests of `mlflow run . -e train` in new environments. README and the demo use `--env-manager local`."""
+"""Tests of `mlflow run` in new environments, at the root and in a project's folder. README and the demo use
+`--env-manager local`."""
 
 import os
 import shutil
@@ -25,8 +26,17 @@ pytestmark = pytest.mark.long
         ),
     ],
 )
+@pytest.mark.parametrize(
+    ("folder", "entry_point", "model"),
+    [
+        pytest.param(ROOT, ["train", "-P", "max_iter=10"], "flight-delay", id="root"),
+        pytest.param(ROOT / "projects" / "house_price", ["house_price"], "house-price", id="house_price"),
+    ],
+)
 @pytest.mark.timeout(1200)  # MLflow creates the environments from scratch.
-def test_the_flight_model_is_trained_proven_and_registered(arguments: list[str], tmp_path: Path) -> None:
+def test_a_model_is_trained_proven_and_registered(
+    folder: Path, entry_point: list[str], model: str, arguments: list[str], tmp_path: Path
+) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {
         **os.environ,
@@ -34,12 +44,12 @@ def test_the_flight_model_is_trained_proven_and_registered(arguments: list[str],
         "MLFLOW_TRACKING_URI": store,
         "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
     }
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", "-P", "max_iter=10", *arguments]
+    command = [sys.executable, "-m", "mlflow", "run", str(folder), "-e", *entry_point, *arguments]
 
     result = subprocess.run(command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    version = MlflowClient(store).get_model_version("flight-delay", "1")
+    version = MlflowClient(store).get_model_version(model, "1")
     assert version.tags["onnxserve.parity"] == "proven"
 
 
@@ -51,7 +61,8 @@ def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,2\n")
     given = {"model": model, "input": tmp_path / "rows.csv", "output": tmp_path / "out", "keep": "id"}
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "batch", "--env-manager", "local"]
+    project = ROOT / "projects" / "batch"
+    command = [sys.executable, "-m", "mlflow", "run", str(project), "-e", "batch", "--env-manager", "local"]
     command += [part for name, value in given.items() for part in ("-P", f"{name}={value}")]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -1,14 +1,50 @@
-"""Tests that MLflow can read MLproject and that both environment files are consistent."""
+"""Tests that MLflow can read the MLproject files, and that their parameters are the options of the modules."""
 
+import argparse
+import runpy
+import shlex
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import yaml
 from mlflow.projects._project_spec import load_project
 from mlflow.utils.environment import _PythonEnv
 
+from mlflow_deploy_plugin.cli import main
+
 ROOT = Path(__file__).parents[2]
-ENTRY_POINTS = tuple(yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"])
+PROJECTS = sorted(
+    {path.parent for path in ROOT.glob("projects/*/MLproject")} - {ROOT / "projects" / "model_repository"}
+)
+"""The folders with an MLproject. `model_repository` is an example of another repository (tests/ci)."""
+ENTRY_POINTS = [
+    pytest.param(folder, name, id=name)
+    for folder in (ROOT, *PROJECTS)
+    for name in yaml.safe_load((folder / "MLproject").read_text())["entry_points"]
+]
+NEED_TORCH = ("train_digits", "image_resnet18")
+
+
+class Parsed(Exception):
+    """Ends a module after it has parsed its options."""
+
+    def __init__(self, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+        super().__init__(options)
+        self.options, self.defaults = options, defaults
+
+
+def parameters(folder: Path, name: str) -> dict[str, dict[str, Any]]:
+    document = yaml.safe_load((folder / "MLproject").read_text())
+    return dict(document["entry_points"][name]["parameters"])
+
+
+def words(folder: Path, name: str) -> list[str]:
+    """Return the command that MLflow makes from the defaults, without the words that start the module."""
+    command = shlex.split(load_project(str(folder)).get_entry_point(name).compute_command({}, storage_dir=None))
+    assert command[:2] == (["python", "-m"] if folder == ROOT else ["python", "../run.py"])
+    return command[2:]
 
 
 def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
@@ -18,27 +54,65 @@ def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
     assert conda.dependencies == python.dependencies
 
 
-def test_the_project_has_its_entry_points_and_one_environment() -> None:
-    project = load_project(str(ROOT))
-    assert project.env_config_path == str(ROOT / "python_env.yaml")
+def test_the_root_has_the_five_steps_of_the_flights_and_each_readme_has_a_project() -> None:
+    assert set(load_project(str(ROOT))._entry_points) == {"train", "evaluate", "deploy", "drift", "replay"}
     folders = {path.parent.name for path in ROOT.glob("projects/*/README.md")}
-    assert folders | {"train", "train_digits", "evaluate", "deploy", "drift", "replay", "batch"} == set(ENTRY_POINTS)
+    assert folders | {"digits_cnn", "batch"} == {folder.name for folder in PROJECTS}
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_every_parameter_of_an_entry_point_has_a_type_a_default_and_a_description(name: str) -> None:
-    document = yaml.safe_load((ROOT / "MLproject").read_text())
-    for parameter in document["entry_points"][name]["parameters"].values():
+def test_the_root_has_the_environment_that_contains_the_package() -> None:
+    assert load_project(str(ROOT)).env_config_path == str(ROOT / "python_env.yaml")
+
+
+@pytest.mark.parametrize("folder", PROJECTS, ids=lambda folder: folder.name)
+def test_a_project_has_its_name_and_the_environment_into_which_run_py_installs_the_package(folder: Path) -> None:
+    project = load_project(str(folder))
+    assert project.name == folder.name
+    assert Path(project.env_config_path).resolve() == ROOT / "projects" / "python_env.yaml"
+    environment = _PythonEnv.from_yaml(project.env_config_path)
+    assert (environment.build_dependencies, environment.dependencies) == (["pip"], [])
+
+
+@pytest.mark.parametrize(("folder", "name"), ENTRY_POINTS)
+def test_every_parameter_of_an_entry_point_has_a_type_a_default_and_a_description(folder: Path, name: str) -> None:
+    for parameter in parameters(folder, name).values():
         assert parameter["type"] in ("string", "float", "path", "uri")
         assert "default" in parameter
         assert parameter["description"].endswith(".")
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_an_entry_point_makes_its_command_from_the_defaults(name: str) -> None:
-    command = load_project(str(ROOT)).get_entry_point(name).compute_command({}, storage_dir=None)
-    module = command.split()[2]
-    assert command.startswith(("python -m projects.", "python -m mlflow_deploy_plugin.cli batch "))
-    path = ROOT / module.replace(".", "/")
-    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
-    assert "{" not in command
+@pytest.mark.parametrize(("folder", "name"), [entry for entry in ENTRY_POINTS if entry.id != "batch"])
+def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_same_defaults(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in NEED_TORCH:
+        pytest.importorskip("torch")
+    module, *arguments = words(folder, name)
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(parser: argparse.ArgumentParser) -> None:
+        raise Parsed(vars(parse(parser, arguments)), vars(parse(parser, [])))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
+    with pytest.raises(Parsed) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.options == ended.value.defaults
+    declared = set(parameters(folder, name))
+    if module.endswith(".train"):
+        assert declared == set(ended.value.options)
+    else:
+        assert declared <= set(ended.value.options)
+    assert {argument for argument in arguments if argument.startswith("--")} == {
+        f"--{parameter.replace('_', '-')}" for parameter in declared
+    }
+
+
+def test_the_entry_point_batch_is_the_command_batch() -> None:
+    folder = ROOT / "projects" / "batch"
+    module, command, *arguments = words(folder, "batch")
+    assert (module, command) == ("mlflow_deploy_plugin.cli", "batch")
+    batch = main.get_command(click.Context(main), command)
+    assert batch is not None
+    given = batch.make_context(command, arguments).params
+    declared = parameters(folder, "batch")
+    assert {str(entry["default"]) for entry in declared.values() if entry["default"]} <= set(map(str, given.values()))

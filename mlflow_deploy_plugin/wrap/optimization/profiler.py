@@ -216,7 +216,8 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
         (
             trees >= 0.5,
             f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: use fewer or shallower trees, "
-            f"{'float32 columns in training, ' if is_double else ''}or a distilled student (`mlflow run . -e distill`)",
+            f"{'float32 columns in training, ' if is_double else ''}or a distilled student "
+            "(`mlflow run projects/distill -e distill`)",
         ),
         (
             casts >= 0.1,

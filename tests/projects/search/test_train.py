@@ -114,8 +114,8 @@ def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_mode
     client: BaseDeploymentClient, tmp_path: Path
 ) -> None:
     def search(**options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "search", "--env-manager", "local"]
-        command += ["--experiment-name", "search"]
+        command = [sys.executable, "-m", "mlflow", "run", str(ROOT / "projects" / "search"), "-e", "search"]
+        command += ["--env-manager", "local", "--experiment-name", "search"]
         command += [part for name, value in {**SMALL, **options}.items() for part in ("-P", f"{name}={value}")]
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         return subprocess.run(
