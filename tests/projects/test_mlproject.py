@@ -12,7 +12,7 @@ import yaml
 from mlflow.projects._project_spec import load_project
 from mlflow.utils.environment import _PythonEnv
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = sorted(
