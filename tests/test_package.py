@@ -41,7 +41,8 @@ def test_mlflow_finds_the_deployment_target() -> None:
 
 def test_the_command_is_installed() -> None:
     (command,) = entry_points(group="console_scripts", name="onnxserve")
-    assert command.load().name == "main"
+    assert command.value == "mlflow_deploy_plugin.cli.entry:main"
+    assert callable(command.load())
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu", "sklearn", "torch", "s3", "postgresql", "all", "dev"])

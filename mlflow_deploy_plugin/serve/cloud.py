@@ -14,15 +14,14 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.h
 https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
 https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website (storage initializer)
 
-`python -m mlflow_deploy_plugin.serve.cloud [URL]` checks the health of the server in a container.
+`onnxserve health [URL]` checks the health of the server in a container.
 """
 
 import http.client
 import os
 import re
 import ssl
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,5 +112,6 @@ def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bo
         return False
 
 
-if __name__ == "__main__":
-    sys.exit(not is_healthy("".join(sys.argv[1:2])))
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit status of `onnxserve health [URL]`: 0 if the server is healthy."""
+    return 0 if is_healthy("".join(arguments[:1])) else 1

@@ -1,6 +1,6 @@
 """A listening socket that servers share, so that a new server can replace a server without refusing connections.
 
-`python -m mlflow_deploy_plugin.serve.listener SOCKET PORT` runs the holder of the socket. The holder sends the
+`onnxserve hold-socket SOCKET PORT` runs the holder of the socket. The holder sends the
 socket to each server that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), even from another container.
 """
 
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,5 +83,8 @@ def hold(path: Path, port: int) -> None:
             servers = [connection for connection in servers if connection not in ended] + [server]
 
 
-if __name__ == "__main__":
-    hold(Path(sys.argv[1]), int(sys.argv[2]))
+def main(arguments: Sequence[str]) -> int:
+    """Run `onnxserve hold-socket SOCKET PORT` until SIGTERM."""
+    path, port = arguments
+    hold(Path(path), int(port))
+    return 0

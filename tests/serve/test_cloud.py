@@ -107,7 +107,7 @@ def test_it_is_asked_at_an_address_that_is_named_also_by_tls(scheme: str, tmp_pa
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"{scheme}://127.0.0.1:{server.server_port}"
         assert is_healthy(url)
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.cloud", url]
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "health", url]
         assert subprocess.run(command, check=False).returncode == 0
         server.shutdown()
 

@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
     """The process that listens on the port, and sends its socket at `tmp_path/door`."""
     path = tmp_path / "door"
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.listener", str(path), str(free_port)]
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "hold-socket", str(path), str(free_port)]
     with subprocess.Popen(command) as process:
         wait_until(path.exists)
         yield process

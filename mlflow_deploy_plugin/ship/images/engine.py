@@ -66,7 +66,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
 
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
-    lister = ("--entrypoint", "python", name, "-m", "mlflow_deploy_plugin.ship.images.sbom")
+    lister = ("--entrypoint", "onnxserve", name, "list-packages")
     return docker("run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed").encode()
 
 

@@ -1,5 +1,4 @@
-"""List the installed packages as a bill of materials: `python -m mlflow_deploy_plugin.ship.images.sbom`, run in an
-image.
+"""List the packages that are installed in an image, as a bill of materials: `onnxserve list-packages`.
 
 The format is CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/). It contains the Python distributions and, if dpkg
 is available, Debian packages, but no times or random numbers, so that equal images produce equal documents.
@@ -10,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from urllib.parse import quote
 
@@ -43,5 +43,7 @@ def _component(kind: str, name: str, version: str, licence: object = None, quali
     return component | ({"licenses": [{"expression": licence}]} if licence else {})
 
 
-if __name__ == "__main__":
+def main(_arguments: Sequence[str]) -> int:
+    """Print the bill of materials, for `onnxserve list-packages`."""
     json.dump(bill_of_materials(), sys.stdout, indent=1)
+    return 0

@@ -61,7 +61,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             {"type": "volume", "source": "state", "target": HOME_FOLDER},
         ],
         "healthcheck": {
-            "test": ["CMD", "python", "-m", "mlflow_deploy_plugin.serve.cloud", url],
+            "test": ["CMD", "onnxserve", "health", url],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,

@@ -36,7 +36,7 @@ _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
 _NOT_PASSED_ON = {f"ONNXSERVE_{name}" for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS", "WEBHOOK_SECRET")}
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
-_IS_HEALTHY = ("CMD", "python", "-m", "mlflow_deploy_plugin.serve.cloud")
+_IS_HEALTHY = ("CMD", "onnxserve", "health")
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -93,7 +93,7 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
         "image": spec.container.image_for(spec.server),
-        "entrypoint": ["python", "-m", "mlflow_deploy_plugin.serve.listener"],
+        "entrypoint": ["onnxserve", "hold-socket"],
         "command": [f"{HOME_FOLDER}/listener", str(port)],
         "name": listener_name(spec.name),
         "labels": _labels(spec, settings),

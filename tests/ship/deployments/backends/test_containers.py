@@ -94,7 +94,7 @@ def test_the_health_check_asks_where_and_as_the_server_listens(
     settings: Settings, fields: dict[str, str], url: str
 ) -> None:
     options = server_options(flights(**fields), settings, "sha256:1")
-    assert options["healthcheck"] == {"test": ["CMD", "python", "-m", "mlflow_deploy_plugin.serve.cloud", url]}
+    assert options["healthcheck"] == {"test": ["CMD", "onnxserve", "health", url]}
 
 
 @pytest.mark.parametrize(
