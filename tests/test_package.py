@@ -104,10 +104,10 @@ def test_every_public_name_of_the_package_can_be_imported() -> None:
 @pytest.mark.parametrize(
     ("module", "others"),
     [
-        ("protocols.side_messages", (".arrow", ".large_json", "orjson")),
-        ("registry.model_uri", ("mlflow.tracking", ".resolution")),
-        ("inference_log.windows", ("duckdb", "pandas", "pyarrow")),
-        ("inference_log.reader", ("duckdb", "pandas")),
+        ("serve.protocols.side_messages", (".arrow", ".large_json", "orjson")),
+        ("core.registry.model_uri", ("mlflow.tracking", ".resolution")),
+        ("serve.inference_log.windows", ("duckdb", "pandas", "pyarrow")),
+        ("serve.inference_log.reader", ("duckdb", "pandas")),
     ],
 )
 def test_a_light_module_loads_no_heavy_library(module: str, others: tuple[str, ...]) -> None:
