@@ -103,7 +103,7 @@ NOT_FOUND: list[AnyCase] = [
         "escapes that are no UTF-8": lambda path: f"/%ff%fe{path}",
         "half an escape": lambda path: f"/%{path[1:]}%",
         "parameters of a segment": lambda path: f"/;x=y{path}",
-        "a file that is there": lambda path: "/mlflow_deploy_plugin/errors.py",
+        "a file that is there": lambda path: "/mlflow_deploy_plugin/core/errors.py",
         "a path of seven thousand characters": lambda path: f"/{'a' * 7000}{path}",
     }.items()
 ]
