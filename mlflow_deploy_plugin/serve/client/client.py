@@ -54,6 +54,11 @@ class RetryPolicy:
     The pause is drawn between zero and a bound that doubles from the first pause to the longest pause ("full jitter",
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server specifies a pause
     (`Retry-After`), the client waits for up to 1.1 times the pause, so that not all clients retry at the same moment.
+
+    Attributes:
+        tries: the maximum number of times that a request is sent.
+        first_pause_seconds: the bound of the first pause in seconds.
+        max_pause_seconds: the bound of the longest pause in seconds.
     """
 
     tries: int = 4
@@ -74,6 +79,9 @@ class Prediction:
     Attributes:
         values: the output as an array, rows first; for several outputs, a dict from their names to arrays.
         id: the X-Prediction-Id, for `feedback`; this and each field below is empty if the server omits its header.
+        model: the registered model that answered.
+        version: the version of the model.
+        request_id: the X-Request-Id of the request.
     """
 
     values: Array | dict[str, Array]
@@ -100,10 +108,12 @@ class Client:
         endpoint: the name of the endpoint; None for the server's default endpoint.
         timeout_seconds: the time limit of a call, including its retries and pauses.
         headers: the header fields of every request, such as `{"Authorization": "Bearer KEY"}`.
+        retries: the number of tries of a request, and the pauses between them.
         connections: the number of connections that are kept open. Additional threads open a new connection per request.
         only_json: never send Arrow. The client sets this after a server has refused Arrow (MLflow's does, with 415).
         pool: the connection pool for all requests. Specify a pool for a proxy (`urllib3.ProxyManager`) or for your own
             certificates (`urllib3.PoolManager(ca_certs=…)`).
+        generator: the source of the random pauses.
     """
 
     url: str
@@ -318,7 +328,13 @@ def _in_thread(
 
 
 class AsyncClient:
-    """A `Client` for asyncio. Each call runs in a thread; a native async client would be slower (docs/client.md)."""
+    """A `Client` for asyncio. Each call runs in a thread; a native async client would be slower (docs/client.md).
+
+    Args:
+        url: the address of the server, as for `Client`.
+        endpoint: the name of the endpoint; None for the server's default endpoint.
+        options: the other arguments of `Client`.
+    """
 
     def __init__(self, url: str, endpoint: str | None = None, **options: Any) -> None:
         self._client = Client(url, endpoint, **options)

@@ -52,6 +52,7 @@ class BatchPlan:
     """The parameters of a batch.
 
     Attributes:
+        model_uri: the model, such as models:/flight-delay@champion.
         input: a file or a folder of files; s3://… is also possible.
         output: the folder (or s3://…) for the predictions, with one file per input file.
         keep: the input columns that are written before the outputs.
@@ -59,6 +60,8 @@ class BatchPlan:
         output_format: the format of the output; if it is None, each part keeps its format.
         on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
         workers: the number of cores of this machine to use; None means all cores. Spark has a separate setting.
+        device: `cpu` or `cuda`, the device of each process.
+        engine: `local`, the processes of this machine, or `spark`.
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the batch is not recorded.
     """
@@ -116,7 +119,11 @@ Report = Callable[[BatchProgress], None]
 
 
 def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
-    """Predict every part of the input that has no output file yet. `report` is called several times per second.
+    """Predict every part of the input that has no output file yet.
+
+    Args:
+        plan: the model, the input, the output and the options of the batch.
+        report: a function that receives the progress several times per second.
 
     Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output belongs to another batch, and
     OnnxserveError with the file and the row if a part failed. The same call then continues the batch.

@@ -81,7 +81,12 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
 
 def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
-    """Return a Spark DataFrame with the predictions for each row, after the `keep` columns (None: all columns).
+    """Return a Spark DataFrame with the predictions for each row, after the columns that are kept.
+
+    Args:
+        frame: the rows, with the input columns of the model.
+        model_uri: the model, such as models:/flight-delay@champion.
+        keep: the columns of `frame` to keep; None keeps all columns.
 
     Raises the errors of `resolve` and `download`, and InvalidConfig for a missing column or undeclared outputs.
     """

@@ -1,10 +1,13 @@
-"""The converted model that the module of each framework returns, and the inputs and outputs of a graph."""
+"""The converted model that the module of each framework returns, and the inputs and outputs of a graph.
+
+Converters of other distributions import from this module (docs/extend.md).
+"""
 
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -279,3 +282,18 @@ def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
     tensor = value.type.tensor_type
     sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)
+
+
+class Converter(Protocol):
+    """A converter in the entry-point group `onnxserve.converters`. Its method `read_batch(model, data)` is optional."""
+
+    def matches(self, model: TrainedModel) -> bool:
+        """Return True for supported models. The method is called for each model and must not import heavy modules."""
+
+    def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
+        """Return the ONNX form with `bind_graph`. Raises ConversionError, which names the part that is not supported.
+
+        Args:
+            example: a table, or arrays by name (a single array is named ""); None without an example.
+            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and future options.
+        """

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError, NotInstalled, Onnx
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converted import Converter, DynamicAxes, Forms, TrainedModel
 
 GROUP = "onnxserve.converters"
 _ROOM = "mlflow_deploy_plugin.wrap.convert"
@@ -33,21 +33,6 @@ _NEVER = ("pmdarima",)
 P = ParamSpec("P")
 R = TypeVar("R")
 _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
-
-
-class Converter(Protocol):
-    """A converter in the entry-point group `onnxserve.converters`. Its method `read_batch(model, data)` is optional."""
-
-    def matches(self, model: TrainedModel) -> bool:
-        """Return True for supported models. The method is called for each model and must not import heavy modules."""
-
-    def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
-        """Return the ONNX form with `bind_graph`. Raises ConversionError, which names the part that is not supported.
-
-        Args:
-            example: a table, or arrays by name (a single array is named ""); None without an example.
-            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and future options.
-        """
 
 
 class FrameworkConverter(Protocol):
