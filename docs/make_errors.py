@@ -112,7 +112,7 @@ def page() -> str:
 
 def _journey(path: Path) -> str:
     place = path.relative_to(PACKAGE).as_posix()
-    return next(title for title, rooms in JOURNEYS.items() if place.startswith(rooms))
+    return next(title for title, folders in JOURNEYS.items() if place.startswith(folders))
 
 
 def _messages(path: Path) -> Iterator[Message]:

@@ -1,4 +1,4 @@
-"""The rooms of the package, and the direction in which they may depend on each other."""
+"""The parts of the package, and the direction in which they may depend on each other."""
 
 import logging
 from pathlib import Path

@@ -49,9 +49,9 @@ def imported() -> set[str]:
     graph = grimp.build_graph(
         PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
     )
-    for importer, room in NOT_TAKEN:
+    for importer, folder in NOT_TAKEN:
         for module in graph.find_modules_directly_imported_by(importer):
-            if f"{module}.".startswith(f"{room}."):
+            if f"{module}.".startswith(f"{folder}."):
                 graph.remove_import(importer=importer, imported=module)
     reached = set().union(*(graph.find_upstream_modules(root) for root in ROOTS))
     external = {name.split(".")[0] for name in reached if graph.is_module_squashed(name)}

@@ -34,7 +34,7 @@ LEFT_OUT = {
     "all": "the extras, each of which is tried alone",
     "dev": "what `make install` installs",
 }
-ROOMS = {
+IMPORTS_OF_EXTRAS = {
     "cpu": "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
     "import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
@@ -165,8 +165,8 @@ def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
 def test_every_extra_is_tried_and_on_the_page() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert set(setup["options.extras_require"]) == ROOMS.keys() | LEFT_OUT.keys() | {"projects"}
-    assert [extra for extra in ROOMS if f"`{extra}`" not in INSTALL] == []
+    assert set(setup["options.extras_require"]) == IMPORTS_OF_EXTRAS.keys() | LEFT_OUT.keys() | {"projects"}
+    assert [extra for extra in IMPORTS_OF_EXTRAS if f"`{extra}`" not in INSTALL] == []
     assert f"torch=={_torch_version()}+cpu" in INSTALL
 
 
@@ -222,11 +222,11 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     assert mentions(judged.stderr, "duckdb", "pip install 'mlflow-onnxserve[monitoring]'")
 
 
-@pytest.mark.parametrize("extra", ROOMS)
+@pytest.mark.parametrize("extra", IMPORTS_OF_EXTRAS)
 def test_an_extra_alone_brings_what_its_room_imports(
     extra: str, environment: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    _output([environment(extra) / "bin" / "python", "-W", "ignore", "-c", ROOMS[extra]], cwd=tmp_path)
+    _output([environment(extra) / "bin" / "python", "-W", "ignore", "-c", IMPORTS_OF_EXTRAS[extra]], cwd=tmp_path)
 
 
 def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
@@ -235,7 +235,7 @@ def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
     """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, although it is not in any index."""
     folder = environment("cpu")
     _output([sys.executable, "-m", "pip", "--python", folder, "install", "-q", "mlflow-onnxserve[redis]"], cwd=tmp_path)
-    _output([folder / "bin" / "python", "-c", ROOMS["redis"]], cwd=tmp_path)
+    _output([folder / "bin" / "python", "-c", IMPORTS_OF_EXTRAS["redis"]], cwd=tmp_path)
 
 
 def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
     _install(folder, "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
     run_smallest_example(folder, tmp_path)
     of_gunicorn = ("serve/test_gunicorn_conf.py", "serve/http/workers/test_fast_worker_gunicorn.py")
-    rooms = [f"tests/{room}" for room in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)]
-    _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *rooms], cwd=checkout)
+    folders = [f"tests/{folder}" for folder in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)]
+    _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *folders], cwd=checkout)
 
 
 def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:

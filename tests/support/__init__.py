@@ -1,1 +1,1 @@
-"""Support code that the tests of several rooms share; `from tests.support.waiting import wait_until`."""
+"""Support code that the tests of several folders share; `from tests.support.waiting import wait_until`."""

@@ -1,6 +1,6 @@
 """The MLflow store of this process, and the empty database of an MLflow store.
 
-MLflow is imported in the functions, because its import takes seconds and the tests of most rooms do not need it.
+MLflow is imported in the functions, because its import takes seconds and most tests do not need it.
 """
 
 import os

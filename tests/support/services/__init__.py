@@ -1,1 +1,1 @@
-"""Real and simulated servers that the tests of several rooms need."""
+"""Real and simulated servers that the tests of several folders need."""
