@@ -21,7 +21,7 @@ _HIDDEN = (".", "_")
 
 
 def dataset_columns(uri: str) -> tuple[str, ...]:
-    """Return a dataset's column names without reading rows of a local file. Raises the errors of `load_datasets`."""
+    """Return a dataset's column names without reading rows of a local file. Raises the errors of `dataset_path`."""
     with dataset_path(uri) as path:
         if files := csv_files(path):
             return tuple(dict.fromkeys(name for file in files for name in open_csv(file).schema.names))
@@ -29,12 +29,16 @@ def dataset_columns(uri: str) -> tuple[str, ...]:
 
 
 def dataset_name(uri: str) -> str:
+    """Return the name of a dataset for messages."""
     return f"the dataset {redact_credentials(uri)}"
 
 
 @contextmanager
 def dataset_path(uri: str) -> Iterator[Path]:
-    """Yield the path of the dataset or of a downloaded copy. Raises the errors of `load_datasets`."""
+    """Yield the path of the dataset or of a downloaded copy.
+
+    Raises NotFound, InvalidConfig if the dataset cannot be read, and RegistryUnavailable.
+    """
     shown, parsed = dataset_name(uri), urlparse(uri)
     with ExitStack() as stack:
         if parsed.scheme in ("", "file"):
@@ -50,6 +54,7 @@ def dataset_path(uri: str) -> Iterator[Path]:
 
 @contextmanager
 def reading(shown: str) -> Iterator[None]:
+    """Convert the errors of files and of Arrow to NotFound and InvalidConfig about the dataset `shown`."""
     try:
         yield
     except FileNotFoundError:
@@ -67,6 +72,7 @@ def csv_files(path: Path) -> list[Path]:
 
 
 def open_parquet(path: Path) -> pa_dataset.Dataset:
+    """Open a Parquet file, or a folder of Parquet files, without reading rows."""
     # A buffered stream reads a file of one large row group without holding its compressed bytes.
     options = {**SPARK_TIMES, "use_buffered_stream": True, "pre_buffer": False}
     return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**options))
