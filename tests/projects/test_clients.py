@@ -85,10 +85,10 @@ def test_the_guide_shows_each_program(language: Language) -> None:
 def test_the_proto_file_for_clients_has_the_server_s_messages() -> None:
     client, server = (
         path.read_text()
-        for path in (CLIENTS / "inference.proto", ROOT / "mlflow_deploy_plugin" / "server" / "grpc" / "inference.proto")
+        for path in (CLIENTS / "inference.proto", ROOT / "mlflow_deploy_plugin" / "serve" / "grpc" / "inference.proto")
     )
     assert client[client.index("message ") :] in server
-    service = (ROOT / "mlflow_deploy_plugin" / "server" / "grpc" / "service.py").read_text()
+    service = (ROOT / "mlflow_deploy_plugin" / "serve" / "grpc" / "service.py").read_text()
     methods = re.findall(r"rpc (\w+)", client)
     assert "ModelInfer" in methods
     assert [method for method in methods if method not in service] == []

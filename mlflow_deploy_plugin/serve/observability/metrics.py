@@ -284,13 +284,13 @@ class Metrics:
         same = int(comparison.same.sum())
         with self._lock:
             slots, cells = self._shadow_slots(labels), self._values.cells
-            cells[slots["compared"]] += requests
             cells[slots["same"]] += same
             cells[slots["different"]] += len(comparison.same) - same
             cells[slots["difference"]] += float(numbers.sum())
             for bucket, rows in buckets.items():
                 cells[slots["difference"] + 1 + bucket] += rows
             self._observe(slots["seconds"], seconds)
+            cells[slots["compared"]] += requests  # A scrape that sees the requests also sees their rows.
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)

@@ -149,6 +149,7 @@ def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
     display: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
+    before = threading.enumerate()  # Other tests may have left threads in this process.
     saving, serving, port = ProgramWindow(mixed, FACTS), ProgramWindow(mixed, FACTS), free_port()
     opened(saving, tmp_path / "rows.csv", ROWS + "AA,1,2,true,y\n" * 10_000)
     saving.save(str(tmp_path / "saved.csv"))
@@ -160,7 +161,8 @@ def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
     serving.close()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
-    assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
+    started = [thread for thread in threading.enumerate() if thread not in before]
+    assert not any(thread.name.startswith("ThreadPool") for thread in started)
 
 
 @pytest.mark.parametrize(("numbers", "bars"), [([1e20] * 5, {"Rows by prediction", "5"}), (range(24), {"≥ 0", "2"})])
