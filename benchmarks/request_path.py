@@ -13,8 +13,9 @@ form of body. Its columns are medians in microseconds of decoding, the graph's r
 called separately, and of the complete `answer`. `rest` is the difference: ids, messages, and slower parts because the
 other parts use the same caches. `--beside` compares checkouts or interpreters by the complete processing of a request:
 the connection receives its bytes, and writes its response to no socket. One process per checkout alternates with the
-others, so that a busy machine affects all of them. The metrics are in shared memory, as under gunicorn. A separate
-process creates the models once, so the measured process imports neither MLflow nor pandas.
+others, so that a busy machine affects all of them. It runs the script of its checkout, because modules may have moved.
+The metrics are in shared memory, as under gunicorn. A separate process creates the models once, so the measured process
+imports neither MLflow nor pandas.
 """
 
 import asyncio
@@ -354,7 +355,7 @@ def compare(arguments: list[str]) -> None:
         label, _, where = argument.partition("=")
         checkout, _, python = where.partition(":")
         children[label] = subprocess.Popen(
-            [python or sys.executable, __file__, "--answer", label],
+            [python or sys.executable, "benchmarks/request_path.py", "--answer", label],
             cwd=checkout,
             env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
