@@ -1,0 +1,140 @@
+"""This version reads the models, stores, specs, policies, state files and logs of every version in `tests/stored`."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.registry.policy import parse_policy
+from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs
+from tests.stored import write
+from tests.stored.contents import (
+    as_json,
+    load_dump,
+    log_contents,
+    model_contents,
+    reference_contents,
+    state_contents,
+    store_contents,
+)
+from tests.stored.documents import reduced_to
+
+FOLDERS = [path for path in sorted(write.STORED.iterdir()) if path.is_dir() and path.name != "__pycache__"]
+ROWS = (
+    "endpoints",
+    "events",
+    "requests",
+    "rollouts",
+    "monitors",
+    "windows",
+    "alerts",
+    "silences",
+    "keys",
+    "retrainings",
+)
+"""The parts of a store with a row per object."""
+VALUES = ("unreadable", "served_files", "valid_keys", "changes")
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def folder(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Any:
+    """Return the contents of the folder, as the version that wrote them has read them."""
+    return json.loads((folder / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, expected: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return the contents of the stored store, which this version migrates."""
+    url = load_dump(folder / "store.sql", tmp_path_factory.mktemp("stored") / "store.db")
+    return as_json(store_contents(url, datetime.fromisoformat(expected["now"])))
+
+
+def test_the_loader_of_a_saved_model_is_the_package(folder: Path) -> None:
+    document = yaml.safe_load((folder / "model" / "MLmodel").read_text())
+
+    assert document["flavors"]["python_function"]["loader_module"] == "mlflow_deploy_plugin"
+
+
+def test_both_loaders_answer_as_the_version_that_saved_the_model(folder: Path, expected: Any) -> None:
+    contents = as_json(model_contents(folder / "model", expected["examples"]))
+
+    probabilities = contents["outputs"].pop("probabilities")
+    saved = {**expected["model"], "outputs": {**expected["model"]["outputs"]}}
+    np.testing.assert_allclose(probabilities, saved["outputs"].pop("probabilities"), atol=1e-5)
+    assert contents["pyfunc"] == contents["outputs"]["label"]
+    assert reduced_to(contents, saved) == saved
+
+
+def test_the_reference_of_a_saved_model_has_the_columns_and_rows_that_were_written(
+    folder: Path, expected: Any, tmp_path: Path
+) -> None:
+    assert reference_contents(folder / "model", tmp_path) == expected["reference"]
+
+
+@pytest.mark.parametrize("part", ROWS)
+def test_a_store_has_the_rows_that_were_written(part: str, store: Any, expected: Any) -> None:
+    rows = expected["store"][part]
+
+    assert rows
+    assert reduced_to(store[part], rows) == rows
+
+
+@pytest.mark.parametrize("part", VALUES)
+def test_a_store_has_the_values_that_were_written(part: str, store: Any, expected: Any) -> None:
+    assert store[part] == expected["store"][part]
+
+
+@pytest.mark.parametrize("name", ["spec.yaml", "spec-providers.yaml"])
+def test_a_spec_has_the_fields_that_were_written(folder: Path, name: str) -> None:
+    text = (folder / name).read_text()
+    documents = [*yaml.safe_load_all(text)]
+
+    specs = load_specs(text)
+
+    contents = [spec.model_dump(mode="json", by_alias=True) for spec in specs]
+    assert reduced_to(contents, documents) == documents
+    assert [load_specs(dump_spec(spec)) for spec in specs] == [[spec] for spec in specs]
+
+
+def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(folder: Path, expected: Any) -> None:
+    text = (folder / "policy.yaml").read_text()
+    document = yaml.safe_load(text)
+
+    policy = parse_policy(text, "the policy")
+
+    contents = policy.model_dump(mode="json", by_alias=True)
+    assert reduced_to(contents, document) == document
+    assert policy.digest == expected["policy_digest"]
+    assert parse_policy(yaml.safe_dump(contents), "the policy") == policy
+
+
+def test_the_state_files_have_the_versions_that_were_served(folder: Path, expected: Any) -> None:
+    contents = as_json(state_contents(folder / "state"))
+
+    assert reduced_to(contents, expected["state"]) == expected["state"]
+    assert {*contents["wanted"]} == {"flights", "extra"}
+
+
+def test_the_inference_log_has_the_rows_and_labels_that_were_captured(folder: Path, expected: Any) -> None:
+    contents = as_json(log_contents(folder / "log"))
+
+    assert reduced_to(contents, expected["log"]) == expected["log"]
+    assert len(contents["rows"]) == contents["count"] == 10
+
+
+def test_a_stored_folder_is_never_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["write.py", folder.name])
+
+    with pytest.raises(SystemExit, match="exists already"):
+        write.main()
