@@ -16,7 +16,7 @@ SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.s
 
 HEAD = """# Reference
 
-Made by `python docs/make_reference.py` from `core/spec/` and `settings.py`; a test holds it equal to them.
+Made by `python docs/make_reference.py` from `core/spec/` and `core/settings.py`; a test holds it equal to them.
 
 ## Fields of an endpoint
 

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.watch.drift.threshold.distribution import needed_windo
 _DAYS, _LATER, _ROWS = 90, 45, 60
 """The days of the reference, the later days (half as many), and the rows per day."""
 _LAG, _BEFORE = 7, 54
-"""The days of the log that `rolling:7d` reads (`core/spec/reference.py`)."""
+"""The days of the log that `rolling:7d` reads (`core/spec/types.py`)."""
 _STEP = 9
 _REFERENCES = 60
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from benchmarks.drifting.judging import Line, Outcome
 
 ROWS, REFERENCE_ROWS, COLUMNS = 1_000_000, 100_000, 30
-"""The rows of the window, and of a reference that is logged with a model (`flavor.saved_model.MAX_REFERENCE_ROWS`)."""
+"""The rows of the window, and of a reference in a model folder (`wrap.flavor.saved_model.MAX_REFERENCE_ROWS`)."""
 NAME = "numbers"
 _DAY = datetime(2026, 4, 1, tzinfo=UTC)
 _REFERENCE_DAYS = 90

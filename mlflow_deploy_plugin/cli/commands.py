@@ -34,8 +34,8 @@ _GROUPS = {
         "requests": ("promote", "List the promotions that people requested, and their approvals."),
         "approve": ("promote", "Approve a requested promotion."),
         "decline": ("promote", "Decline a requested promotion."),
-        "rollout": ("controller", "Roll out a new version in steps, with automatic rollback."),
-        "rollback": ("controller", "Go back to the version that was served before."),
+        "rollout": ("rollout", "Roll out a new version in steps, with automatic rollback."),
+        "rollback": ("rollout", "Go back to the version that was served before."),
         "history": ("endpoint", "Show who changed what, when and why."),
     },
     "Serve": {

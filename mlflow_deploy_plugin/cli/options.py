@@ -4,6 +4,7 @@ Commands import MLflow, pandas, pyarrow and other slow libraries inside function
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -182,3 +183,16 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def printable(text: str) -> str:
     """Return the text without control characters, because text from a client must not control the terminal."""
     return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)
+
+
+@contextmanager
+def working(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `work` in a thread within the `with` block. At the end of the block, set the event and join the thread."""
+    ended = threading.Event()
+    worker = threading.Thread(target=work, args=(ended,), name="controller")
+    worker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        worker.join()

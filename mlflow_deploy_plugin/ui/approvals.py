@@ -91,8 +91,8 @@ def parse_decision(store: Store) -> Json:
 def decide(store: Store, arguments: Json) -> RequestRow:
     """Request, approve or decline a promotion as the caller, and return the request. See `parse_form`.
 
-    Raises like the functions of `gate.approvals`, NotFound if the caller may not read the model, and GateRefused if
-    MLflow shows another report than the gate has logged.
+    Raises like the functions of `promote.gate.approvals`, NotFound if the caller may not read the model, and
+    GateRefused if MLflow shows another report than the gate has logged.
     """
     from mlflow.exceptions import MlflowException
 

@@ -251,7 +251,7 @@ class WindowRequest:
         tried, endpoint_created: as in `MonitorResult`.
         columns, exclude: the columns that the user has included or excluded.
         progress: a function that receives a line before each step that takes seconds.
-        rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the same name are not read.
+        rows_since: as in `core.store.store.Endpoint`; rows of a deleted endpoint of the same name are not read.
         alarms: the budget of alarms and the past windows, from the store.
     """
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,11 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.spec.document import add_variant, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
-from mlflow_deploy_plugin.ship.deployments.config import configure
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT
@@ -153,45 +151,6 @@ def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.Monk
         "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted during the retraining",
     ]
     assert store.lease("controller") is None
-
-
-@pytest.mark.long
-def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Store, tmp_path: Path) -> None:
-    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
-    begun = store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--wait"]
-    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
-        assert shown.stdout is not None
-        first = shown.stdout.readline()
-        store.update_rollout(replace(begun, state="promoted", ended_at=store.now()), None)
-        rest, complaint = shown.communicate(timeout=120)
-
-    assert first.startswith("flights: ")
-    assert "promoted" in rest
-    assert shown.returncode == 0
-    assert mentions(complaint, "another controller", "'flights'")
-
-
-def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Store, tmp_path: Path) -> None:
-    champion, candidate = new_endpoint("flights", "models:/X/Production", variant="champion"), "models:/X/7"
-    stepping = configure(add_variant(champion, "candidate", candidate), {"traffic": {"champion": 90, "candidate": 10}})
-    store.add_endpoint("onnxserve:/kubernetes/ml", stepping)
-    store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
-    store.acquire_lease("endpoint/flights", "controller@pod", 60)
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--abort"]
-    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
-        assert shown.stderr is not None
-        watchdog = threading.Timer(120, shown.kill)
-        watchdog.start()
-        said = shown.stderr.readline()
-        shown.kill()
-        watchdog.cancel()
-
-    assert mentions(said, "flights", "controller@pod")
 
 
 @pytest.mark.long

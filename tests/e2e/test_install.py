@@ -39,7 +39,8 @@ IMPORTS_OF_EXTRAS = {
     "import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.serve.inference_log.query, "
     "mlflow_deploy_plugin.watch.run, mlflow_deploy_plugin.watch.reports, mlflow_deploy_plugin.cli.monitor",
-    "controller": "import mlflow_deploy_plugin.promote.rollouts.leadership, mlflow_deploy_plugin.cli.controller",
+    "controller": "import mlflow_deploy_plugin.cli.controller, mlflow_deploy_plugin.cli.rollout, "
+    "mlflow_deploy_plugin.promote.rollouts.leadership",
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.wrap.convert.sklearn.conversion",
     "torch": "import mlflow_deploy_plugin.wrap.convert.torch, onnxscript",

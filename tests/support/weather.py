@@ -1,4 +1,4 @@
-"""The preprocessing of the table `weather` (tests/wrap/flavor/conftest.py)."""
+"""The preprocessing of the table `weather` (tests/wrap/conftest.py)."""
 
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer

@@ -29,7 +29,7 @@ GATE_AT_TAG = "onnxserve.gate.at"
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
 """The digest of the verdict's policy. A verdict based on another policy is not valid."""
 GATE_DIGEST_TAG = "onnxserve.gate.digest"
-"""The digest of all judged files (`runtime.combine_hashes`). The verdict is valid only for files with this digest."""
+"""The digest of all judged files (`core.mlmodel.combine_hashes`). The verdict is valid only for these files."""
 GATE_POLICY_TAG = "onnxserve.gate.policy"
 """The gate policy of a registered model, as YAML or JSON (`core/registry/policy.py`)."""
 

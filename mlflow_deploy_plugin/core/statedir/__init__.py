@@ -20,7 +20,7 @@
     counted.json        gunicorn → agent            the rows that the last workers have counted
     history/            agent → workers             counts of the last hour and day (`history.py`)
     progress.json       agent                       the rows that the agent has shipped (`serve/agent/progress.py`)
-    mask.key            workers                     the key for hashes of masked columns (`spool/captured_model.py`)
+    mask.key            workers                     the key of masked columns (`serve/spool/captured_model.py`)
 
 Each JSON file has one writer, which replaces the file by an atomic rename, so a reader sees either the old or the new
 content. Workers serve the versions in `wanted.json`, even while the registry is down and after a restart. If a file of

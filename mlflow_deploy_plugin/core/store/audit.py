@@ -48,7 +48,8 @@ def move_detail(place: str, before: str, files: str | None = None) -> Json:
 
     Args:
         before: the replaced version, or empty.
-        files: the digest of the files of the moved version (`runtime.combine_hashes`), or empty if they cannot be read.
+        files: the digest of the files of the moved version (`core.mlmodel.combine_hashes`), or empty if they cannot be
+            read.
             None if the event is not by MLflow's server, which has an event of its own for the move.
     """
     return {"moved": {"place": place, "before": before} | ({} if files is None else {"files": files})}

@@ -47,7 +47,7 @@ class Subject:
         place: the stage or @alias.
         created: MLflow's creation time of the version in milliseconds. A version or a model that was deleted and
             created again has another time.
-        files: the digest of all files of the version (`runtime.combine_hashes`).
+        files: the digest of all files of the version (`core.mlmodel.combine_hashes`).
         policy: the digest of the model's gate policy.
     """
 

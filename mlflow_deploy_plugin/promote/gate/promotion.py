@@ -81,11 +81,11 @@ def promote(
         force: ignore the gate's verdict, and record this in the version's tag and in the audit trail.
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.
-        allowed / original: see `gate.judge.judge`.
+        allowed / original: see `promote.gate.judge.judge`.
         is_request: only run the gate, because people must approve the promotion before the version is moved.
 
     Raises GateRefused if the version failed the gate, was rolled back without `force` or lacks approvals, InvalidConfig
-    if an argument or the policy is not valid or MLflow refuses the move, CodeRefused (see `gate.judge.judge`),
+    if an argument or the policy is not valid or MLflow refuses the move, CodeRefused (see `promote.gate.judge.judge`),
     NotFound, RegistryUnavailable, and StoreUnavailable.
     """
     if force and not why.strip():

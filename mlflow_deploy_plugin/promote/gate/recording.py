@@ -31,7 +31,7 @@ class VerdictRecord(BaseModel):
     """A verdict of the gate on the files of a version, or a forced promotion of these files.
 
     Attributes:
-        files: the digest of all files (`runtime.combine_hashes`).
+        files: the digest of all files (`core.mlmodel.combine_hashes`).
         policy / policy_digest: the origin and the digest of the policy.
         against: the compared version, or empty.
         at: the time of the verdict in ISO 8601.

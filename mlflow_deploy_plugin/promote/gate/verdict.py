@@ -38,7 +38,7 @@ class CheckResult:
 class GateVerdict:
     """The gate's verdict on a version.
 
-    `digest` covers all judged files (`runtime.combine_hashes`). `against` is the compared version, or empty.
+    `digest` covers all judged files (`core.mlmodel.combine_hashes`). `against` is the compared version, or empty.
     """
 
     model: str

@@ -76,7 +76,7 @@ class ModelCache:
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they contain links.
             OnnxserveError: the disk is full, or the cache cannot be written.
-            NotFound, RegistryUnavailable: see `registry.download` and `verify_files`.
+            NotFound, RegistryUnavailable: see `core.registry.model_files.download` and `verify_files`.
         """
         entry = None if identity is None else self._root / "sources" / _key(identity)
         try:

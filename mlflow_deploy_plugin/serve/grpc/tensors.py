@@ -1,4 +1,4 @@
-"""Convert the messages of an infer call to named arrays and back, with the same checks in `protocols` as REST.
+"""Convert the messages of an infer call to named arrays and back, with the same checks in `serve/protocols/` as REST.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: all tensors are
 bytes (`raw_input_contents`) or all are typed (`contents`), and the response has the request's form. FP16 needs bytes.

@@ -52,7 +52,7 @@ class ExplainerClient:
         return process.pid if process else None
 
     def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
-        """Return the result of `pyfunc.explainer.answer` for these rows of the model in `folder`.
+        """Return the result of `serve.pyfunc.explainer.answer` for these rows of the model in `folder`.
 
         Raises:
             NotInstalled: shap is missing.

@@ -97,7 +97,7 @@ def load_warm(
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example, or OpenVINO answers incorrectly.
-        DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
+        DeviceUnavailable, RuntimeMissing: see `serve.runtime.session.open_session`.
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:

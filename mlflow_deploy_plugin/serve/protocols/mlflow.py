@@ -273,7 +273,7 @@ def _parse_csv(body: bytes) -> list[list[str]]:
     try:
         texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
         reader = csv.reader(texts, strict=True)
-        # Test the raw line, as `tabular.csv_records` does, because a quoted blank is a value.
+        # Test the raw line, as `core.tabular.csv_file.csv_records` does, because a quoted blank is a value.
         lines = [fields for fields in reader if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)]
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None

@@ -41,7 +41,7 @@ _RELATIVE, _ABSOLUTE, _PADDED = 1e-2, 1e-6, 1e-5
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """The limits of a batcher, as fields of `spec.ServerSpec`.
+    """The limits of a batcher, as fields of `core.spec.parts.ServerSpec`.
 
     If `pads` is True, copies of a row fill a batch up to the next of `sizes`, as in TensorFlow Serving
     (`allowed_batch_sizes`). On a GPU, a new shape means a cuDNN search or a new TensorRT engine, and no CUDA graph.

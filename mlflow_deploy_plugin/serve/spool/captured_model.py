@@ -93,7 +93,7 @@ def _read_key(path: Path) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class CapturedModel:
-    """A model that binds the arrays of a captured request to columns for `runtime.to_log_columns`.
+    """A model that binds the arrays of a captured request to columns for `serve.runtime.log_columns.to_log_columns`.
 
     There is one object per loaded version and selection of columns; objects are compared by identity (`eq=False`).
 

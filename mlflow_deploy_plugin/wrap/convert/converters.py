@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.wrap.convert.converted import Converter, DynamicAxes, Forms, TrainedModel
 
 GROUP = "onnxserve.converters"
-_ROOM = "mlflow_deploy_plugin.wrap.convert"
+_FOLDER = "mlflow_deploy_plugin.wrap.convert"
 _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
     **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch", "transformers")},
@@ -108,7 +108,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
-        return cast(FrameworkConverter, import_module(f"{_ROOM}.{_RENAMED.get(extra, extra)}"))
+        return cast(FrameworkConverter, import_module(f"{_FOLDER}.{_RENAMED.get(extra, extra)}"))
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(

@@ -173,7 +173,7 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
 def write_mlmodel(
     folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
 ) -> None:
-    """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph is too large."""
+    """Write the files that `serve.runtime.model.OnnxModel` reads. Raises ConversionError if the graph is too large."""
     digests = write_graph(folder, converted.proto)
     for name, content in converted.files.items():
         (folder / name).write_bytes(content.encode())
@@ -182,7 +182,7 @@ def write_mlmodel(
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
-        digests=digests,  # `runtime` verifies the digests after a download.
+        digests=digests,  # The agent verifies the digests after a download.
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,

@@ -4,7 +4,7 @@ import sys
 HEAVY = ("mlflow", "pandas", "numpy", "pyarrow", "sqlalchemy", "pydantic", "yaml", "requests")
 
 
-def test_the_command_line_can_import_the_room_without_waiting_for_a_library() -> None:
+def test_the_command_line_can_import_the_registry_without_waiting_for_a_library() -> None:
     code = (
         "import sys, mlflow_deploy_plugin.core.registry; "
         f"print([name for name in {HEAVY} if name in sys.modules], 'mlflow_deploy_plugin.core.store' in sys.modules)"

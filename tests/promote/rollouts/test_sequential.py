@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 
 def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
-    """Return the share of simulated rollouts that are aborted, judged as in `rollouts/evidence.py`."""
+    """Return the share of simulated rollouts that are aborted, judged as in `promote/rollouts/evidence.py`."""
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
     history = generator.binomial(BEFORE, current, ROLLOUTS)

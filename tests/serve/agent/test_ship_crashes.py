@@ -57,7 +57,7 @@ def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Ship
         "w = t.CaptureWriter(Path(sys.argv[3])); t.write(w, 'a', ['AA']); t.write(w, 'b', ['UA']);"
         "print('written', flush=True); time.sleep(60)"
     )
-    folders = Path(__file__).parent, Path(__file__).parents[2], tmp_path / "spool"
+    folders = Path(__file__).parent, Path(__file__).parents[3], tmp_path / "spool"
     command = [sys.executable, "-c", script, *map(str, folders)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert worker.stdout is not None

@@ -1,4 +1,5 @@
-"""Tests of the API server's errors as one-line messages, and of retries. tests/kubernetes uses a real cluster."""
+"""Tests of the API server's errors as one-line messages, and of retries. tests/docker/test_kubernetes_target.py
+uses a real cluster."""
 
 import base64
 import hashlib

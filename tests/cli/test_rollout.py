@@ -1,0 +1,63 @@
+"""Tests of `onnxserve rollout` while another process or machine has the servers."""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.ship.deployments.config import configure
+from tests.support.refusals import mentions
+from tests.support.rollouts import PLAN as ROLLOUT
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    return open_store(load_settings().store_url)
+
+
+@pytest.mark.long
+def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Store, tmp_path: Path) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
+    begun = store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--wait"]
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
+        assert shown.stdout is not None
+        first = shown.stdout.readline()
+        store.update_rollout(replace(begun, state="promoted", ended_at=store.now()), None)
+        rest, complaint = shown.communicate(timeout=120)
+
+    assert first.startswith("flights: ")
+    assert "promoted" in rest
+    assert shown.returncode == 0
+    assert mentions(complaint, "another controller", "'flights'")
+
+
+def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Store, tmp_path: Path) -> None:
+    champion, candidate = new_endpoint("flights", "models:/X/Production", variant="champion"), "models:/X/7"
+    stepping = configure(add_variant(champion, "candidate", candidate), {"traffic": {"champion": 90, "candidate": 10}})
+    store.add_endpoint("onnxserve:/kubernetes/ml", stepping)
+    store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
+    store.acquire_lease("endpoint/flights", "controller@pod", 60)
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--abort"]
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
+        assert shown.stderr is not None
+        watchdog = threading.Timer(120, shown.kill)
+        watchdog.start()
+        said = shown.stderr.readline()
+        shown.kill()
+        watchdog.cancel()
+
+    assert mentions(said, "flights", "controller@pod")
