@@ -79,6 +79,7 @@ NEEDS_AN_EXTRA = {
         "scipy",
         "shap",
         "skl2onnx",
+        "sklearn",
         "statsmodels",
     ),
     *("tensorflow", "torch"),
