@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, WorkRunner
+from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, current_version, move_version

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.processes.work import read_plan
+from mlflow_deploy_plugin.core.processes.durable_work import read_plan
 from mlflow_deploy_plugin.core.spec.monitors import parse_condition
 from mlflow_deploy_plugin.core.store.store import Rollout
 from mlflow_deploy_plugin.core.store.tables import Json

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS
+from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun

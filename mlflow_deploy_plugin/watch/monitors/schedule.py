@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.processes.work import MAX_BACKOFF, next_fire
+from mlflow_deploy_plugin.core.processes.durable_work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.processes.work import WorkRunner
+from mlflow_deploy_plugin.core.processes.durable_work import WorkRunner
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow

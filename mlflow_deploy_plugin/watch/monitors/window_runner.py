@@ -14,7 +14,7 @@ from itertools import takewhile
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, backoff
+from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.processes.work import read_plan
+from mlflow_deploy_plugin.core.processes.durable_work import read_plan
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.spec.monitors import RetrainSpec

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import (
     StoreUnavailable,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, WorkRunner
+from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.core.registry.policy import PolicyChoice, choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import registered_version, resolve
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.core.processes.work import next_fire
+from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds

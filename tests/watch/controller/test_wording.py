@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.processes.work import next_fire
+from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store

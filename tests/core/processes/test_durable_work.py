@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from mlflow_deploy_plugin.core.processes.work import MAX_BACKOFF, WorkRunner, backoff
+from mlflow_deploy_plugin.core.processes.durable_work import MAX_BACKOFF, WorkRunner, backoff
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 

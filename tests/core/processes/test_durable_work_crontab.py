@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.processes.work import next_fire
+from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from tests.support.refusals import refused
 
 
