@@ -44,7 +44,8 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     _require_new(record, trail.store())
     who = access.caller()
     actor = who.user or record.actor or who.actor
-    record.record(trail.store(), actor, is_tagged=True, via="mlflow", address=who.address)
+    machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
+    record.record(trail.store(), actor, is_tagged=True, via="mlflow", address=who.address, **machine)
     for key, value in record.tags_after(entry.tags).items():
         guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
     trail.notify_agents(record.model)

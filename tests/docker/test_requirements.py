@@ -38,8 +38,10 @@ NOT_TAKEN = [
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.ship.deployments"),
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.core.store"),
     ("mlflow_deploy_plugin.core.registry.transitions", "mlflow_deploy_plugin.core.store"),
+    ("mlflow_deploy_plugin.serve.agent.control", "mlflow_deploy_plugin.core.store"),
+    ("mlflow_deploy_plugin.serve.agent.keys", "mlflow_deploy_plugin.core.store"),
 ]
-"""Imports within functions that no serving process calls: options of other commands, and the audit trail."""
+"""Imports within functions that need SQLAlchemy: options of other commands, the audit trail, and keys of a store."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ PAGES = {
     "promote.md": [
         r"^flight-delay version 2 has the alias @champion",
         r"^  flights/flights serves it after",
-        r"^SECTION +NAME +models:/flight-delay/1 +models:/flight-delay/2$",
+        r"^SECTION +NAME +models:/flight-delay/1 +models:/flight-delay/2 +TREND$",
         r"^OUTPUT +CHANGED ROWS +LARGEST DIFFERENCE$",
         r"^flight-delay version 2: flight-delay-2-card/model_card.html",
     ],

@@ -37,6 +37,7 @@ class VerdictRecord(BaseModel):
         at: the time of the verdict in ISO 8601.
         report / run_id / report_digest: the URL, the MLflow run and the SHA-256 of the report; empty without a report.
         checks: the state and the figures of each check.
+        actor / machine: the name of the person, and user@machine of the process that judged the version.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +56,7 @@ class VerdictRecord(BaseModel):
     report_digest: str = ""
     checks: dict[str, dict[str, Any]] = {}
     actor: str = ""
+    machine: str = ""
 
     @property
     def tags(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, registe
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
 from mlflow_deploy_plugin.core.registry.transitions import version_at
 from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.judge import EvaluationData, judge
@@ -150,6 +151,7 @@ def gate_version(
             report_digest=hashlib.sha256(verdict_as_html(verdict).encode()).hexdigest(),
             checks={check.name: {"state": check.state, **finite(check.figures)} for check in verdict.checks},
             actor=actor or trail.user,
+            machine=current_actor(),
         )
         logged = (tags.GATE_REASON_TAG, tags.GATE_AGAINST_TAG, tags.GATE_POLICY_DIGEST_TAG, tags.GATE_TAG)
         verdict_tags = {key: record.tags[key] for key in (*logged, tags.GATE_DIGEST_TAG)}

@@ -120,7 +120,8 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
     assert answers(client) == TWICE
 
     client.delete_deployment("d")
-    client.delete_deployment("d")
+    with refused(MlflowException, "no deployment 'd'", code="RESOURCE_DOES_NOT_EXIST"):
+        client.delete_deployment("d")
     assert left_behind(tmp_path, client) == []
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{created['url']}/ping", timeout=5)
