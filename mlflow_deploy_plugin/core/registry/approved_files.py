@@ -31,8 +31,7 @@ class Approval(BaseModel):
     Attributes:
         is_required: True if the policy of the model requires approvals.
         files: the digests of all files (`core.mlmodel.combine_hashes`) that people have approved, or with which the
-            version
-            moved to a gated place; digests of open requests come first. Empty if the version is not approved.
+            version moved to a gated place; digests of open requests come first. Empty if the version is not approved.
         earlier: the digests of files that once had all approvals. A version whose request has ended keeps its traffic
             at an endpoint, but only with these files.
         places: the stages and @aliases that the policy gates.

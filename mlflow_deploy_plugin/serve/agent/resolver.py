@@ -166,7 +166,9 @@ class VersionResolver:
             elif target.identity in self._fetches:
                 self._tell_stall(model, target, self._fetches[target.identity])
         targets = {model.target.identity for model in self.models.values() if model.target is not None}
-        for identity in ended:
+        # A model that is being polled takes the result afterwards. With a slow registry, it is polled almost always.
+        polled = {model.target.identity for model in self.models.values() if model.target is not None and model.poll}
+        for identity in ended.keys() - polled:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
             self._fetches.pop(identity).future.cancel()  # No reference needs it. A running fetch continues.

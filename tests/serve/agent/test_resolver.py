@@ -77,6 +77,26 @@ def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
+def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> None:
+    polls = Later()
+    fetches = Later()
+    resolver = case.follower(looks=polls, fetches=fetches).resolver
+    resolver.models = {ModelRef(STAGE): FollowedModel()}
+    case.world.versions[STAGE] = "1"
+    resolver.advance()
+    polls.go_on()
+    resolver.advance()  # The fetch starts.
+    resolver.poll_now()
+    resolver.advance()  # Another poll starts.
+    fetches.go_on()
+    resolver.advance()
+    polls.go_on()
+    resolver.advance()
+
+    assert case.world.fetched == ["1"]
+    assert resolver.models[ModelRef(STAGE)].version is not None
+
+
 def test_fetches_that_take_long_leave_their_turns_to_others(case: Case) -> None:
     fetches = Later()
     resolver = case.follower(fetches=fetches).resolver
