@@ -94,7 +94,7 @@ def test_installed_are_the_tested_versions(hardened: Any) -> None:
 
 
 def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
-    compiled = "from mlflow_deploy_plugin import settings as s; import os; print(os.path.exists(s.__cached__))"
+    compiled = "from mlflow_deploy_plugin.core import settings as s; import os; print(os.path.exists(s.__cached__))"
     assert hardened.run("python", "-c", compiled).strip() == "True"
 
 
