@@ -141,6 +141,7 @@ def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, track
     registry = MlflowClient(tracking_uri)
     registry.transition_model_version_stage("times", first, "Production")
     options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]
+    options += ["-e", "ONNXSERVE_POLL_SECONDS=1"]  # This MLflow server has no change feed.
     follow = ["serve", "-m", "models:/times/Production", "--insecure"]
     with start(image, *options, "-e", f"MLFLOW_TRACKING_URI={tracking_uri}", command=follow) as container:
         container.wait_healthy()
