@@ -305,8 +305,9 @@ def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
 
 
 def test_a_version_without_a_report_is_copied_and_tagged(source: Registry, target: Registry, model: str) -> None:
-    source.client.delete_model_version_tag(model, "1", "onnxserve.gate.report")
-    result = promote(model, target)
+    (judged,) = source.versions(model)
+    source.client.create_model_version(model, judged.source, judged.run_id)
+    result = run_command(f"promote {model} 2 --to @champion --to-registry {target.server.url}")
     assert result.exit_code == 0, result.output
     assert target.versions(model)[0].tags["onnxserve.copied_gate"] == "no report"
     assert mentions(result.stderr, "no report")
