@@ -89,12 +89,18 @@ class PyfuncPolicy:
 
 @dataclass
 class _Fetch:
-    """A fetch of a version. `received` is the number of bytes that had arrived at `moved_at` (`PollPolicy.clock`)."""
+    """A fetch of a version.
+
+    Attributes:
+        received: the number of bytes that had arrived at `moved_at` (`PollPolicy.clock`).
+        is_kept: True if the fetch has ended, and its result is kept for a model that is being polled.
+    """
 
     future: "Future[FetchedVersion]"
     started_at: float
     moved_at: float
     received: int = 0
+    is_kept: bool = False
 
 
 @dataclass
@@ -114,8 +120,9 @@ class VersionResolver:
     _fetches: dict[str, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
+        """Return the polls and fetches for which `advance` waits. A kept result waits for a poll itself."""
         polls = [model.poll for model in self.models.values() if model.poll is not None]
-        return [*polls, *(fetch.future for fetch in self._fetches.values())]
+        return [*polls, *(fetch.future for fetch in self._fetches.values() if not fetch.is_kept)]
 
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
         """Set a new policy, and retry the versions that it permits."""
@@ -168,8 +175,11 @@ class VersionResolver:
         targets = {model.target.identity for model in self.models.values() if model.target is not None}
         # A model that is being polled takes the result afterwards. With a slow registry, it is polled almost always.
         polled = {model.target.identity for model in self.models.values() if model.target is not None and model.poll}
-        for identity in ended.keys() - polled:
-            del self._fetches[identity]
+        for identity in ended:
+            if identity in polled:
+                self._fetches[identity].is_kept = True
+            else:
+                del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
             self._fetches.pop(identity).future.cancel()  # No reference needs it. A running fetch continues.
         self._report_failures()

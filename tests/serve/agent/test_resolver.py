@@ -90,6 +90,7 @@ def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> N
     resolver.advance()  # Another poll starts.
     fetches.go_on()
     resolver.advance()
+    assert [future.done() for future in resolver.pending()] == [False]  # Otherwise the agent would not wait.
     polls.go_on()
     resolver.advance()
 
