@@ -1,2 +1,1 @@
-"""CORE: what every part uses: errors, settings, the spec of an endpoint, the state folder, the registry and the
-store."""
+"""CORE: the modules that all parts use: errors, settings, specs, the state folder, the registry and the store."""

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -12,6 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.deployments import Models, empty_home, save_models
 from tests.support.models import adder, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
@@ -92,3 +96,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
     """A client on a home of this module's own, which the commands use too."""
     with empty_home(tmp_path_factory.mktemp("home")) as client:
         yield client
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Return the store of an empty ONNXSERVE_HOME, which is the folder of the test."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    return open_store(load_settings().store_url)

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
@@ -83,12 +82,6 @@ PLAN = {
     "step_every": "1s",
     "every": "1d",
 }
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
-    return open_store(load_settings().store_url)
 
 
 def ask(*arguments: str) -> Result:

@@ -9,19 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
-    return open_store(load_settings().store_url)
 
 
 @pytest.mark.long

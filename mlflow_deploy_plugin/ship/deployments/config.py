@@ -254,7 +254,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     """Check that the dataset has every judged column, because a missing column would count as drift in every window."""
-    # No other command of deployments needs pyarrow and scipy.
+    # No other command of deployments needs pyarrow.
     from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
 
     try:

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, regist
 from mlflow_deploy_plugin.core.spec.document import load_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.served_files import served_files
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ship.deployments.config import traffic_shares, traffic_weights
@@ -143,7 +144,7 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
         return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
-    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags  # Only models with approvals need the gate.
+    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags  # Only models with approvals need a policy.
 
     return policy_from_tags(model, model_tags)
 
@@ -242,8 +243,6 @@ def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
 
 def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
     """Return the answers without an approval now: the version may have been promoted since the last change."""
-    from mlflow_deploy_plugin.core.store.served_files import served_files  # Only models with approvals need the gate.
-
     return [
         answer
         for answer in answers_of(stored)
