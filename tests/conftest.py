@@ -17,7 +17,9 @@ from pathlib import Path
 import hypothesis
 import psutil
 import pytest
+from xdist.remote import Producer
 
+from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import Served, servers_below
 from tests.support.tracking import create_database
@@ -57,6 +59,11 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 # Imported modules remain until the end of the tests. Scanning them for garbage took seconds per run.
 gc.disable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ContinuedScheduling | None:
+    return ContinuedScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)
