@@ -55,18 +55,18 @@ def _crash(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "said"),
+    ("library", "seconds", "message"),
     [
-        (_hang, r"^--device cuda did not compute one addition in 3 s$"),
-        (_crash, r"^--device cuda cannot be tested: .*SIGABRT"),
+        (_hang, 3.0, r"^--device cuda did not compute one addition in 3 s$"),
+        (_crash, 120.0, r"^--device cuda cannot be tested: .*SIGABRT"),
     ],
 )
 def test_a_device_whose_libraries_hang_or_crash_is_refused(
-    monkeypatch: pytest.MonkeyPatch, library: Callable[..., None], said: str
+    monkeypatch: pytest.MonkeyPatch, library: Callable[..., None], seconds: float, message: str
 ) -> None:
     monkeypatch.setattr(device, "_compute_on", library)
-    monkeypatch.setattr(device, "_TIMEOUT_SECONDS", 3.0)
-    with pytest.raises(DeviceUnavailable, match=said):
+    monkeypatch.setattr(device, "_TIMEOUT_SECONDS", seconds)
+    with pytest.raises(DeviceUnavailable, match=message):
         require_device(ServerSpec(device="cuda"))
 
 
