@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.estimated            # about half a minute on two cores
 
 The delay model learns January to March 2013, except ten complete days, and predicts each later month. The script
-compares the estimate that a performance monitor makes from the model's probabilities (`watch/kinds/cbpe.py`) with
+compares the estimate that a performance monitor makes from the model's probabilities (`watch/statistics/cbpe.py`) with
 the figure from the labels. The estimate is checked and corrected on the earlier months whose labels the monitor would
 have, starting with the held-out days. Then the same is done for days: every second day of April to December, each with
 the eight earlier days.
@@ -16,9 +16,9 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.watch.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.metrics import ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.cbpe import CbpeEstimate, LabelledWindow, estimate
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics
 from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
 from projects.flight_delay.fitting import fit_full
 

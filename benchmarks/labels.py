@@ -26,11 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.watch.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, expected_metrics, trust_labels
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.label_weights import weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.watch.kinds.metrics import ClassPredictions, classification_metrics
-from mlflow_deploy_plugin.watch.kinds.predictions import Predictions
+from mlflow_deploy_plugin.watch.statistics.cbpe import (
+    CbpeEstimate,
+    LabelledWindow,
+    estimate,
+    expected_metrics,
+    trust_labels,
+)
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.label_weights import weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
 CONFIDENCE, RATE = 0.95, 0.05
 START = datetime(2013, 4, 1, tzinfo=UTC)

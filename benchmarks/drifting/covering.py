@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.metrics import ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics
 
 NAMES = ("accuracy", "f1", "roc_auc", "brier")
 _CONFIDENCE = 0.95

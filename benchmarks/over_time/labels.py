@@ -14,10 +14,10 @@ import pyarrow as pa
 from benchmarks.drifting.judging import Line, Outcome, found_line, interval, on_all_cores
 from benchmarks.drifting.worlds import Array
 from benchmarks.labels import CONFIDENCE, RATE, START, answers_of
-from mlflow_deploy_plugin.watch.kinds.cbpe import COMPLETE, LabelledWindow, trust_labels
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.watch.kinds.predictions import Predictions
+from mlflow_deploy_plugin.watch.statistics.cbpe import COMPLETE, LabelledWindow, trust_labels
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
 _ODDS = -1.5  # One row in four is positive.
 _MODELS = {

@@ -23,7 +23,7 @@ from benchmarks.over_time.streams import (
     years_of,
 )
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, Requirement
-from mlflow_deploy_plugin.watch.kinds.intervals import (
+from mlflow_deploy_plugin.watch.statistics.intervals import (
     Sampling,
     bonferroni_confidence,
     criterion_state,

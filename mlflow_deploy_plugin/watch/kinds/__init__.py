@@ -1,4 +1,4 @@
-"""The kinds of monitors, and what several kinds compute.
+"""The kinds of monitors, one module per kind.
 
 The module of a kind has a function `judge(request)` that returns the result of the window.
 

@@ -48,8 +48,6 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
     sketch_groups,
 )
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
-from mlflow_deploy_plugin.watch.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
-from mlflow_deploy_plugin.watch.kinds.predictions import unreadable_notes, version_artifact
 from mlflow_deploy_plugin.watch.result import (
     ALARMS,
     Check,
@@ -64,6 +62,8 @@ from mlflow_deploy_plugin.watch.segments import as_texts, count_texts, is_segmen
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
+from mlflow_deploy_plugin.watch.statistics.intervals import bonferroni_confidence, criterion_state, wilson_interval
+from mlflow_deploy_plugin.watch.statistics.predictions import unreadable_notes, version_artifact
 
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000

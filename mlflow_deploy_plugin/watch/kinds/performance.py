@@ -18,8 +18,10 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.kinds import intervals
-from mlflow_deploy_plugin.watch.kinds.cbpe import (
+from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.segments import find_segments
+from mlflow_deploy_plugin.watch.statistics import intervals
+from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
     CbpeEstimate,
     LabelledWindow,
@@ -27,11 +29,9 @@ from mlflow_deploy_plugin.watch.kinds.cbpe import (
     estimate,
     trust_labels,
 )
-from mlflow_deploy_plugin.watch.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
-from mlflow_deploy_plugin.watch.kinds.predictions import Predictions, read_predictions, row_notes, version_artifact
-from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
-from mlflow_deploy_plugin.watch.segments import find_segments
+from mlflow_deploy_plugin.watch.statistics.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions, Metrics
+from mlflow_deploy_plugin.watch.statistics.predictions import Predictions, read_predictions, row_notes, version_artifact
 
 _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8

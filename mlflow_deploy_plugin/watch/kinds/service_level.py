@@ -20,16 +20,16 @@ from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.serve.inference_log.tables import count_versions, most_first
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.columns import OWN_PREFIX
-from mlflow_deploy_plugin.watch.kinds.intervals import (
+from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.segments import as_texts, largest_values, segment_name
+from mlflow_deploy_plugin.watch.statistics.intervals import (
     bonferroni_confidence,
     criterion_finding,
     criterion_state,
     overall_state,
     wilson_interval,
 )
-from mlflow_deploy_plugin.watch.kinds.predictions import as_numbers, unreadable_notes
-from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
-from mlflow_deploy_plugin.watch.segments import as_texts, largest_values, segment_name
+from mlflow_deploy_plugin.watch.statistics.predictions import as_numbers, unreadable_notes
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")

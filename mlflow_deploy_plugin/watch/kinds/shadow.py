@@ -25,7 +25,9 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.watch.drift.sketches.columns import OWN_PREFIX
-from mlflow_deploy_plugin.watch.kinds.intervals import (
+from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.segments import find_segments
+from mlflow_deploy_plugin.watch.statistics.intervals import (
     MetricInterval,
     Sampling,
     bonferroni_confidence,
@@ -34,9 +36,7 @@ from mlflow_deploy_plugin.watch.kinds.intervals import (
     overall_state,
     share_interval,
 )
-from mlflow_deploy_plugin.watch.kinds.predictions import unreadable_notes, version_artifact
-from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
-from mlflow_deploy_plugin.watch.segments import find_segments
+from mlflow_deploy_plugin.watch.statistics.predictions import unreadable_notes, version_artifact
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0

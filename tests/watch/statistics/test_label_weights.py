@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.kinds.cbpe import LabelledWindow, trust_labels
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
-from mlflow_deploy_plugin.watch.kinds.predictions import Predictions
+from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, trust_labels
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 ROWS = 1_000

@@ -6,8 +6,8 @@ from sklearn import metrics
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.metrics import (
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.metrics import (
     CLASSIFICATION,
     ClassPredictions,
     classification_metrics,

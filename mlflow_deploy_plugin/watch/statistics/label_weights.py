@@ -23,10 +23,10 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.metrics import Metrics, classification_metrics, regression_metrics
-from mlflow_deploy_plugin.watch.kinds.predictions import Predictions
 from mlflow_deploy_plugin.watch.segments import as_texts
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.metrics import Metrics, classification_metrics, regression_metrics
+from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.kinds import intervals
+from mlflow_deploy_plugin.watch.statistics import intervals
 from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
 
 _LARGEST = 1e75  # A bootstrap's variance needs the fourth power of a value, which must be finite.

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.watch.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, expected_metrics, trust_labels
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.cbpe import (
+    CbpeEstimate,
+    LabelledWindow,
+    estimate,
+    expected_metrics,
+    trust_labels,
+)
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
 from tests.support.refusals import mentions
 
 

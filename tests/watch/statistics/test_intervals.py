@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.watch.kinds.intervals import (
+from mlflow_deploy_plugin.watch.statistics.intervals import (
     RESAMPLES,
     MetricInterval,
     Sampling,
@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.watch.kinds.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.watch.kinds.metrics import ClassPredictions, classification_metrics, regression_metrics
+from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics, regression_metrics
 
 
 def is_held(one: MetricInterval | Refused, truth: float) -> bool:

@@ -25,8 +25,8 @@ from scipy.stats import norm, rankdata, t
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import REPEATED_WINDOWS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.kinds.intervals import MetricInterval
-from mlflow_deploy_plugin.watch.kinds.metrics import CLASSIFICATION, ClassPredictions
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval
+from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.wrap.evaluation.metrics import (
     HITS_DIVISORS,
     log_losses,

@@ -23,8 +23,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
 from mlflow_deploy_plugin.watch.drift.references.rows import model_folder
 from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded
-from mlflow_deploy_plugin.watch.kinds.metrics import MOST_CLASSES, ClassPredictions
 from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.statistics.metrics import MOST_CLASSES, ClassPredictions
 
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
 _FEW_ROWS, _FEW_SHARE = 5, 0.05

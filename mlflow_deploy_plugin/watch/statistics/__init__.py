@@ -1,0 +1,1 @@
+"""Metrics of labelled rows with their intervals, and estimates of metrics without labels, for the kinds of monitors."""
