@@ -49,16 +49,15 @@ def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floa
 
 def log_evidence(wealth: Floats) -> Floats:
     """Return the logarithm of the e-value, which is the mean of the alternatives' likelihood ratios."""
-    largest = wealth.max(-1)
-    summed: Floats = largest + np.log(np.exp(wealth - largest[..., None]).mean(-1))
-    return summed
+    evidence: Floats = np.logaddexp.reduce(wealth, axis=-1) - math.log(wealth.shape[-1])
+    return evidence
 
 
 def upper_limit(events: float, trials: float, level: float) -> float:
     """Return an upper limit (Chernoff's bound) for the share of events after `events` of `trials`; 1 without trials.
 
     H. Chernoff, Ann. Math. Statist. 23, 1952: for a share p, the probability of at most this number of events is at
-    most exp(-n KL(events/n, p)).
+    most exp(-n KL(events/n, p)). The exact limit needs scipy, which installations that run rollouts may lack.
     """
     if trials <= 0:
         return 1.0
