@@ -1,6 +1,5 @@
 """Judge simulated windows, many at a time on both cores, and compare a measured rate with its target."""
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +16,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
+from mlflow_deploy_plugin.wrap.evaluation.proportions import wilson_bounds
 
 RATE = 0.05
 WORKERS = 2
@@ -25,8 +25,6 @@ Answer = TypeVar("Answer")
 Flags = list[bool | None]
 """The verdicts on the windows of one reference; None means that the window was not judged."""
 Outcome = Literal["met", "missed", "uncertain", "–"]
-_NORMAL_QUANTILE = 1.959964
-"""The quantile of the normal distribution for 95 % intervals."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +139,8 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
         together = len(groups) / (len(groups) - 1) * float(np.square(sums - share * sizes).sum()) / count**2
         count /= max(together / alone, 1.0)
     if len(groups) > 1:  # The effect itself is imprecise with few references.
-        count *= float(_NORMAL_QUANTILE / stats.t.ppf(0.975, len(groups) - 1)) ** 2
-    square = _NORMAL_QUANTILE**2
-    middle = share + square / (2 * count)
-    half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return max((middle - half) / (1 + square / count), 0.0), (middle + half) / (1 + square / count)
+        count *= float(stats.norm.ppf(0.975) / stats.t.ppf(0.975, len(groups) - 1)) ** 2
+    return wilson_bounds(share, count, 0.95)
 
 
 def is_alarm(verdict: DriftVerdict) -> bool | None:

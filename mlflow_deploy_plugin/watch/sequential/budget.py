@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
-from scipy.stats import poisson
+from scipy.special import pdtrc
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -149,7 +149,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
     rate = LASTING_SHARE * false_per_year / spec.windows_per_year
     alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
-    if alarms and poisson.sf(alarms - 1, rate * (count - half)) < _UNLIKELY:
+    if alarms and pdtrc(alarms - 1, rate * (count - half)) < _UNLIKELY:
         yield (
             f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} in {count - half} "
             f"windows; {smallest} {alarms / (count - half) * spec.windows_per_year:.2g}{rolling}"

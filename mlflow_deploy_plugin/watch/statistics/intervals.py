@@ -26,8 +26,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import expit
-from scipy.stats import beta, norm, t
+from scipy.special import expit, ndtri, stdtrit
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
@@ -36,7 +35,8 @@ from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.watch.result import Finding, State, WindowRequest
-from mlflow_deploy_plugin.wrap.evaluation.metrics import weight_below_scores
+from mlflow_deploy_plugin.wrap.evaluation.metrics import resamples, weight_below_scores
+from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bounds, wilson_bounds
 
 Method = Literal["Wilson", "Clopper-Pearson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 
@@ -45,7 +45,6 @@ _TAIL = 10
 """The number of resamples beyond a percentile that is not extrapolated."""
 _WILSON_UP_TO = 0.99
 _SEED = 0
-_CHUNK = 2_000_000  # random numbers per chunk
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
 """The maximum number of pieces for measuring the autocorrelation of a window, and the minimum rows per piece."""
@@ -105,7 +104,7 @@ class Sampling:
         stretches = max(pieces // math.ceil(length), _FEWEST_STRETCHES)
         together = stretches * float(_sums(ordered, stretches).var(ddof=1))
         level = (1 + self.confidence) / 2
-        few = float(norm.ppf(level) / t.ppf(level, stretches - 1)) ** 2
+        few = float(ndtri(level) / stdtrit(stretches - 1, level)) ** 2
         return max(count / max(together / alone, 1.0) * few, 1.0)
 
 
@@ -120,36 +119,30 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     weights = sampling.shares(count)
     part = min(float(weights @ hits) / count, 1.0)
     influence = weights * (hits - part)
-    effective_n = sampling.effective_n(influence) * _evenness(weights)
+    independent = sampling.effective_n(influence)
+    effective_n = independent * kish_effective_n(weights) / count
     if sampling.weights is not None and 0 < part < 1:
         # If rows with large weights miss more often, the variance is larger than the weights imply.
-        effective_n = min(
-            effective_n, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean())
-        )
+        effective_n = min(effective_n, independent * part * (1 - part) / float(np.square(influence).mean()))
     return wilson_interval(name, part * count, count, sampling.confidence, effective_n)
 
 
-def _evenness(weights: Array) -> float:
-    """Return the number of equally weighted rows that one row is worth on average (Kish)."""
-    return float(weights.mean() ** 2 / np.square(weights).mean())
+def kish_effective_n(weights: Array) -> float:
+    """Return the number of equally weighted rows that rows with `weights`, [N > 0], are worth (Kish, 1965)."""
+    return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
 def wilson_interval(
     name: str, hits: float, total: int, confidence: float, effective_n: float | None = None
 ) -> MetricInterval:
     """Return a share of `total` > 0 rows with its interval; `effective_n` is by default `total` (independent rows)."""
-    z = float(norm.ppf((1 + confidence) / 2))
-    part, count = hits / total, total if effective_n is None else effective_n
-    centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(part * (1 - part) / count + z**2 / (4 * count**2))
-    low, high = max(min(centre - half, part), 0.0), min(max(centre + half, part), 1.0)
+    part = hits / total
+    count = total if effective_n is None else effective_n
+    low, high = wilson_bounds(part, count, confidence)
     if confidence <= _WILSON_UP_TO or not math.isfinite(count):
         return MetricInterval(name, part, low, high, total, "Wilson", count)
-    tail, hits = (1 - confidence) / 2, part * count
-    # At a share of 0 or 1, one bound of the beta distribution is NaN, and Wilson's bound remains.
-    low = min(low, float(beta.ppf(tail, hits, count - hits + 1)))
-    high = max(high, float(beta.isf(tail, hits + 1, count - hits)))
-    return MetricInterval(name, part, low, high, total, "Clopper-Pearson", count)
+    exact_low, exact_high = clopper_pearson_bounds(part * count, count, confidence)
+    return MetricInterval(name, part, min(low, exact_low), max(high, exact_high), total, "Clopper-Pearson", count)
 
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
@@ -170,14 +163,10 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
         covariance = np.atleast_2d(np.cov(drawn_rows, rowvar=False)) / size
         means = rng.multivariate_normal(drawn_rows.mean(axis=0), covariance, RESAMPLES, method="eigh")
     else:
-        means = np.empty((RESAMPLES, drawn_rows.shape[1]))
-        step = max(_CHUNK // count, 1)
-        for start in range(0, RESAMPLES, step):
-            number = min(step, RESAMPLES - start)
-            times = np.stack([np.bincount(drawn, minlength=count) for drawn in rng.integers(0, count, (number, size))])
-            means[start : start + number] = times @ drawn_rows / size
+        means = np.stack([times @ drawn_rows / size for times in resamples(rng, count, size, RESAMPLES)])
     means = means[:, :-1] / means[:, -1:]
-    return _percentiles(name, mean, means, figure, count, effective_n * _evenness(weights), sampling.confidence)
+    worth = effective_n * kish_effective_n(weights) / count
+    return _percentiles(name, mean, means, figure, count, worth, sampling.confidence)
 
 
 def bootstrap_counts_interval(
@@ -207,7 +196,7 @@ def _percentiles(
         tail = (1 - confidence) / 2
         known = max(tail, min(_TAIL / len(drawn), 0.25))
         low, middle, high = np.quantile(drawn, [known, 0.5, 1 - known])
-        scale = float(norm.isf(tail) / norm.isf(known))
+        scale = float(ndtri(tail) / ndtri(known))
         low, high = middle - scale * (middle - low), middle + scale * (high - middle)
     return MetricInterval(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", effective_n)
 
@@ -230,8 +219,8 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     value = float(np.mean(areas))
     effective_n = sampling.effective_n(influence)
     deviation = math.sqrt(float(np.square(influence).mean()) / effective_n)
-    effective_n *= _evenness(weights)
-    z = float(norm.ppf((1 + sampling.confidence) / 2))
+    effective_n *= kish_effective_n(weights) / count
+    z = float(ndtri((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
         # At an area of 0 or 1, the variance is 0. Use Wilson's interval with the rows of the rarer class.
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())

@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import chi2_contingency
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.segments import as_texts
-from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling, kish_effective_n
 from mlflow_deploy_plugin.watch.statistics.metrics import Metrics, classification_metrics, regression_metrics
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON
@@ -79,8 +78,8 @@ class LabelWeights:
 
     @property
     def effective_n(self) -> float:
-        """The number of equally weighted rows that the labelled rows are worth (Kish, Survey Sampling, 1965)."""
-        return float(self.rows.sum()) if self.weights is None else _worth(self.weights[self.rows])
+        """The number of equally weighted rows that the labelled rows are worth."""
+        return float(self.rows.sum()) if self.weights is None else kish_effective_n(self.weights[self.rows])
 
 
 def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
@@ -143,6 +142,8 @@ def _largest(codes: Array) -> Array:
 
 def _association(codes: Array, labelled: Array) -> tuple[float, float]:
     """Return the p-value of the chi-square test, and Cramér's V. Groups with few rows are merged."""
+    from scipy.stats import chi2_contingency  # The import takes 0.8 s and 48 MB.
+
     counts = np.stack([np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)])
     expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
     rare = expected < _FEWEST_LIKE
@@ -166,7 +167,7 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
     strata = _strata(_propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]), labelled[spoken_for])
     rows, with_label = np.bincount(strata), np.bincount(strata, labelled[spoken_for])
     weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
-    if _worth(weights[labelled]) < _LEAST_WORTH:
+    if kish_effective_n(weights[labelled]) < _LEAST_WORTH:
         return None, ~labelled
     return weights, is_rare & ~labelled
 
@@ -202,10 +203,6 @@ def _strata(propensities: Array, labelled: Array) -> Array:
     if held < _FEWEST_LIKE:  # Merge the remaining rows into the last stratum.
         joined = np.minimum(joined, max(stratum_index - 1, 0))
     return joined[strata]
-
-
-def _worth(weights: Array) -> float:
-    return float(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0.0
 
 
 def weighted_metrics(

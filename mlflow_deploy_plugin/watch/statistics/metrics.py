@@ -147,7 +147,7 @@ def _confusion_metric(
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
     slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
-    effective_n = sampling.effective_n(weights * slopes[inverse]) / float(np.square(weights).mean())
+    effective_n = sampling.effective_n(weights * slopes[inverse]) * intervals.kish_effective_n(weights) / len(truth)
     return intervals.bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
 
 

@@ -29,7 +29,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import chi2, norm
+from scipy.special import chdtrc, ndtri
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -341,7 +341,7 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     (Cochran, Biometrics 10, 1954). The factor is evidence if it doubles the false alarms with p < `_UNLIKELY`."""
     pieces = group.reference.pieces
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
-    enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
+    enough = (ndtri(rate / 2) / ndtri(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
     for name in group.columns:
         counts = null.column_counts(pieces.windows, name, group.reference.bins[name])
@@ -381,4 +381,4 @@ def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tupl
     weights = np.sqrt(other_rows / rows)[:, None]
     total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
     alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, other_rows).mean()) - 1, 1)
-    return 1 + (size - 1) * alike, float(chi2.sf(total / shared, freedom / shared))
+    return 1 + (size - 1) * alike, float(chdtrc(freedom / shared, total / shared))
