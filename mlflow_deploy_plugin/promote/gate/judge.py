@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, torch_gradient
 from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     load_dataset,
     own_columns,
     reference_rows,
-    sample_positions,
     take_rows,
 )
 from mlflow_deploy_plugin.wrap.evaluation.metrics import default_metric

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
     explained_features,
     explained_outputs,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
@@ -127,8 +127,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             schema = model.schema if model.schema.columns else model.schema.tensor_schema
             table = read_parquet(path, list(schema.names))
             if table.num_rows > most_rows:
-                chosen = np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)
-                table = table.take(np.sort(chosen))
+                table = table.take(sample_positions(table.num_rows, most_rows, seed))
             sampled = {name: table.column(name) for name in schema.names}
             floats = {name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)}
             typed = cast_columns(schema.dtypes, floats)

@@ -93,6 +93,13 @@ def row_count(arrays: Mapping[str, Array]) -> int:
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
+def sample_positions(total: int, most: int, random: int | np.random.Generator) -> Array:
+    """Return at most `most` distinct positions below `total`, in ascending order. `random` is a seed or a generator."""
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(random).choice(total, most, replace=False))
+
+
 def array_bytes(arrays: Mapping[str, Array]) -> int:
     """Return the approximate number of bytes of the arrays in memory."""
     total = 0

@@ -20,9 +20,10 @@ from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
-from mlflow_deploy_plugin.watch.drift.references.rows import choose_rows
+from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.columns import pair_columns, read_columns, select_columns
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
@@ -245,13 +246,14 @@ class WindowComparison:
         parts = [window]
         if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
             hours = request.log.hours(request.endpoint, window)
-            picked = [hours[index] for index in choose_rows(len(hours), math.ceil(len(hours) * READ_ROWS / rows))]
+            read_hours = math.ceil(len(hours) * READ_ROWS / rows)
+            picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
             parts = [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
         samples = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
         tables = [rows.table for rows in samples if rows is not None and (rows.model, rows.version) == self.version]
         if not tables or self.reference is None:
             return None
-        sample = self.reference.sample.take(choose_rows(len(self.reference.sample), _SHOWN_ROWS))
+        sample = self.reference.sample.take(sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED))
         return sample, concat_tables(tables)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.result import MonitorResult
 
@@ -96,10 +96,7 @@ def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
 
 def _frames(columns: Sequence[ColumnPair], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
     """Return reference and window as DataFrames for Evidently, and the names of the text columns."""
-    rows = [
-        np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
-        for count in (len(side.values) for side in columns[0])
-    ]
+    rows = [sample_positions(len(side.values), MAX_ROWS, rng) for side in columns[0]]
     sides: list[dict[str, Array]] = [{}, {}]
     text = set()
     for pair in columns:

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRICS, MetricName, check_strengths
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     LabelledRows,
@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     labelled_rows,
     own_columns,
     read_dataset,
-    sample_positions,
     take_rows,
 )
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import DISTURB, unfit_reason, with_missing

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.tabular.streams import MAX_BYTES, read_table
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
@@ -43,13 +43,6 @@ class LabelledRows:
 
 def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
     return {name: array[positions] for name, array in rows.items()}
-
-
-def sample_positions(total: int, most: int, seed: int) -> Array:
-    """Return at most `most` distinct positions below `total`, in ascending order."""
-    if total <= most:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
 
 
 def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:

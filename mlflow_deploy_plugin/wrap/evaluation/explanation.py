@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import METRICS, MetricName
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
 from mlflow_deploy_plugin.serve.runtime.explained import explained_features
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     labelled_rows,
     own_columns,
     read_dataset,
-    sample_positions,
     take_rows,
 )
 from mlflow_deploy_plugin.wrap.evaluation.metrics import HIGHER_IS_BETTER, Baseline

@@ -27,7 +27,7 @@ from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_an
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
@@ -251,7 +251,7 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     """
     most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
     if len(data) > most:
-        chosen = np.sort(np.random.default_rng(0).choice(len(data), most, replace=False))
+        chosen = sample_positions(len(data), most, 0)
         data, times = data.take(chosen), None if times is None else times[chosen]
     parts: list[dict[str, Array]] = []
     for part in data.chunks(_CHUNK):

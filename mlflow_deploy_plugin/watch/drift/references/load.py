@@ -27,9 +27,10 @@ from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, micros
 from mlflow_deploy_plugin.serve.inference_log.storage import SKETCHES
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, summarise_lists
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange, Window, microseconds, parse_window
+from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.references.rows import (
+    SEED,
     ReferenceRows,
-    choose_rows,
     event_times,
     load_datasets,
     load_training_rows,
@@ -267,7 +268,7 @@ def freeze_table(
     if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
-    sample = table.take(choose_rows(len(table), _MAX_CELLS // max(len(bins), 1)))
+    sample = table.take(sample_positions(len(table), _MAX_CELLS // max(len(bins), 1), SEED))
     return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
 
 

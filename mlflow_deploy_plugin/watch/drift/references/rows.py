@@ -25,10 +25,10 @@ from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.core.tabular.streams import csv_tables, read_parquet, require_few_values, typed_tables
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 
 MAX_ROWS = 1_000_000
-_SEED = 0
+SEED = 0
 _MODEL_ID = b"model_id"
 _KEPT = 50
 """The prefixes of files and folders that are not part of a dataset, such as Spark's `_SUCCESS`."""
@@ -194,7 +194,7 @@ def _read_dataset(uri: str) -> _Dataset:
     with dataset_path(uri) as path:
         if files := csv_files(path):
             count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
-            chosen = choose_rows(count, MAX_ROWS)
+            chosen = sample_positions(count, MAX_ROWS, SEED)
             tables, first = [], 0
             for table in (table for file in files for table in csv_tables(file)):
                 start, stop = np.searchsorted(chosen, [first, first + len(table)])
@@ -204,17 +204,10 @@ def _read_dataset(uri: str) -> _Dataset:
         data = open_parquet(path)
         count = data.count_rows()
         require_few_values([fragment.metadata for fragment in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
-        table = data.take(choose_rows(count, MAX_ROWS)) if count > MAX_ROWS else data.to_table()
+        table = data.take(sample_positions(count, MAX_ROWS, SEED)) if count > MAX_ROWS else data.to_table()
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
         return _Dataset(dataset_name(uri), table, count, False)
-
-
-def choose_rows(count: int, most: int) -> Array:
-    """Return ascending indices of at most `most` of `count` rows, always the same indices for the same numbers."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(_SEED).choice(count, most, replace=False))
 
 
 def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:
