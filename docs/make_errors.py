@@ -26,19 +26,14 @@ Made by `python docs/make_errors.py` from the code; a test holds it equal to the
 
 A command prints an error as one line on stderr, and exits with status 1. A server answers with the HTTP status of
 the error, the code of MLflow (`error_code`) and the `message`. `…` stands for a name, a number or a text from your
-input. To find a message, search for some of its fixed words. The traceback of an internal error is only in the log:
-search the log for the request id of the response.
+input. To find a message, search for some of its fixed words. A remedy that ends a message is on the line below it.
+Messages that only state which option, field or request is accepted are not listed. The traceback of an internal error
+is only in the log: search the log for the request id of the response.
 """
 
-JOURNEYS = {
-    "Wrap": ("wrap",),
-    "Promote": ("promote", "ui"),
-    "Serve": ("serve",),
-    "Ship": ("ship",),
-    "Watch": ("watch",),
-    "All commands": ("",),
-}
-"""The title of a section → the folders and modules of the package whose messages it lists. The first match counts."""
+SELF_EXPLANATORY = frozenset({"InvalidConfig", "InvalidRequest"})
+"""The classes whose messages state which input is accepted. Only those of their messages that end with a remedy are
+listed."""
 
 REMEDIES = {
     "InvalidRequest": "Correct the request. The page `/docs` of the server has an example that the model accepts.",
@@ -104,15 +99,12 @@ class Message:
 
 def page() -> str:
     """Return the page as Markdown."""
-    journeys: dict[str, set[Message]] = defaultdict(set)
+    by_error: dict[str, set[Message]] = defaultdict(set)
     for path in sorted(PACKAGE.rglob("*.py")):
-        journeys[_journey(path)].update(_messages(path))
-    return HEAD + "".join(_section(title, journeys[title]) for title in JOURNEYS)
-
-
-def _journey(path: Path) -> str:
-    place = path.relative_to(PACKAGE).as_posix()
-    return next(title for title, folders in JOURNEYS.items() if place.startswith(folders))
+        for message in _messages(path):
+            if message.remedy or message.error not in SELF_EXPLANATORY:
+                by_error[message.error].add(message)
+    return HEAD + "".join(_section(name, sorted(by_error[name])) for name in sorted(by_error))
 
 
 def _messages(path: Path) -> Iterator[Message]:
@@ -147,21 +139,14 @@ def _problem_and_remedy(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _section(title: str, messages: set[Message]) -> str:
-    by_error: dict[str, list[Message]] = defaultdict(list)
-    for message in sorted(messages):
-        by_error[message.error].append(message)
-    return f"\n## {title}\n" + "".join(_error(title, name, by_error[name]) for name in by_error)
-
-
-def _error(title: str, name: str, messages: list[Message]) -> str:
-    """Return the table of an error class, below its cause and its remedy."""
+def _section(name: str, messages: list[Message]) -> str:
+    """Return the messages of an error class, below its cause and its remedy."""
     error = getattr(errors, name)
     cause = (inspect.getdoc(error) or "").split("\n\n")[0].replace("\n", " ")
     remedy = next(REMEDIES[base.__name__] for base in error.__mro__ if base.__name__ in REMEDIES)
-    head = f"\n### {title}: {name}\n\nHTTP status {error.http_status}, `{error.error_code}`. {cause} {remedy}\n"
+    head = f"\n## {name}\n\nHTTP status {error.http_status}, `{error.error_code}`. {cause} {remedy}\n\n"
     return head + "".join(
-        f"\n#### {_code(message.problem)}\n" + (f"\n{_code(message.remedy)}\n" if message.remedy else "")
+        f"### {_code(message.problem)}\n" + (f"{_code(message.remedy)}\n" if message.remedy else "")
         for message in messages
     )
 
