@@ -12,7 +12,7 @@ from tests.support.guides import ROOT, Reader, blocks, section, shell
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 PAGES = {
-    "traffic.md": [r"flights +95 +models:/flight-delay@champion", r"challenger +5 +models:/flight-delay/2"],
+    "rollout.md": [r"flights +95 +models:/flight-delay@champion", r"challenger +5 +models:/flight-delay/2"],
     "promote.md": [
         r"^flight-delay version 2 has the alias @champion",
         r"^  flights/flights serves it after",
@@ -29,7 +29,7 @@ PAGES = {
         r"rows were answered, \d+ of them captured, 0 dropped",
     ],
     "monitor.md": [r"^flights daily 2013-07-04/2013-07-05: (no )?drift$"],
-    "batching.md": [r"Deployment flights is updated"],
+    "server-settings.md": [r"Deployment flights is updated"],
     "observe.md": [r"^onnxserve_agent_up 1"],
     "robustness.md": [r"^noise +1 +0\.9711 +\+0\.0228$", r"^scale +10 +0\.6900 +\+0\.3039 +mean symmetry$"],
     "explain.md": [r'^\{"columns": \["carrier"', r"^worst concavity +0\.05426 +\+0\.0049 ± 0\.0018$"],

@@ -1,4 +1,4 @@
-"""The limits of HTTP requests and connections, as documented in `docs/http.md`."""
+"""The limits of HTTP requests and connections, as documented in `docs/server-settings.md`."""
 
 from dataclasses import dataclass
 
