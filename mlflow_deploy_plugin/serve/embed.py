@@ -31,7 +31,7 @@ def asgi_app(
     state_dir: Path | str | None = None,
     wait_seconds: float = _WAIT_SECONDS,
 ) -> AsgiApp:
-    """Return an ASGI application that serves the model. The function returns once the model is loaded (docs/embed.md).
+    """Return an ASGI application that serves the model. The function returns once the model is loaded (docs/extend.md).
 
     Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
 
@@ -58,7 +58,7 @@ def wsgi_app(
     state_dir: Path | str | None = None,
     wait_seconds: float = _WAIT_SECONDS,
 ) -> WsgiApp:
-    """Return a WSGI application that serves the model. The function returns once the model is loaded (docs/embed.md).
+    """Return a WSGI application that serves the model. The function returns once the model is loaded (docs/extend.md).
 
     Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
 

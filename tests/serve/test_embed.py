@@ -1,4 +1,4 @@
-"""The examples of docs/embed.md, run without changes except for the model."""
+"""The examples of docs/extend.md, run without changes except for the model."""
 
 import re
 import runpy
@@ -26,7 +26,7 @@ from tests.support.models import mixed_model
 from tests.support.refusals import refused
 from tests.support.waiting import free_port, wait_until
 
-PAGE = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 
 
