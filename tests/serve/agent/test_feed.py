@@ -26,7 +26,7 @@ from tests.support.tracking import tracking_at
 from tests.support.waiting import answers, free_port, wait_until
 
 CHAMPION = "models:/X@champion"
-SCALE = Path(__file__).parents[3] / "docs" / "scale.md"
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operate.md"
 PASSES = ("proxy", "fastcgi", "uwsgi", "scgi")
 
 
@@ -161,10 +161,10 @@ def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
 
 @pytest.fixture
 def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[socket.socket]]]:
-    """Debian's nginx with the lines of docs/scale.md: `mlflow-a` hangs, and `mlflow-b` is the server."""
+    """Debian's nginx with the lines of docs/operate.md: `mlflow-a` hangs, and `mlflow-b` is the server."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
-    lines = next(re.finditer(r"```nginx\n(.*?)```", SCALE.read_text(), re.DOTALL))[1]
+    lines = next(re.finditer(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL))[1]
     accepted: list[socket.socket] = []
     with socket.create_server((server.host, 0)) as hanging:
         port = free_port(server.host)
