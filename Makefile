@@ -5,7 +5,7 @@
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
 # make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
 # make test-all       make test, make test-long and make test-install
-# make stack-test     checks the statements of docs/stack.md with the services of docker/compose.yaml, without containers
+# make stack-test     checks the statements of docker/stack/README.md with the services of docker/compose.yaml, without containers
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart

@@ -15,6 +15,8 @@ _PROJECTS = sorted(ROOT.glob("projects/*/README.md"))
 PAGES = {
     "README.md": "index.md",
     "docker/README.md": "images.md",
+    "docker/stack/README.md": "stack.md",
+    "projects/README.md": "projects.md",
     "benchmarks/RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",

@@ -100,7 +100,7 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
 
 
 def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository) -> None:
-    (document,) = (block for block in blocks("yaml", (ROOT / "docs/ci.md").read_text()) if "stages:" in block)
+    (document,) = (block for block in blocks("yaml", (ROOT / "docs/render.md").read_text()) if "stages:" in block)
     gitlab = yaml.safe_load(document)
     environment = {
         **os.environ,

@@ -93,7 +93,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 def test_the_page_shows_what_gitlab_can_read(tmp_path: Path) -> None:
-    (gitlab,) = (block for block in blocks("yaml", (ROOT / "docs/ci.md").read_text()) if "stages:" in block)
+    (gitlab,) = (block for block in blocks("yaml", (ROOT / "docs/render.md").read_text()) if "stages:" in block)
     file = tmp_path / ".gitlab-ci.yml"
     file.write_text(gitlab)
     command = [

@@ -31,8 +31,12 @@ PAGES = {
     "monitor.md": [r"^flights daily 2013-07-04/2013-07-05: (no )?drift$"],
     "server-settings.md": [r"Deployment flights is updated"],
     "observe.md": [r"^onnxserve_agent_up 1"],
-    "robustness.md": [r"^noise +1 +0\.9711 +\+0\.0228$", r"^scale +10 +0\.6900 +\+0\.3039 +mean symmetry$"],
-    "explain.md": [r'^\{"columns": \["carrier"', r"^worst concavity +0\.05426 +\+0\.0049 ± 0\.0018$"],
+    "examine.md": [
+        r"^noise +1 +0\.9711 +\+0\.0228$",
+        r"^scale +10 +0\.6900 +\+0\.3039 +mean symmetry$",
+        r'^\{"columns": \["carrier"',
+        r"^worst concavity +0\.05426 +\+0\.0049 ± 0\.0018$",
+    ],
     "gate.md": [
         r"^gated-cancer version 2: passed, compared with models:/gated-cancer/1$",
         r"^refused$",

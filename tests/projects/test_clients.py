@@ -1,4 +1,4 @@
-"""The programs of projects/clients call a real server, with the commands of docs/other-languages.md."""
+"""The programs of projects/clients call a real server, with the commands of projects/clients/README.md."""
 
 import os
 import re
@@ -39,14 +39,12 @@ class Language:
     """A section of the guide.
 
     Attributes:
-        source: the program, which the section shows.
-        block: the language of the block that shows the program.
+        folder: the folder of the program.
         tools: the programs and the files that the commands need, in addition to OpenAPI Generator.
     """
 
     heading: str
-    source: str
-    block: str
+    folder: str
     tools: tuple[str, ...]
 
 
@@ -59,27 +57,24 @@ _JARS = (
 _GO_MODULES = ("google.golang.org/grpc", "google.golang.org/protobuf", "github.com/hashicorp/go-retryablehttp")
 LANGUAGES = (
     Language(
-        *("Java", "java/Flights.java", "java"),
+        "Java",
+        "java",
         ("javac", "protoc", "grpc_java_plugin", *(f"{JARS / name}.jar" for name in _JARS)),
     ),
     Language(
-        *("Go", "go/main.go", "go"),
+        "Go",
+        "go",
         ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc", *(f"{GO_PACKAGES}/src/{name}" for name in _GO_MODULES)),
     ),
-    Language("JavaScript", "javascript/client.js", "js", ("npm",)),
-    Language("R", "r/client.R", "r", ("Rscript", "/usr/lib/R/site-library/httr2")),
+    Language("JavaScript", "javascript", ("npm",)),
+    Language("R", "r", ("Rscript", "/usr/lib/R/site-library/httr2")),
 )
 
 
 def guide_section(heading: str) -> str:
-    page = (ROOT / "docs" / "other-languages.md").read_text()
+    page = (ROOT / "projects" / "clients" / "README.md").read_text()
     (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
     return str(text)
-
-
-@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.heading)
-def test_the_guide_shows_each_program(language: Language) -> None:
-    assert blocks(language.block, guide_section(language.heading)) == [(CLIENTS / language.source).read_text()]
 
 
 def test_the_proto_file_for_clients_has_the_server_s_messages() -> None:
@@ -138,15 +133,15 @@ def workplace(language: Language, folder: Path, generator: Path) -> tuple[Path, 
 
     The libraries are Debian's packages, because the tests cannot download from Maven Central or the Go proxy.
     """
-    home = folder / "go" / "src" / "flights" if language.block == "go" else folder / language.block
-    shutil.copytree((CLIENTS / language.source).parent, home)
+    home = folder / "go" / "src" / "flights" if language.folder == "go" else folder / language.folder
+    shutil.copytree(CLIENTS / language.folder, home)
     shutil.copy(CLIENTS / "inference.proto", home.parent)
     variables = {**os.environ, "PATH": f"{generator / 'bin'}:{os.environ['PATH']}", "KEY": KEY}
-    if language.block == "java":
+    if language.folder == "java":
         (home / "lib").mkdir()
         for jar in (*(JARS / f"{name}.jar" for name in _JARS), *generator.rglob("openapi-generator.jar")):
             (home / "lib" / jar.name).symlink_to(jar)
-    if language.block == "go":
+    if language.folder == "go":
         variables |= {"GO111MODULE": "off", "GOPATH": f"{folder / 'go'}:{GO_PACKAGES}", "GOFLAGS": ""}
     return home, variables
 

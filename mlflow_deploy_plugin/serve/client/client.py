@@ -202,7 +202,7 @@ class Client:
     def explain(
         self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
     ) -> dict[str, Any]:
-        """Return the response of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
+        """Return the response of `/explain` (docs/examine.md#explanations); `values` and `base_values` are arrays.
 
         `max_evals` limits the model evaluations per row. The `version` must be loaded; None selects the version that
         would answer `predict`. Raises the errors of `predict`, InvalidRequest if the model cannot be explained, and

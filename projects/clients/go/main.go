@@ -1,4 +1,4 @@
-// Command flights asks the endpoint `flights` over REST and gRPC. docs/other-languages.md describes the commands and
+// Command flights asks the endpoint `flights` over REST and gRPC. ../README.md describes the commands and
 // the settings.
 package main
 

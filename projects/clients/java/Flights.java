@@ -22,7 +22,7 @@ import org.openapitools.client.model.FlightsInvocations;
 import org.openapitools.client.model.FlightsRecord;
 import org.openapitools.client.model.FlightsSplit;
 
-/** Asks the endpoint `flights` over REST and gRPC. docs/other-languages.md describes the commands and the settings. */
+/** Asks the endpoint `flights` over REST and gRPC. ../README.md describes the commands and the settings. */
 public class Flights {
     private static final String KEY = System.getenv("KEY");
 

@@ -1,4 +1,4 @@
-// Asks the endpoint `flights` over REST and gRPC. docs/other-languages.md describes the commands and the settings.
+// Asks the endpoint `flights` over REST and gRPC. ../README.md describes the commands and the settings.
 import { setTimeout } from "node:timers/promises";
 import { promisify } from "node:util";
 import grpc from "@grpc/grpc-js";

@@ -1,4 +1,4 @@
-# Asks the endpoint `flights` over REST. docs/other-languages.md describes the commands and the settings.
+# Asks the endpoint `flights` over REST. ../README.md describes the commands and the settings.
 library(httr2)
 
 # Return a request with the key. It is sent again after Retry-After if the server is over a limit (429) or loads its
