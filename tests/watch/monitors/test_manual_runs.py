@@ -24,10 +24,11 @@ from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 from mlflow_deploy_plugin.watch.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.deployments import empty_home
-from tests.support.guides import run_page
+from tests.support.guides import page_reader
 from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions, refused
+from tests.support.services.alert_receiver import receiver
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
@@ -351,28 +352,28 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
 
 
 @pytest.mark.long
-def test_the_page_shows_the_first_verdicts(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
+@pytest.mark.timeout(600)
+def test_ten_commands_lead_from_a_notebook_to_an_alert(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
     uri = new_database(tmp_path)
-    with empty_home(tmp_path):
-        _, files, monitored, labelled, longer = run_page("monitor-quickstart.md", tmp_path, uri)
+    with empty_home(tmp_path), receiver() as channel:
+        reader = page_reader(tmp_path, uri)
+        reader = replace(reader, ports={**reader.ports, "8124": str(channel.port)})
+        _, served, watched, alerted = reader.run_page("ten-commands.md")
+        files = reader.run("onnxserve drift run cancer --rows shifted.csv --reference training.csv")
+        listed = reader.run("onnxserve monitor list cancer; mlflow deployments delete -t onnxserve --name cancer")
 
-    calm, shifted = re.findall(r"^cancer drift \S+: (.*)\n  228 rows\n  (.*)", files, re.MULTILINE)
-    assert calm[0] == "no drift"
-    assert shifted[0] == "drift"
-    assert shifted[1].startswith("mean radius: mean 14.23 → 18.17, higher")
-    assert re.search(r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", monitored, re.MULTILINE)
-    assert re.search(r"^cancer +drift +drift +10m +waiting +\S+ +no drift", monitored, re.MULTILINE)
-    assert re.search(r"^cancer accuracy \S+: not judged$", labelled, re.MULTILINE)
-    assert re.search(r"^\W*estimated accuracy: estimated 0\.9", labelled, re.MULTILINE)
-    assert mentions(labelled, "228 of 228")
-    assert re.search(r"^cancer accuracy \S+ \(revision 2\): kept$", labelled, re.MULTILINE)
-    assert re.search(r"^cancer +drift +drift +1d +waiting", longer, re.MULTILINE)
+    assert mentions(served, "cancer version 1 has the alias @champion")
+    assert re.search(r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", watched, re.MULTILINE)
+    assert mentions(watched, "228 of 228")
+    assert re.search(r"^cancer drift \S+: drift$", alerted, re.MULTILINE)
+    messages = [message["title"] + message["message"] for message in channel.got[""]]
+    assert any(mentions(message, "cancer", "mean radius", "18.17") for message in messages), messages
+    assert re.search(r"^cancer +drift +drift +1m +", listed, re.MULTILINE)
+    assert re.search(r"^cancer drift \S+: drift\n  228 rows\n  mean radius: mean 14.23 → 18.17, higher", files, re.MULTILINE)
     with tracking_at(uri):
         experiment = mlflow.get_experiment_by_name("onnxserve/cancer")
         runs = mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list")
-        for run in runs:
-            assert "report.html" in [one.path for one in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
-    assert len(runs) == 2
+        assert [file.path for run in runs for file in mlflow.MlflowClient().list_artifacts(run.info.run_id) if file.path == "report.html"]
 
 
 def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorld) -> None:
