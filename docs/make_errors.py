@@ -78,7 +78,10 @@ IMPERATIVES = frozenset(
 )  # fmt: skip
 """The words that begin the remedy at the end of a message."""
 
-FEWEST_WORDS = 4
+LONGEST_PROBLEM = 100
+"""Longer messages are cut after a word, because the beginning is enough to find them."""
+
+FEWEST_WORDS = 5
 """A message with fewer fixed words cannot be found by a search, and is left out."""
 
 
@@ -146,9 +149,15 @@ def _section(name: str, messages: list[Message]) -> str:
     remedy = next(REMEDIES[base.__name__] for base in error.__mro__ if base.__name__ in REMEDIES)
     head = f"\n## {name}\n\nHTTP status {error.http_status}, `{error.error_code}`. {cause} {remedy}\n\n"
     return head + "".join(
-        f"### {_code(message.problem)}\n" + (f"{_code(message.remedy)}\n" if message.remedy else "")
+        f"### {_code(_shortened(message.problem))}\n" + (f"{_code(message.remedy)}\n" if message.remedy else "")
         for message in messages
     )
+
+
+def _shortened(problem: str) -> str:
+    if len(problem) <= LONGEST_PROBLEM:
+        return problem
+    return problem[:LONGEST_PROBLEM].rpartition(" ")[0].rstrip(",:;.") + " …"
 
 
 def _code(text: str) -> str:
