@@ -146,12 +146,18 @@ def follow_all(
 ) -> None:
     """Run followers in this process until it is killed."""
     from mlflow_deploy_plugin.core.processes.child import die_with_parent
-    from mlflow_deploy_plugin.core.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
+    from mlflow_deploy_plugin.core.registry.connection import (
+        hidden_pandas,
+        ignore_warnings,
+        own_process,
+        set_service_timeouts,
+    )
 
     die_with_parent(signal.SIGKILL)
     logging.disable(logging.WARNING)  # Each follower reports each disturbance.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with hidden_pandas():
+        own_process(imports_mlflow=False)
         set_service_timeouts()
         ignore_warnings()
         for agent, model in followers:

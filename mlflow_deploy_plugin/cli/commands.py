@@ -14,7 +14,7 @@ import click
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
-from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
 from mlflow_deploy_plugin.core.settings import load_secrets
 from mlflow_deploy_plugin.core.version import __version__
 
@@ -190,4 +190,5 @@ def main() -> None:
     os.umask(os.umask(0o077) | 0o002)  # Other users must not write models, whose loading may run code.
     disable_telemetry()
     load_secrets()
+    own_process()
     set_service_timeouts()  # MLflow's default timeouts are several minutes.

@@ -22,7 +22,7 @@ import requests
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry import transitions
-from mlflow_deploy_plugin.core.registry.connection import redact_addresses
+from mlflow_deploy_plugin.core.registry.connection import own_process, redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, require_mlflow_data
 from mlflow_deploy_plugin.core.registry.tags import gate_status_of
@@ -179,6 +179,7 @@ def main(path: Path) -> int:
         return 2
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
+    own_process()
     _send_cookies()
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)

@@ -6,21 +6,13 @@
 Tags are not asked, because other people may write to MLflow's database and artifacts.
 """
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable, error_of_status
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import (
-    app_answer,
-    is_refused_by_proxy,
-    registry_client,
-    registry_errors,
-)
+from mlflow_deploy_plugin.core.registry.connection import app_document, registry_client, registry_errors
 
 APPROVED, CHANGED_FILES = "/onnxserve/approved", "/onnxserve/changed-files"
-_JSON = "application/json"
+_WHAT = "the approvals of versions"
 _SECONDS, _READING_SECONDS = 30, 600
 """The timeouts of both requests. For the second request, the server reads files."""
 
@@ -62,7 +54,8 @@ def approval_of(model: str, version: str) -> Approval:
 
     Raises NotFound, RegistryRefused and RegistryUnavailable.
     """
-    document = _get(APPROVED, {"model": model, "version": version}, _SECONDS)
+    query = {"model": model, "version": version}
+    document = app_document(_WHAT, APPROVED, "GET", query, _SECONDS, is_optional=True)
     if document is not None:
         return Approval.model_validate(document)
     with registry_errors(f"model {model}"):
@@ -72,22 +65,5 @@ def approval_of(model: str, version: str) -> Approval:
 
 def changed_files() -> list[ChangedFiles]:
     """Return the changed files that MLflow's server finds now; an empty list without the app."""
-    return TypeAdapter(list[ChangedFiles]).validate_python(_get(CHANGED_FILES, {}, _READING_SECONDS) or [])
-
-
-def _get(path: str, query: dict[str, str], seconds: float) -> Any:
-    """Return the JSON answer of MLflow's server, or None if the server does not run the app."""
-    with registry_errors("the approvals of versions"):
-        try:
-            answer = app_answer(path, _JSON, "GET", query, timeout=seconds)
-        except NotFound:
-            return None
-        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
-        if answer.ok and is_json:
-            return answer.json()
-        error = answer.json() if is_json else {}
-        if answer.status_code >= 500 or answer.ok:
-            raise RegistryUnavailable(f"the approvals of versions: MLflow answers with the status {answer.status_code}")
-        if is_refused_by_proxy(answer):
-            return None
-    raise error_of_status(answer.status_code)(error["message"])
+    document = app_document(_WHAT, CHANGED_FILES, "GET", {}, _READING_SECONDS, is_optional=True)
+    return TypeAdapter(list[ChangedFiles]).validate_python(document or [])

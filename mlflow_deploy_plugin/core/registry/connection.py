@@ -3,13 +3,12 @@
 import errno
 import os
 import re
-import socket
 import sys
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
@@ -22,8 +21,11 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     RegistryRefused,
     RegistryUnavailable,
+    error_of_status,
 )
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers
+from mlflow_deploy_plugin.core.registry.rest import MOST_JSON, MlflowRest, checked_json, http_settings, send
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.spec.types import is_loopback
 
@@ -41,14 +43,9 @@ _SERVICE_SETTINGS = {
 CALLER = "/onnxserve/caller"
 """The path at which onnxserve's app in MLflow's server returns the name of the caller."""
 _CALLER_SECONDS = 3
-_ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
-_answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
-_named_by_server: ContextVar[bool] = ContextVar("named_by_server", default=False)
-"""True while MLflow's client resolves an address that MLflow's server chooses."""
+_JSON = "application/json"
 _LOCAL_ARTIFACTS = "mlruns"
 _importing = threading.Lock()
-_MOST_JSON = 32_000_000
-"""The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
@@ -81,6 +78,31 @@ _AZURE = re.compile(
     re.IGNORECASE,
 )
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # The pattern ends at the last @, because a password may contain @.
+
+
+@dataclass
+class _Process:
+    """The kind of this process, which its entry point sets.
+
+    Attributes:
+        is_own: True in a process of onnxserve. MLflow and urllib3 stay as they are in any other process.
+        imports_mlflow: False in the agent, which uses `MlflowRest` for an MLflow server.
+    """
+
+    is_own: bool = False
+    imports_mlflow: bool = True
+
+
+_process = _Process()
+
+
+def own_process(imports_mlflow: bool = True) -> None:
+    """Declare that this process belongs to onnxserve: the limits of `_replace_functions` apply to MLflow's client.
+
+    The entry points of our processes call this function, which must not be called in a process of a user.
+    """
+    _process.is_own = True
+    _process.imports_mlflow = imports_mlflow
 
 
 def set_service_timeouts() -> None:
@@ -117,120 +139,15 @@ class _NoRequestTimeout(AbstractContextManager[None]):
 no_request_timeout = _NoRequestTimeout()
 
 
-@contextmanager
-def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
-    """Limit each answer that this context reads in the block. A longer answer closes the connection.
-
-    A read timeout is not enough: it limits only the pause between two packets, so a server could answer forever.
-    `most_bytes` limits the decompressed body, and `seconds` the time from the end of the request to the last byte. A
-    longer read timeout of the caller replaces `seconds`. The library that reads the answer raises its own error.
-    """
-    _extend_urllib3()
-    token = _answer_bound.set((most_bytes, seconds))
-    try:
-        yield
-    finally:
-        _answer_bound.reset(token)
-
-
-class _Deadline:
-    """A timer that stops another thread's read from a socket after a number of seconds."""
-
-    def __init__(self, reading: socket.socket, seconds: float) -> None:
-        self._seconds, self._is_over = seconds, threading.Event()
-        # A bound method would create a reference cycle, and only garbage collection would free the socket.
-        self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
-        self._timer.daemon = True
-        self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    @contextmanager
-    def enforced(self) -> Iterator[None]:
-        """Raise ProtocolError if the deadline passes within the block, instead of the error that the read raises."""
-        from urllib3.exceptions import ProtocolError  # The import is slow (see `_extend_urllib3`).
-
-        try:
-            yield
-        except Exception:
-            if not self._is_over.is_set():
-                raise
-        if self._is_over.is_set():
-            raise ProtocolError(f"the answer is not complete after {self._seconds:g} s")
-
-
-def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
-    is_over.set()
-    with suppress(OSError):  # The socket may already be closed.
-        socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown does not end a read.
-
-
-@cache
-def _extend_urllib3() -> None:
-    """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use urllib3."""
-    from urllib3.connection import HTTPConnection  # The import takes 27 ms, which each command would pay.
-    from urllib3.exceptions import ProtocolError
-    from urllib3.response import HTTPResponse
-
-    class BoundedResponse(HTTPResponse):
-        deadline: _Deadline
-        most_bytes: int
-
-        def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Generator[bytes, None, None]:
-            size = 0
-            try:
-                with self.deadline.enforced():
-                    for piece in super().stream(amt, decode_content):
-                        size += len(piece)
-                        if size > self.most_bytes:
-                            self.close()  # Without this, requests reads the rest of a redirect response.
-                            raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
-                        yield piece
-            finally:
-                self.deadline.cancel()
-
-        def drain_conn(self) -> None:
-            self.close()  # Without this, urllib3 reads the complete answer before a retry.
-
-        def close(self) -> None:
-            self.deadline.cancel()
-            super().close()
-
-    read_head = HTTPConnection.getresponse
-
-    def getresponse(connection: HTTPConnection) -> HTTPResponse:
-        if (bound := _answer_bound.get()) is None:
-            return read_head(connection)
-        patience = connection.timeout if isinstance(connection.timeout, int | float) else 0.0
-        deadline = _Deadline(connection.sock, max(bound[1], patience))
-        try:
-            with deadline.enforced():
-                response = read_head(connection)
-        except Exception:
-            deadline.cancel()
-            raise
-        response.__class__ = BoundedResponse
-        bounded: Any = response
-        bounded.deadline, bounded.most_bytes = deadline, bound[0]
-        return response
-
-    HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]
-
-
 def child_environment() -> dict[str, str]:
     """Return a child process's environment: with the same MLflow and default timeouts, without run or experiment."""
-    import mlflow
-
+    tracking, registry = mlflow_addresses()
     environment = {
         variable: value
         for variable, value in os.environ.items()
         if _SERVICE_SETTINGS.get(variable) != value and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
     }
-    return environment | {
-        "MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()),
-        "MLFLOW_REGISTRY_URI": str(mlflow.get_registry_uri()),
-    }
+    return environment | {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_REGISTRY_URI": registry}
 
 
 @contextmanager
@@ -272,22 +189,48 @@ def _import_mlflow() -> None:
         import mlflow.exceptions  # noqa: F401
 
 
+def mlflow_addresses() -> tuple[str, str]:
+    """Return MLflow's tracking URI and registry URI. MLflow is imported only if the environment does not have both."""
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    registry = os.environ.get("MLFLOW_REGISTRY_URI", "") or tracking
+    if "mlflow" not in sys.modules and _is_web(tracking) and _is_web(registry):
+        return tracking, registry
+    _import_mlflow()
+    import mlflow
+
+    return str(mlflow.get_tracking_uri()), str(mlflow.get_registry_uri())
+
+
+def is_mlflow_set() -> bool:
+    """Return True if MLflow's address is set. Otherwise, MLflow uses a file on this machine."""
+    if rest_client() is not None:
+        return True
+    import mlflow
+
+    return bool(mlflow.is_tracking_uri_set())
+
+
+def _is_web(uri: str) -> bool:
+    return uri.strip().lower().startswith(("http:", "https:"))
+
+
+def rest_client() -> MlflowRest | None:
+    """Return the client that this process uses instead of MLflow's; None if the process or MLflow needs MLflow's."""
+    return None if _process.imports_mlflow else MlflowRest.at(*mlflow_addresses())
+
+
 def registry_client() -> "MlflowClient":
     """Return a client for the configured MLflow. Raises InvalidConfig for an unsupported address or a bad setting."""
+    http_settings()  # Report an invalid setting before the first call.
+    if (client := rest_client()) is not None:
+        return client
     _import_mlflow()
     import mlflow  # The import takes a second, and a model in a local folder does not need it.
-    from mlflow import environment_variables as known
     from mlflow.exceptions import MlflowException
 
     try:
-        for variable in _SERVICE_SETTINGS:
-            getattr(known, variable).get()  # Report an invalid setting before the first call.
-        if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
-            raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one")
         harden_mlflow_client()
         return mlflow.MlflowClient()
-    except ValueError as error:
-        raise InvalidConfig(str(error)) from None
     except MlflowException as error:
         if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
             raise InvalidConfig(
@@ -296,20 +239,21 @@ def registry_client() -> "MlflowClient":
         raise InvalidConfig(f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
 
 
-@cache  # The cache lets the function patch MLflow's modules only once.
 def harden_mlflow_client() -> None:
-    """Limit the answers that MLflow's client reads, the folders that it copies, and the hosts with its credentials.
+    """Limit MLflow's client if this is a process of onnxserve, and not of a user."""
+    if _process.is_own:
+        _replace_functions()
 
-    The client reads at most `_MOST_JSON` bytes of JSON; a file download has no limit. The client sends MLflow
+
+@cache  # The cache lets the function patch MLflow's modules only once.
+def _replace_functions() -> None:
+    """Limit the answers that MLflow's client reads, and the hosts to which it sends credentials.
+
+    The client reads at most `MOST_JSON` bytes of JSON; a file download has no limit. The client sends MLflow
     credentials only to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends
     credentials also to the source of a version and the folder of a run. Authors of models choose these addresses.
     """
-    from mlflow.store.artifact import (
-        azure_data_lake_artifact_repo,
-        http_artifact_repo,
-        local_artifact_repo,
-        mlflow_artifacts_repo,
-    )
+    from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
@@ -328,27 +272,15 @@ def harden_mlflow_client() -> None:
 
     @wraps(open_lake)
     def open_own(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
-        if not _AZURE.match(artifact_uri):
-            host = urlsplit(artifact_uri).netloc.rpartition("@")[2]
-            raise InvalidConfig(f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)")
+        refuse_foreign_azure(artifact_uri)
         open_lake(self, artifact_uri, *arguments, **options)
 
     data_lake.__init__ = open_own
-    local = local_artifact_repo.LocalArtifactRepository
-    open_local = local.__init__
-
-    @wraps(open_local)
-    def open_folder(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
-        if _named_by_server.get():
-            refuse_folder(artifact_uri)
-        open_local(self, artifact_uri, *arguments, **options)
-
-    local.__init__ = open_folder
     send = rest_utils._get_http_response_with_retries
 
     @wraps(send)
     def send_bounded(*arguments: object, **options: object) -> object:
-        with nullcontext() if options.get("stream") else bounded_answers(_MOST_JSON):
+        with nullcontext() if options.get("stream") else bounded_answers(MOST_JSON):
             return send(*arguments, **options)
 
     rest_utils._get_http_response_with_retries = send_bounded
@@ -359,16 +291,10 @@ def app_answer(path: str, content_type: str, method: str, query: Mapping[str, ob
 
     Raises NotFound if MLflow is not a server with the app. `registry_errors` converts the other errors.
     """
-    import mlflow
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    address = str(mlflow.get_registry_uri())
-    if address.startswith(("http://", "https://")):
-        registry_client()  # Check the settings, and limit the size of answers.
+    address = mlflow_addresses()[1]
+    if _is_web(address):
         query = {**query, "workspace": name} if (name := active_workspace()) else query
-        options |= {"max_retries": 0, "raise_on_status": False}
-        answer: Response = http_request(get_default_host_creds(address), path, method, params=query, **options)
+        answer = _send_once(address, path, method, params=query, **options)
         is_of_app = answer.headers.get("Content-Type", "").startswith(content_type)
         if answer.status_code not in (200, 404, 405) or (is_of_app and (answer.ok or "error_code" in answer.text)):
             return answer
@@ -376,12 +302,51 @@ def app_answer(path: str, content_type: str, method: str, query: Mapping[str, ob
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
 
 
-def is_refused_by_proxy(answer: "Response") -> bool:
-    """Return True if a proxy refuses a path of the app, which the server behind it then does not have.
+def _send_once(address: str, path: str, method: str, **options: Any) -> "Response":
+    if rest_client() is not None:
+        return send(address, method, path, is_sent_once=True, **options)
+    registry_client()  # Check the settings, and limit the size of answers.
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
-    The app's own refusals are JSON documents with an error code.
+    options |= {"max_retries": 0, "raise_on_status": False}
+    answer: Response = http_request(get_default_host_creds(address), path, method, **options)
+    return answer
+
+
+def app_document(
+    what: str,
+    path: str,
+    method: str,
+    query: Mapping[str, object],
+    seconds: float,
+    document: object = None,
+    is_optional: bool = False,
+) -> Any:
+    """Return the JSON document with which onnxserve's app in MLflow's server answers; None without the app.
+
+    Args:
+        what: the subject of error messages.
+        document: the JSON document to send.
+        is_optional: if a proxy refuses the path, return None. The server behind a proxy that refuses an unknown path
+            does not have the app, whose own refusals are JSON documents with an error code.
+
+    Raises:
+        OnnxserveError: the error of the app, with the class of its status (RegistryUnavailable from 500 on).
+        RegistryRefused, RegistryUnavailable: another answer, or none.
     """
-    return 400 <= answer.status_code < 500 and '"error_code"' not in answer.text
+    with registry_errors(what):
+        try:
+            answer = app_answer(path, _JSON, method, query, json=document, timeout=seconds)
+        except NotFound:
+            return None
+        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
+        error = answer.json() if is_json and not answer.ok else {}
+        if "error_code" not in error:
+            is_refused = 400 <= answer.status_code < 500
+            return None if is_optional and is_refused else checked_json(answer, path)
+    is_outage = answer.status_code >= 500
+    raise (RegistryUnavailable if is_outage else error_of_status(answer.status_code))(error["message"])
 
 
 def login_name() -> str:
@@ -393,21 +358,38 @@ def login_name() -> str:
     if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
         return ""  # The import of MLflow takes a second.
     with suppress(OnnxserveError), registry_errors("the name of the caller"):
-        answer = app_answer(CALLER, "application/json", "GET", {}, timeout=_CALLER_SECONDS)
+        answer = app_answer(CALLER, _JSON, "GET", {}, timeout=_CALLER_SECONDS)
         document = answer.json() if answer.ok else {}
         return str(document.get("user", "")) if isinstance(document, dict) else ""
     return ""
 
 
-@contextmanager
-def addresses_of_server(location: str) -> Iterator[None]:
-    """Refuse folders of this machine to which MLflow's server resolves `location` (runs:/…, models:/…) in the block."""
-    harden_mlflow_client()
-    token = _named_by_server.set(location.startswith(("runs:", "models:")))
-    try:
-        yield
-    finally:
-        _named_by_server.reset(token)
+def check_address(address: str, is_of_server: bool) -> None:
+    """Raise InvalidConfig if the files at an address must not be read with the permissions or credentials of this user.
+
+    Args:
+        address: the address of an artifact store.
+        is_of_server: True if MLflow's server, and not the user, has chosen the address.
+    """
+    if is_of_server:
+        refuse_folder(address)
+    refuse_foreign_azure(address)
+    settings = http_settings()
+    has_credentials = settings.authorization or settings.tracking_auth or settings.tracking_aws_sigv4
+    if _process.is_own or not has_credentials or not _is_web(address) or is_mlflow(address):
+        return
+    host = urlsplit(address).netloc.rpartition("@")[2]
+    raise InvalidConfig(
+        f"the files are at {host}, which is not the address of MLflow, and MLflow's client would send the credentials "
+        "of MLflow to it; only a command of onnxserve can read them"
+    )
+
+
+def refuse_foreign_azure(address: str) -> None:
+    """Raise InvalidConfig if an address of the scheme abfss is not at Azure, whose credentials MLflow would send."""
+    if urlsplit(address).scheme == "abfss" and not _AZURE.match(address):
+        host = urlsplit(address).netloc.rpartition("@")[2]
+        raise InvalidConfig(f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)")
 
 
 def refuse_folder(location: str) -> None:
@@ -417,10 +399,7 @@ def refuse_folder(location: str) -> None:
     server on this machine may name a folder below `mlruns`, where MLflow stores artifacts without a server, and each
     server may name a folder below ONNXSERVE_ARTIFACT_FOLDERS.
     """
-    import mlflow
-    from mlflow.utils.uri import is_http_uri
-
-    servers = [urlsplit(uri) for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if is_http_uri(uri)]
+    servers = [urlsplit(uri) for uri in mlflow_addresses() if _is_web(uri)]
     try:
         folders = _folders_at(location) if servers else []
     except ValueError as error:
@@ -456,15 +435,13 @@ def _folders_at(location: str) -> list[Path]:
 
 def is_mlflow(uri: str) -> bool:
     """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
-    import mlflow
-    from mlflow.utils.uri import is_http_uri
     from urllib3.util import parse_url  # Use the parser of requests, because another parser may extract another host.
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
         parsed = parse_url(address)
         return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
 
-    own = filter(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
+    own = filter(_is_web, mlflow_addresses())
     with suppress(ValueError):  # requests also refuses such an address.
         return origin(uri) in map(origin, own)
     return False
@@ -472,9 +449,7 @@ def is_mlflow(uri: str) -> bool:
 
 def registry_address() -> str:
     """Return the registry's URI without user and password."""
-    import mlflow
-
-    return redact_credentials(str(mlflow.get_registry_uri()))
+    return redact_credentials(mlflow_addresses()[1])
 
 
 def redact_credentials(text: str) -> str:
@@ -497,26 +472,28 @@ def ignore_warnings() -> None:
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
     """Convert errors of MLflow and of its store to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
-    _import_mlflow()
-    from mlflow.exceptions import MlflowException
-
     try:
         with warnings.catch_warnings():
             ignore_warnings()
             yield
     except Exception as error:
-        if not isinstance(error, MlflowException | OSError) and not _is_of_store(error):
+        if not (isinstance(error, OSError) or _is_mlflow_error(error, "MlflowException") or _is_of_store(error)):
             raise
         raise store_failure(what, "", error) from None
 
 
+def _is_mlflow_error(error: Exception, name: str) -> bool:
+    """Return True if this is an exception of MLflow's class `name`. This check does not import MLflow."""
+    exceptions = sys.modules.get("mlflow.exceptions")
+    return exceptions is not None and isinstance(error, getattr(exceptions, name, ()))
+
+
 def _is_of_store(error: Exception) -> bool:
     """Return True if an artifact store, and not MLflow's server, has caused the error."""
-    from mlflow.exceptions import RestException
-
     if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
         return True
-    is_answer = isinstance(error, RestException | OSError) or _HTTP_FAILURE.match(str(error))
+    is_of_server = isinstance(error, OSError) or _is_mlflow_error(error, "RestException")
+    is_answer = is_of_server or _HTTP_FAILURE.match(str(error))
     return getattr(error, "error_code", "") in _REFUSED and not is_answer
 
 

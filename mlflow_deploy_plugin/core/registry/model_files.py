@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, NotInstalled, RegistryUnavailable
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, parse_
 
 if TYPE_CHECKING:
     from mlflow.models import Model
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 _PACKAGES = {
@@ -132,8 +133,10 @@ def refuse_links(folder: Path) -> None:
 
 def fetch(location: str, destination: Path, what: str) -> Path:
     """Download a file or folder, called `what` in messages, and return the copy. Raises the errors of `download`."""
+    if (client := connection.rest_client()) is not None and client.serves(location):
+        with connection.registry_errors(what), connection.no_request_timeout:
+            return client.download(location, destination)
     # The import takes a second, and a model in a local folder does not need it.
-    from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
     scheme, host = urlparse(location).scheme, urlparse(connection.redact_credentials(location)).netloc
@@ -148,9 +151,11 @@ def fetch(location: str, destination: Path, what: str) -> Path:
             f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
         )
     try:
-        with warnings.catch_warnings(), connection.no_request_timeout, connection.addresses_of_server(location):
+        with warnings.catch_warnings(), connection.no_request_timeout:
             connection.ignore_warnings()
-            return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+            destination.mkdir(parents=True, exist_ok=True)
+            repository, path = open_repository(location)
+            return Path(repository.download_artifacts(path, str(destination)))
     except InvalidConfig as error:
         raise InvalidConfig(f"{what}: {error.message}") from None
     except ImportError as error:
@@ -160,6 +165,35 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         ) from None
     except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
         raise connection.store_failure(what, store, error) from None
+
+
+def open_repository(location: str) -> tuple["ArtifactRepository", str]:
+    """Return MLflow's artifact store for an address, and the path of the files in this store.
+
+    Raises InvalidConfig if the files must not be read (`check_address`), and MLflow's exceptions.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+    from mlflow.tracking.artifact_utils import _get_root_uri_and_artifact_path
+
+    class OwnRuns(RunsArtifactRepository):  # type: ignore[misc]  # MLflow has no types
+        """The files of a run, whose logged models may be at other addresses."""
+
+        def _get_logged_model_artifact_repo(self, run_id: str, name: str) -> "ArtifactRepository | None":
+            model = super()._get_logged_model_artifact_repo(run_id, name)
+            if model is not None:
+                connection.check_address(model.repo.artifact_uri, is_of_server=True)
+            return model
+
+    connection.harden_mlflow_client()
+    root, path = _get_root_uri_and_artifact_path(location)
+    connection.check_address(root, is_of_server=False)
+    scheme = urlparse(root).scheme
+    repository = OwnRuns(root) if scheme == "runs" else get_artifact_repository(root)
+    is_of_server = scheme in ("runs", "models")
+    store: Any = getattr(repository, "repo", repository)
+    connection.check_address(store.artifact_uri, is_of_server)
+    return repository, path
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    is_mlflow_set,
+    registry_address,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.model_uri import (
     ModelURI,
     missing_folder_message,
@@ -237,8 +242,6 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
 
     In the second case, the message also contains the registry, which is a local file without MLFLOW_TRACKING_URI.
     """
-    import mlflow
-
     name = uri.name
     selected = {
         "stage": f"version in stage {STAGES.get(uri.selector.lower())}",
@@ -263,6 +266,6 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
     if name in models:
         return lacks + "it does not have any versions"
     others = f"the registered models are {', '.join(models)}" if models else "the registry is empty"
-    unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
+    unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
     where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
     return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, error_of_status
-from mlflow_deploy_plugin.core.registry.connection import app_answer, registry_errors
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.connection import app_document, registry_address
 
-PATH, _JSON = "/onnxserve/requests", "application/json"
+PATH = "/onnxserve/requests"
 _SECONDS = 120
 """The timeout of a request. The server may have to read all files of a version."""
 
@@ -57,16 +57,10 @@ def send_decision(
 
 
 def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
-    from mlflow.utils.rest_utils import verify_rest_response  # The import takes a second.
-
-    with registry_errors("the requests for promotions"):
-        try:
-            answer = app_answer(PATH, _JSON, method, query, json=document, timeout=_SECONDS)
-        except NotFound as missing:
-            remedy = "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
-            raise InvalidConfig(f"{missing.message}, which keeps requests for promotions: {remedy}") from None
-        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
-        error = answer.json() if is_json and not answer.ok else {}
-        if "error_code" not in error:
-            return verify_rest_response(answer, PATH).json()
-    raise error_of_status(answer.status_code)(error["message"])
+    answer = app_document("the requests for promotions", PATH, method, query, _SECONDS, document)
+    if answer is None:
+        raise InvalidConfig(
+            f"MLflow at {registry_address()} does not run the app of onnxserve, which keeps requests for promotions: "
+            "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
+        )
+    return answer

@@ -11,18 +11,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlflow_deploy_plugin.core.errors import NotFound, error_of_status
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import (
-    app_answer,
-    is_refused_by_proxy,
-    registry_client,
-    registry_errors,
-)
+from mlflow_deploy_plugin.core.registry.connection import app_document, registry_client, registry_errors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 
-PATH, _JSON = "/onnxserve/verdicts", "application/json"
+PATH = "/onnxserve/verdicts"
 _SECONDS = 120
 """The timeout of a request. The server may have to read all files of a version."""
 
@@ -117,9 +111,12 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     If `store` is not the store of MLflow's server, the event is written to both. Raises GateRefused if the files, the
     policy or the report have changed, ScopeMissing, NotFound, RegistryUnavailable and StoreUnavailable.
     """
-    is_written = _send(record)
+    name = f"{record.model} version {record.version}"
+    document = record.model_dump(mode="json")
+    answer = app_document(f"the verdict on {name}", PATH, "POST", {}, _SECONDS, document, is_optional=True)
+    is_written = answer is not None
     if not is_written:
-        with registry_errors(f"model {record.model} version {record.version}"):
+        with registry_errors(f"model {name}"):
             earlier = registry_client().get_model_version(record.model, record.version).tags
         for key, value in record.tags_after(earlier).items():
             tags.tag_version(record.model, record.version, key, value)
@@ -133,23 +130,3 @@ def _is_in(store: Store, record: VerdictRecord) -> bool:
     events = store.events(model=record.model, actions=("gate",), newest_first=True)
     newest = next((event for event in events if event.version == record.version), None)
     return newest is not None and (newest.after, newest.detail["run_id"]) == (record.state, record.run_id)
-
-
-def _send(record: VerdictRecord) -> bool:
-    """Send the verdict to MLflow's server. Return False if the server does not run the app."""
-    from mlflow.utils.rest_utils import verify_rest_response  # The import takes a second.
-
-    with registry_errors(f"the verdict on {record.model} version {record.version}"):
-        document = record.model_dump(mode="json")
-        try:
-            answer = app_answer(PATH, _JSON, "POST", {}, json=document, timeout=_SECONDS)
-        except NotFound:
-            return False
-        if is_refused_by_proxy(answer):
-            return False
-        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
-        error = answer.json() if is_json and not answer.ok else {}
-        if "error_code" not in error:
-            verify_rest_response(answer, PATH)
-            return True
-    raise error_of_status(answer.status_code)(error["message"])

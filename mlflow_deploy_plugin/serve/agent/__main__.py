@@ -19,7 +19,12 @@ from pathlib import Path
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, end_on_signals
-from mlflow_deploy_plugin.core.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
+from mlflow_deploy_plugin.core.registry.connection import (
+    hidden_pandas,
+    ignore_warnings,
+    own_process,
+    set_service_timeouts,
+)
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_specs
 from mlflow_deploy_plugin.core.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
@@ -125,6 +130,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
     failed = threading.Event()
     if not only_ship:
+        own_process(imports_mlflow=False)
         set_service_timeouts()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
         resolver = VersionResolver(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.registry.connection import bounded_answers
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, assert_content
 from mlflow_deploy_plugin.core.statedir.models import ValidKeys
 

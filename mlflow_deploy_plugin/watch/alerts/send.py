@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
-from mlflow_deploy_plugin.core.registry.connection import bounded_answers
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.core.store.store import Store

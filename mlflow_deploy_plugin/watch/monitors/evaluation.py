@@ -219,6 +219,7 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")  # Hide libraries' warnings, which address developers.
     configure_logging(load_settings(), "monitor")
     # The parent process does not need this import.
-    from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+    from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
 
+    own_process()
     set_service_timeouts()

@@ -28,14 +28,15 @@ import psutil
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.child import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.core.registry.connection import (
-    addresses_of_server,
     child_environment,
     no_request_timeout,
+    own_process,
     redact_credentials,
     registry_client,
     registry_errors,
     set_service_timeouts,
 )
+from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.registry.tags import (
@@ -80,11 +81,11 @@ class TrainingRun:
 
 
 def column_types(model_uri: str) -> dict[str, str]:
-    """Return the column types of the signature, such as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
-    from mlflow.models import Model
+    """Return the column types of the signature, such as `long`; empty if none.
 
-    with registry_errors(model_uri), no_request_timeout, addresses_of_server(model_uri):
-        signature = Model.load(model_uri).signature  # `get_model_info` rejects models of other tracking servers.
+    Raises the errors of `fetch_mlmodel`.
+    """
+    signature = fetch_mlmodel(model_uri).signature
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
@@ -256,6 +257,7 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 def main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
     # Limit MLflow's retries only in this process, because retries can delay a heartbeat for minutes after an outage.
+    own_process()
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
     if status < 0:  # End by the signal that killed the training, so that the controller restarts the training.

@@ -19,14 +19,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
-from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.logging_utils import eprint
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR
-from mlflow_deploy_plugin.core.registry.connection import addresses_of_server
+from mlflow_deploy_plugin.core.registry.model_files import open_repository
 from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG
 from mlflow_deploy_plugin.core.registry.runs import log_flavor
 from mlflow_deploy_plugin.core.spec.parts import Device
@@ -291,9 +290,9 @@ def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int
         device: "cpu", "cuda", "tensorrt" or "openvino".
         intra_op_num_threads: the threads of one run of the graph.
     """
-    with addresses_of_server(model_uri):
-        local = _download_artifact_from_uri(artifact_uri=model_uri)
-    return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
+    repository, path = open_repository(model_uri)
+    folder = Path(repository.download_artifacts(path))
+    return OnnxModel.load(folder, Placement(device), intra_op_num_threads)
 
 
 class PyfuncModel:

@@ -20,6 +20,7 @@ from requests import HTTPError
 from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotInstalled, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.connection import (
     login_name,
     no_request_timeout,
@@ -48,6 +49,12 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         del os.environ[f"MLFLOW_{name}"]
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return monkeypatch
+
+
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be a process of onnxserve during the test. The functions of MLflow's client stay replaced."""
+    monkeypatch.setattr(connection._process, "is_own", True)
 
 
 def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> None:
@@ -396,6 +403,7 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
     assert ended.stdout == "False\n1\n", ended.stderr
 
 
+@pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize(
     ("location", "is_own"),
     [
@@ -429,6 +437,24 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     assert is_own or "Response text" not in failed.value.message
 
 
+@pytest.mark.parametrize(
+    "location", ["HTTP://{other}/api/2.0/mlflow-artifacts/artifacts/x", "mlflow-artifacts://{other}/x"]
+)
+def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would_send_the_account(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
+    with http_server() as (own, _), http_server() as (other, sent), tracking_at(f"http://{own}"):
+        with refused(InvalidConfig, "the files", other, "credentials"):
+            fetch(location.format(other=other), tmp_path, "the files")
+        assert sent == []
+        monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+        with pytest.raises(NotFound):
+            fetch(location.format(other=other), tmp_path, "the files")
+    assert set(sent) == {None}
+
+
+@pytest.mark.usefixtures("own_process")
 def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Large(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -474,6 +500,7 @@ def test_the_account_of_azure_goes_to_azure_alone(
         fetch(location, tmp_path, "the files")
 
 
+@pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize("address", ["databricks://profile:prefix", "postgresql://h1:1,h2:2/db"])
 def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str

@@ -9,7 +9,7 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 import pytest
 import requests
 
-from mlflow_deploy_plugin.core.registry.connection import bounded_answers
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 

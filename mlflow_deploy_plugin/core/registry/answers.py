@@ -1,0 +1,116 @@
+"""Limits for the answers that requests, MLflow's client and Apprise read in a process of onnxserve."""
+
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+_ANSWER_BYTES = 1_000_000
+_ANSWER_SECONDS = 10.0
+_answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
+
+
+@contextmanager
+def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
+    """Limit each answer that this context reads in the block. A longer answer closes the connection.
+
+    A read timeout is not enough: it limits only the pause between two packets, so a server could answer forever.
+    `most_bytes` limits the decompressed body, and `seconds` the time from the end of the request to the last byte. A
+    longer read timeout of the caller replaces `seconds`. The library that reads the answer raises its own error.
+
+    This context replaces a function of urllib3, so it must not be used in a process of a user.
+    """
+    _extend_urllib3()
+    token = _answer_bound.set((most_bytes, seconds))
+    try:
+        yield
+    finally:
+        _answer_bound.reset(token)
+
+
+class _Deadline:
+    """A timer that stops another thread's read from a socket after a number of seconds."""
+
+    def __init__(self, reading: socket.socket, seconds: float) -> None:
+        self._seconds, self._is_over = seconds, threading.Event()
+        # A bound method would create a reference cycle, and only garbage collection would free the socket.
+        self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    @contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Raise ProtocolError if the deadline passes within the block, instead of the error that the read raises."""
+        from urllib3.exceptions import ProtocolError  # The import is slow (see `_extend_urllib3`).
+
+        try:
+            yield
+        except Exception:
+            if not self._is_over.is_set():
+                raise
+        if self._is_over.is_set():
+            raise ProtocolError(f"the answer is not complete after {self._seconds:g} s")
+
+
+def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
+    is_over.set()
+    with suppress(OSError):  # The socket may already be closed.
+        socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown does not end a read.
+
+
+@cache
+def _extend_urllib3() -> None:
+    """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use urllib3."""
+    from urllib3.connection import HTTPConnection  # The import takes 27 ms, which each command would pay.
+    from urllib3.exceptions import ProtocolError
+    from urllib3.response import HTTPResponse
+
+    class BoundedResponse(HTTPResponse):
+        deadline: _Deadline
+        most_bytes: int
+
+        def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Generator[bytes, None, None]:
+            size = 0
+            try:
+                with self.deadline.enforced():
+                    for piece in super().stream(amt, decode_content):
+                        size += len(piece)
+                        if size > self.most_bytes:
+                            self.close()  # Without this, requests reads the rest of a redirect response.
+                            raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
+                        yield piece
+            finally:
+                self.deadline.cancel()
+
+        def drain_conn(self) -> None:
+            self.close()  # Without this, urllib3 reads the complete answer before a retry.
+
+        def close(self) -> None:
+            self.deadline.cancel()
+            super().close()
+
+    read_head = HTTPConnection.getresponse
+
+    def getresponse(connection: HTTPConnection) -> HTTPResponse:
+        if (bound := _answer_bound.get()) is None:
+            return read_head(connection)
+        patience = connection.timeout if isinstance(connection.timeout, int | float) else 0.0
+        deadline = _Deadline(connection.sock, max(bound[1], patience))
+        try:
+            with deadline.enforced():
+                response = read_head(connection)
+        except Exception:
+            deadline.cancel()
+            raise
+        response.__class__ = BoundedResponse
+        bounded: Any = response
+        bounded.deadline, bounded.most_bytes = deadline, bound[0]
+        return response
+
+    HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]

@@ -1,0 +1,186 @@
+"""Tests of the agent's client: MLflow's client and this client read the same from a real server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from onnx.parser import parse_model as parse_graph
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry import connection
+from mlflow_deploy_plugin.core.registry.model_files import download, fetch
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.rest import HttpSettings, MlflowRest, http_settings
+from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
+from tests.support.models import IDENTITY
+from tests.support.refusals import refused
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import Proxy, proxy_to
+from tests.support.tracking import tracking_at
+
+
+@pytest.fixture
+def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        yield proxy
+
+
+@pytest.fixture
+def of_agent(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let this process use the agent's client."""
+    monkeypatch.setattr(connection._process, "imports_mlflow", False)
+    return monkeypatch
+
+
+@pytest.fixture
+def model_id(proxy: Proxy) -> str:
+    """Log a model, and register it as version 1 of `rest` with a stage, the alias `a` and a tag."""
+    with mlflow.start_run():
+        model = parse_graph(IDENTITY)
+        logged = mlflow.onnx.log_model(model, name="model", registered_model_name="rest", pip_requirements=[])
+    client = MlflowClient()
+    version = logged.registered_model_version
+    client.transition_model_version_stage("rest", version, "Production", archive_existing_versions=True)
+    client.set_registered_model_alias("rest", "a", version)
+    client.set_model_version_tag("rest", version, "team", "a")
+    return str(logged.model_id)
+
+
+def test_both_clients_select_the_same_versions_and_copy_the_same_files(
+    proxy: Proxy, model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = MlflowClient().get_logged_model(model_id).source_run_id
+    version = resolve("models:/rest@a").version
+    selectors = ["/Production", "/latest", "@a", "/tag:team=a", f"/{version}"]
+    uris = [f"models:/rest{selector}" for selector in selectors] + [f"models:/{model_id}", f"runs:/{run_id}/model"]
+    expected = [resolve(uri) for uri in uris]
+    copied = [sorted(path.name for path in download(uri, tmp_path / "mlflow").rglob("*")) for uri in uris[-3:-1]]
+
+    monkeypatch.setattr(connection._process, "imports_mlflow", False)
+    assert [resolve(uri) for uri in uris] == expected
+    assert [sorted(path.name for path in download(uri, tmp_path / "rest").rglob("*")) for uri in uris[-3:-1]] == copied
+
+
+@pytest.mark.parametrize("uri", ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"])
+def test_both_clients_report_a_missing_version_in_the_same_words(
+    proxy: Proxy, model_id: str, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = []
+    for imports_mlflow in (True, False):
+        monkeypatch.setattr(connection._process, "imports_mlflow", imports_mlflow)
+        with pytest.raises(NotFound) as raised:
+            resolve(uri)
+        messages.append(raised.value.message)
+    assert messages[0] == messages[1]
+
+
+def test_a_tag_is_set_and_deleted(proxy: Proxy, model_id: str, of_agent: pytest.MonkeyPatch) -> None:
+    client = MlflowClient()
+    version = client.get_model_version_by_alias("rest", "a").version
+    tag_version("rest", version, "onnxserve.error", "it fails")
+    assert client.get_model_version("rest", version).tags["onnxserve.error"] == "it fails"
+    untag_version("rest", version, "onnxserve.error")
+    assert "onnxserve.error" not in client.get_model_version("rest", version).tags
+    with pytest.raises(NotFound):
+        tag_version("rest", "999", "onnxserve.error", "it fails")
+
+
+@pytest.mark.parametrize(
+    ("variables", "header"),
+    [
+        ({"USERNAME": "agent", "PASSWORD": "s3cret", "TOKEN": "t"}, "Basic YWdlbnQ6czNjcmV0"),
+        ({"USERNAME": "agent", "TOKEN": "t"}, "Bearer t"),
+        ({}, None),
+    ],
+)
+def test_the_credentials_are_those_of_mlflows_client(
+    proxy: Proxy, of_agent: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], header: str | None
+) -> None:
+    of_agent.setenv("HOME", str(tmp_path))
+    for name, value in variables.items():
+        of_agent.setenv(f"MLFLOW_TRACKING_{name}", value)
+    with pytest.raises(NotFound):
+        resolve("models:/no/1")
+    assert set(proxy.credentials) == ({header} if header else set())
+
+
+def test_the_credentials_file_of_mlflow_is_read(of_agent: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of_agent.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    text = "[mlflow]\nmlflow_tracking_username = agent\nmlflow_tracking_password = s3%cret\n"
+    (tmp_path / ".mlflow" / "credentials").write_text(text)
+    assert http_settings().authorization == {"Authorization": "Basic YWdlbnQ6czMlY3JldA=="}
+
+
+def test_the_defaults_are_those_of_mlflows_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import environment_variables
+
+    for name in list(os.environ):
+        if name.startswith("MLFLOW_"):
+            monkeypatch.delenv(name)
+    for name, value in HttpSettings().model_dump().items():
+        assert (getattr(environment_variables, f"MLFLOW_{name.upper()}").get() or "") == (value or ""), name
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"])
+def test_a_plugin_of_mlflows_client_is_used(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MlflowRest.at("http://m", "http://m") is not None
+    assert MlflowRest.at("http://m", "sqlite:///m.db") is None
+    monkeypatch.setenv(variable, "true")
+    assert MlflowRest.at("http://m", "http://m") is None
+
+
+def test_a_server_that_would_ignore_the_workspace_is_refused(
+    proxy: Proxy, model_id: str, of_agent: pytest.MonkeyPatch
+) -> None:
+    of_agent.setenv("MLFLOW_WORKSPACE", "team-a")
+    with refused(RegistryUnavailable, "team-a", "does not support workspaces"):
+        resolve("models:/rest@a")
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", ".."])
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(
+    name: str, proxy: Proxy, of_agent: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listing = b'{"files": [{"path": "%s", "is_dir": false}]}' % name.encode()
+    proxy.rewrite = lambda _: listing
+    with refused(RegistryUnavailable, "the files", repr(name)):
+        fetch("mlflow-artifacts:/1/model", tmp_path / "copy", "the files")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from mlflow_deploy_plugin.core.registry.connection import own_process
+from mlflow_deploy_plugin.serve.agent import __main__
+from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
+
+own_process(imports_mlflow=False)
+folder = Path(sys.argv[1])
+registry = MlflowRegistry(ModelCache(folder / "cache", folder))
+resolved = registry.resolve("models:/rest@a")
+fetched = registry.fetch(resolved)
+registry.report_failure(resolved.source, "it fails")
+print((fetched.folder / "MLmodel").is_file(), "mlflow" in sys.modules)
+"""
+
+
+def test_the_agent_follows_a_model_of_a_server_without_importing_mlflow(
+    proxy: Proxy, model_id: str, tmp_path: Path
+) -> None:
+    environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.url}
+    command = [sys.executable, "-c", AGENT, str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout == "True False\n", ended.stderr
+
+
+def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "11")
+    with refused(InvalidConfig, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "'11'"):
+        http_settings()
