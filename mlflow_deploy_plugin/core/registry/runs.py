@@ -154,7 +154,7 @@ def log_flavor(
     path `name` if the run already has files there. Options for logged models are ignored.
     """
     import mlflow
-    from mlflow.models import Model
+    from mlflow.models.model import Model
 
     client, path = registry_client(), name or "model"
     if options.get("model_id") or has_logged_models(client):
