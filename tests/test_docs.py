@@ -86,15 +86,6 @@ def test_the_api_page_has_every_public_function_and_its_docstring_describes_ever
     assert [parameter for parameter in inspect.signature(function).parameters if parameter not in described] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_another_page_leads_to_a_file_and_to_a_heading(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
-        name, _, heading = link.partition("#")
-        target = (page.parent / name) if name else page
-        assert target.exists(), link
-        assert not heading or heading in _anchors(target), link
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
     """The tests that run pages try the content between them (tests/support/guides.py)."""
@@ -165,9 +156,3 @@ def _commands(page: str) -> list[list[str]]:
     code = re.findall(r"^```\w*\n(.*?)^```$|`([^`\n]+)`", page.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
     start = r"(?:^|[$&|<] |\(|=\S+ )onnxserve ([^|<>&;#$)\n]+)"
     return [command.split() for pair in code for command in re.findall(start, "\n".join(pair), re.MULTILINE)]
-
-
-def _anchors(page: Path) -> set[str]:
-    """Return the anchors of the headings, as on GitHub."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
