@@ -26,9 +26,7 @@ from mlflow_deploy_plugin.ship.deployments.backends import local
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.docker.conftest import run_docker
 from tests.support.deployments import SIGNATURE, Models, save_models
-from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
-from tests.support.traffic import Traffic
 from tests.support.waiting import free_port, wait_until
 
 BODY = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}).encode()
@@ -401,24 +399,6 @@ def test_no_engine_is_one_line(
 
 
 @pytest.mark.long
-def test_an_alias_is_followed_by_the_container(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
-) -> None:
-    registry = mlflow.MlflowClient(tracking_uri)
-    register(name, models)
-    registry.set_registered_model_alias(name, "live", "1")
-    client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})
-    assert predictions(client, name) == [{"y": 3.0}]
-
-    registry.set_registered_model_alias(name, "live", "2")
-    with open_deployments(print) as deployments:
-        deployments.poll_registry(name)
-
-    wait_until(lambda: predictions(client, name) == [{"y": 6.0}], 30)
-    assert client.get_deployment(name)["version"] == "2"
-
-
-@pytest.mark.long
 def test_a_rollout_brings_a_version_into_the_container(
     client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
 ) -> None:
@@ -435,27 +415,6 @@ def test_a_rollout_brings_a_version_into_the_container(
     assert predictions(client, name) == [{"y": 6.0}]
     assert container(name)["Id"] == before
     assert set(answers) == {str(f'{{"predictions":[{{"y":{y}}}]}}'.encode()) for y in (3.0, 6.0)}
-
-
-@pytest.mark.long
-def test_a_rollout_of_a_failing_version_goes_back_by_itself(
-    client: BaseDeploymentClient, name: str, image: str, tracking_uri: str
-) -> None:
-    for graph in (adder(1), parse_graph(FAILING)):
-        mlflow.onnx.log_model(graph, name="model", registered_model_name=name, pip_requirements=["onnxruntime"])
-    mlflow.MlflowClient(tracking_uri).set_registered_model_alias(name, "live", "1")
-    traffic = Traffic(client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})["url"])
-    before = container(name)["Id"]
-
-    traffic.start()
-    options = ["--steps", "40,100", "--every", "5m", "--min-requests", "20", "--abort-on", "error_rate>1%"]
-    said = CliRunner().invoke(main, ["rollout", name, "--to", "2", *options, "--wait"])
-    traffic.stop()
-
-    assert said.exit_code == 1
-    assert mentions(said.output, "version 1 → 2", "rolled back", "error_rate>1%")
-    assert container(name)["Id"] == before
-    assert {status for version, status in traffic.answers if version != "2"} == {200}
 
 
 def test_a_deleted_deployment_leaves_nothing(

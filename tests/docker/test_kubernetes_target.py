@@ -269,19 +269,6 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
     assert set(traffic.answers) == {("1", 200), ("2", 200)}
 
 
-def test_a_rollout_of_a_failing_version_goes_back_by_itself(endpoint: Endpoint, traffic: Traffic) -> None:
-    pods = endpoint.pods()
-    options = ["--steps", "40,100", "--every", "5m", "--abort-on", "error_rate>1%", "--min-requests", "20", "--wait"]
-
-    ended = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "3", *options])
-
-    assert ended.exit_code == 1
-    assert mentions(ended.output, "version 1 → 3", "rolled back", "error_rate>1%")
-    assert {endpoint.predict() for _ in range(20)} == {2.0}
-    assert endpoint.pods() == pods
-    assert {status for version, status in traffic.answers if version != "3"} == {200}
-
-
 def test_a_rolling_update_under_load_fails_no_request(
     endpoint: Endpoint, record_property: Callable[[str, object], None]
 ) -> None:

@@ -28,8 +28,6 @@ from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, read_water
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.models import write_model
-from tests.support.refusals import mentions
-from tests.support.services.s3 import Bucket, s3_server
 from tests.support.serving import Served
 from tests.support.waiting import wait_until
 
@@ -231,22 +229,6 @@ def test_what_was_answered_before_everything_was_killed_is_in_the_log_after_the_
 
 
 @pytest.mark.long
-def test_agents_and_workers_killed_again_and_again_under_load(start: Callable[[], Served], log: Log) -> None:
-    draw = random.Random(7)
-    served = start()
-    with asking(served.url, 3) as load:
-        for turn in range(8):
-            load.wait_for(20)
-            time.sleep(draw.uniform(0, 2.5))
-            (worker_of if turn % 2 else agent_of)(served).kill()
-    assert load.refused == []
-    assert served.end() == 0, served.log.read_text()
-    log.has_all(load.answered)
-    mark = log.told()
-    assert mark.shipped_rows[ENDPOINT] == len(log.predictions()) >= mark.captured_rows[ENDPOINT]
-
-
-@pytest.mark.long
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
     start: Callable[[], Served], log: Log, goes_on: bool
@@ -286,44 +268,3 @@ def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(start: Callab
     assert len(found) == len(set(found)) == mark.shipped_rows[ENDPOINT] == mark.captured_rows[ENDPOINT]
     assert mark.dropped_rows[ENDPOINT] >= 40
     assert len(load.answered) == mark.answered_rows[ENDPOINT] == len(found) + mark.dropped_rows[ENDPOINT]
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://b/log")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        yield bucket
-
-
-@pytest.mark.long
-def test_a_bucket_that_refuses_gets_everything_in_the_end(start: Callable[[], Served], bucket: Bucket) -> None:
-    bucket.refusals = [403] * 5
-    served = start()
-    with asking(served.url) as load:
-        wait_until(lambda: not bucket.refusals, PATIENCE, "the refusals")
-        load.wait_for(50)
-        bucket.is_down = True
-        load.wait_for(50)
-        bucket.is_down = False
-        load.wait_for(50)
-    assert (load.refused, load.broken) == ([], 0)
-    assert served.end() == 0, served.log.read_text()
-    log = Log("s3://b/log")
-    log.has_all(load.answered)
-    assert log.told().shipped_rows == {ENDPOINT: len(load.answered)}
-
-
-@pytest.mark.long
-def test_a_segment_that_makes_no_sense_keeps_no_other_from_the_log(start: Callable[[], Served], log: Log) -> None:
-    served = start()
-    spool = served.state_dir / SPOOL
-    with asking(served.url) as load:
-        load.wait_for(20)
-        (spool / "00000000000000000000000000000000.seg").write_bytes(os.urandom(5000))
-        load.wait_for(20)
-    assert served.end() == 0, served.log.read_text()
-    log.has_all(load.answered)
-    assert mentions(served.log.read_text(), "5000 bytes", "00000000000000000000000000000000")

@@ -8,12 +8,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 from playwright.sync_api import Page, expect
 
@@ -22,11 +20,9 @@ from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, Rol
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import FAILING, adder, parse_graph
-from tests.support.monitors import judged_window
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
-from tests.support.waiting import wait_until
 
 MODEL, ENDPOINT = "shown", "shown"
 CONTRAST = """selectors => {
@@ -97,10 +93,6 @@ def traffic(console: Console) -> Iterator[Traffic]:
     thread.stop()
 
 
-def test_without_traffic_the_picture_says_so(console: Console) -> None:
-    expect(console.open().get_by_text("no requests in the last hour").first).to_be_visible()
-
-
 def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
     console: Console, request: pytest.FixtureRequest
 ) -> None:
@@ -130,19 +122,6 @@ def test_the_arrow_keys_and_the_pointer_read_a_value_off(console: Console, traff
     assert box is not None
     console.page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
     expect(figure.get_by_role("status")).to_contain_text("version 1")
-
-
-def test_what_a_person_types_stays(console: Console, traffic: Traffic) -> None:
-    page = console.open()
-    requests_answered = page.locator(".variants td.number").first
-    before = requests_answered.inner_text()
-    page.locator("summary").first.click()
-    page.get_by_label("Why").first.fill("they asked for it")
-    page.evaluate("document.activeElement.blur()")
-
-    expect(requests_answered).not_to_have_text(before)
-
-    expect(page.get_by_label("Why").first).to_have_value("they asked for it")
 
 
 def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(console: Console) -> None:
@@ -203,34 +182,6 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
         finally:
             ended.set()
             working.join()
-
-
-def test_a_window_opens_its_report_by_the_keyboard(console: Console) -> None:
-    client = MlflowClient()
-    experiment = client.create_experiment(f"onnxserve/{ENDPOINT}")
-    run = client.create_run(experiment)
-    judged = datetime(2026, 11, 19, tzinfo=UTC), "drift", run.info.run_id, "temp: out of range"
-    with open_deployments(print) as deployments:
-        judged_window(deployments.store, ENDPOINT, "drift", *judged)
-    client.log_text(run.info.run_id, "<h1>drift of the 19th</h1>", "report.html")
-
-    page = console.open()
-    window = page.get_by_role("link", name="drift, 2026-11-19: drift. temp: out of range")
-    window.focus()
-    page.wait_for_timeout(6000)  # The page draws the charts again in the meantime.
-    expect(window).to_be_focused()
-    console.picture("windows")
-    page.keyboard.press("Enter")
-
-    heading = page.frame_locator("iframe").first.get_by_role("heading", name="drift of the 19th")
-
-    def is_shown() -> bool:
-        if page.get_by_text("Something went wrong").count():  # On a busy machine, MLflow's page sometimes fails.
-            page.reload()
-        return heading.count() > 0
-
-    wait_until(is_shown, 60, "MLflow shows the report")
-    assert page.url.endswith(f"/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html")
 
 
 @pytest.mark.parametrize("path", ["", f"?endpoint={ENDPOINT}"])

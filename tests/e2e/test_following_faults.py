@@ -27,7 +27,7 @@ from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.serving import Served
-from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 
 PATIENCE = 60.0
@@ -158,17 +158,6 @@ def assert_unnoticed(answers: Answers, least: int) -> None:
 
 
 @pytest.mark.long
-def test_no_request_fails_and_none_is_answered_by_a_mixture_while_versions_are_swapped(
-    serve: Serve, model: Model, tmp_path: Path
-) -> None:
-    served = serve("-m", model.uri, "-w", "2").wait_ready()
-    with asked(served, tmp_path, rate=100) as load:
-        swap(model, served, 4)
-        answers = load.stop()
-    assert_unnoticed(answers, least=100)
-
-
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(serve: Serve, model: Model, tmp_path: Path) -> None:
     from benchmarks.serving.load import Target, closed_loop
@@ -220,30 +209,6 @@ def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
     wait_until(lambda: serves(served, "1") and agent(served).error, PATIENCE, "the agent says what is wrong")
     proxy.turn("honest")
     wait_served(served, "2")
-
-
-@pytest.mark.long
-def test_a_slow_registry_only_delays(serve: Serve, model: Model, proxy: Proxy) -> None:
-    served = serve("-m", model.uri).wait_ready()
-    proxy.turn("slow", seconds=2)
-    model.promote("2")
-    wait_served(served, "2")
-    assert agent(served).error == ""
-
-
-@pytest.mark.long
-def test_an_artifact_store_that_hangs_keeps_nobody_from_going_back(serve: Serve, model: Model, proxy: Proxy) -> None:
-    served = serve("-m", model.uri).wait_ready()
-    proxy.turn("hang", where="artifacts")
-    asked_before = len(proxy.asked)
-    model.promote("2")
-    wait_until(lambda: any("artifacts" in path for path in proxy.asked[asked_before:]), PATIENCE, "it is fetched")
-    model.promote("1")
-    for _ in range(10):
-        assert serves(served, "1")
-    proxy.turn("honest")
-    model.promote("3")
-    wait_served(served, "3")
 
 
 @pytest.mark.long
@@ -376,16 +341,3 @@ def test_a_version_for_which_memory_lacks_is_refused_politely(serve: Serve, mode
     assert used > 48 * 2**20, "the limit is too wide for this test"
     model.promote("4")
     wait_error(served, "limit is 64 MiB")
-
-
-@pytest.mark.long
-def test_a_version_without_its_gate_waits_and_the_old_one_serves(serve: Serve, model: Model, tmp_path: Path) -> None:
-    pass_gate(model.name, "1")
-    served = serve("-m", model.uri, "-C", "require=gate=passed").wait_ready()
-    model.promote("2")
-    wait_error(served, "version 2 is not served: it has not been through the gate")
-    wait_until(lambda: "gate" in model.tags("2").get("onnxserve.error", ""), PATIENCE, "the tag")
-    assert 'cause="gate"' in metrics(served)
-    pass_gate(model.name, "2")
-    wait_served(served, "2")
-    wait_until(lambda: "onnxserve.error" not in model.tags("2"), PATIENCE, "the tag goes")

@@ -288,24 +288,6 @@ def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: 
 
 
 @pytest.mark.long
-def test_a_controller_away_from_the_servers_keeps_no_bad_version_in_the_traffic(fresh: Arena) -> None:
-    pod = {"ONNXSERVE_HOME": str(fresh.folder / "pod"), "ONNXSERVE_STORE_URI": load_settings().store_url}
-    away = fresh.start("controller", "--lease-seconds", "3", **pod)
-    wait_until(lambda: fresh.store.lease("controller"), PATIENCE, "it judges and retrains")
-    beside = fresh.start("controller", "--lease-seconds", "3")
-    wait_until(lambda: fresh.works(beside), PATIENCE, "it does the rollouts")
-
-    fresh.begin_rollout("--to", "4", "--steps", "40,100", "--every", "5m")
-    wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")
-    for controller in (away, beside):
-        controller.send_signal(signal.SIGTERM)
-
-    assert [controller.wait(timeout=PATIENCE) for controller in (away, beside)] == [0, 0]
-    assert fresh.rollout().state == "rolled_back"
-    assert fresh.variants() == {"arena": 100}
-
-
-@pytest.mark.long
 def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) -> None:
     controller = fresh.start("controller", "--lease-seconds", "3")
     wait_until(lambda: fresh.works(controller), PATIENCE, "it works")

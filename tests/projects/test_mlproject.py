@@ -54,33 +54,6 @@ def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
     assert conda.dependencies == python.dependencies
 
 
-def test_the_root_has_the_five_steps_of_the_flights_and_each_readme_has_a_project() -> None:
-    assert set(load_project(str(ROOT))._entry_points) == {"train", "evaluate", "deploy", "drift", "replay"}
-    folders = {path.parent.name for path in ROOT.glob("projects/*/README.md")}
-    assert folders | {"digits_cnn", "batch"} == {folder.name for folder in PROJECTS}
-
-
-def test_the_root_has_the_environment_that_contains_the_package() -> None:
-    assert load_project(str(ROOT)).env_config_path == str(ROOT / "python_env.yaml")
-
-
-@pytest.mark.parametrize("folder", PROJECTS, ids=lambda folder: folder.name)
-def test_a_project_has_its_name_and_the_environment_into_which_run_py_installs_the_package(folder: Path) -> None:
-    project = load_project(str(folder))
-    assert project.name == folder.name
-    assert Path(project.env_config_path).resolve() == ROOT / "projects" / "python_env.yaml"
-    environment = _PythonEnv.from_yaml(project.env_config_path)
-    assert (environment.build_dependencies, environment.dependencies) == (["pip"], [])
-
-
-@pytest.mark.parametrize(("folder", "name"), ENTRY_POINTS)
-def test_every_parameter_of_an_entry_point_has_a_type_a_default_and_a_description(folder: Path, name: str) -> None:
-    for parameter in parameters(folder, name).values():
-        assert parameter["type"] in ("string", "float", "path", "uri")
-        assert "default" in parameter
-        assert parameter["description"].endswith(".")
-
-
 @pytest.mark.parametrize(("folder", "name"), [entry for entry in ENTRY_POINTS if entry.id != "batch"])
 def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_same_defaults(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch

@@ -9,14 +9,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 from playwright.sync_api import expect
 
-from mlflow_deploy_plugin.core.errors import NotFound, ScopeMissing
+from mlflow_deploy_plugin.core.errors import ScopeMissing
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
 from tests.support.accounts import People, people
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings
 from tests.support.refusals import mentions, refused
 from tests.support.services.basic_auth import password
-from tests.support.waiting import wait_until
 
 pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
 pytestmark = [*NEEDS_CHROMIUM, pytest.mark.long]
@@ -118,37 +117,3 @@ def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
     (gate,) = server.store.events(model=model, actions=("gate",))
     assert approval.detail["report"] == gate.detail["report_digest"]
     expect(author.locator("table.events")).to_contain_text("the report is fine")
-
-
-def test_a_declined_promotion_is_not_done(server: People, open_as: Callable[[str, str], Any]) -> None:
-    model = server.register("alice", POLICY % "72h")
-    with server.logged_in("alice"):
-        requested = send_decision("request", model, "1", TO)
-    approver = open_as("carol", f"{server.server.url}/onnxserve?model={model}")
-    approver.locator("summary", has_text=f"Decide about {requested}").click()
-    expect(approver.get_by_role("button", name=f"Approve {requested}")).to_be_disabled()  # The gate was not run.
-    approver.get_by_label("Why").fill("version 2 is better")
-    approver.get_by_role("button", name=f"Decline {requested}").click()
-    expect(approver.get_by_text("Done: decline")).to_be_visible()
-    expect(approver.locator("table.events")).to_contain_text("version 2 is better")
-    expect(approver.locator("table.requests tr", has_text=model)).to_have_count(0)
-    with server.logged_in("carol"), refused(NotFound, model):
-        send_decision("approve", model, "1", TO)
-    assert mentions(refusal_of(server, "alice", model), model)
-    assert history(server, model) == [("request", "alice"), ("decline", "carol")]
-
-
-def test_an_expired_approval_does_not_move_the_alias(server: People) -> None:
-    from mlflow_deploy_plugin.promote.gate.run import run_gate
-
-    model = server.register("alice", POLICY % "1s")
-    with server.logged_in("alice"):
-        run_gate(model, "1", actor="alice", store=server.store)
-        requested = send_decision("request", model, "1", TO)
-    with server.logged_in("carol"):
-        send_decision("approve", model, "1", TO, report=requested.report_digest)
-        wait_until(lambda: listed_requests(model)[0].missing, 20, "the approval expires")
-    message = refusal_of(server, "alice", model)
-    assert mentions(message, "carol", "1s")
-    assert "\n" not in message
-    assert history(server, model) == [("request", "alice"), ("approve", "carol")]

@@ -107,19 +107,6 @@ def test_an_anonymous_caller_reads_that_a_login_is_needed(mlflow_app: Any, model
     assert mentions(answer.json["message"], "login")
 
 
-@pytest.mark.parametrize("stage", ["Production", "production", "PRODUCTION"])
-@pytest.mark.parametrize("archive", [False, True])
-def test_no_spelling_or_option_of_a_stage_moves_a_version(
-    stage: str, archive: bool, mlflow_app: Any, model: str
-) -> None:
-    assert move(mlflow_app, model, "1", stage, archive_existing_versions=archive).status_code == 403
-
-
-@pytest.mark.parametrize("alias", ["champion", "Champion", "CHAMPION"])
-def test_no_spelling_of_an_alias_moves_a_version(alias: str, mlflow_app: Any, model: str) -> None:
-    assert point(mlflow_app, model, alias, "1").status_code == 403
-
-
 @pytest.mark.parametrize(("approved", "other"), [("Production", "@champion"), ("@champion", "Production")])
 def test_an_approval_is_for_one_stage_or_alias(approved: str, other: str, mlflow_app: Any, model: str) -> None:
     approve_all(mlflow_app, model, place=approved)

@@ -28,10 +28,6 @@ def test_the_columns_are_typed_and_only_the_weather_has_gaps(flights: pd.DataFra
     assert features["departure_minute"].between(0, 24 * 60).all()
 
 
-def test_no_column_tells_the_date(flights: pd.DataFrame) -> None:
-    assert not {"year", "month", "day", "time_hour", data.EVENT_TIME, data.DAY} & set(data.FEATURES)
-
-
 def test_ten_whole_days_are_held_out_of_the_first_three_months(flights: pd.DataFrame) -> None:
     parts = data.split(flights, seed=7)
     held_out, trained = set(parts.calm[data.DAY]), set(parts.train[data.DAY])
@@ -47,14 +43,3 @@ def test_the_seed_alone_chooses_the_days(flights: pd.DataFrame) -> None:
     early = data.months(flights, 1, 3)
     assert data.choose_days(early, 10, seed=7) == data.choose_days(early, 10, seed=7)
     assert data.choose_days(early, 10, seed=7) != data.choose_days(early, 10, seed=8)
-
-
-def test_ten_summer_days_lie_in_july_and_august(flights: pd.DataFrame) -> None:
-    days = data.summer_days(flights, seed=7)[data.DAY]
-    assert days.nunique() == 10
-    assert set(days.dt.month) <= {7, 8}
-
-
-def test_a_flight_that_lands_more_than_fifteen_minutes_late_is_delayed(flights: pd.DataFrame) -> None:
-    assert flights[data.LABEL].dtype == bool
-    assert 0.2 < flights[data.LABEL].mean() < 0.3
