@@ -12,7 +12,6 @@ from mlflow.version import VERSION as MLFLOW_VERSION
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
 from tests.docker.conftest import HARDENED, Container, run_docker, send
-from tests.support.refusals import mentions
 
 pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/serve/test_cloud.py tests the same without containers
 
@@ -89,45 +88,6 @@ def test_sagemaker(given: str, image: str, baked: str, registered: Path, run: An
         _, url = run(image, "-v", f"{tmp_path / 'unpacked'}:/opt/ml/model:ro", command=["serve"])
     assert send(f"{url}/ping").status == 200
     assert send(f"{url}/invocations", {"instances": ROWS}).body == {"predictions": {"y": DOUBLED}}
-
-
-def test_vertex_ai(image: str, registered: Path, run: Any) -> None:
-    """Check that port, routes and the model's path are read from AIP_* variables; instances in, predictions out."""
-    told = {"HTTP_PORT": 7080, "HEALTH_ROUTE": "/alive", "PREDICT_ROUTE": "/v1/predict", "STORAGE_URI": "/gcs/model"}
-    options = [part for name, value in told.items() for part in ("-e", f"AIP_{name}={value}")]
-    _, url = run(image, *options, "-v", f"{registered}:/gcs/model:ro", port=7080, command=[])
-    assert send(f"{url}/alive").status == 200
-    answer = send(f"{url}/v1/predict", {"instances": ROWS}).body
-    assert answer == {"predictions": [{"y": row} for row in DOUBLED]}
-
-
-def test_azure_ml(image: str, registered: Path, run: Any) -> None:
-    """Check a model folder below AZUREML_MODEL_DIR: /score and the liveness route / on 5001."""
-    mount = f"{registered}:/var/azureml-app/models/times/3:ro"
-    _, url = run(image, "-e", "AZUREML_MODEL_DIR=/var/azureml-app/models/times", "-v", mount, port=5001, command=[])
-    assert send(f"{url}/").status == 200
-    assert send(f"{url}/score", {"input_data": ROWS}).body == {"y": DOUBLED}
-
-
-def test_kserve(image: str, registered: Path, run: Any) -> None:
-    """Check a model in /mnt/models, where the storage initializer puts the files of `storageUri`: V2 by the service's
-    name on 8080."""
-    mount = f"{registered}:/mnt/models:ro"
-    pod = ["-e", "KUBERNETES_SERVICE_HOST=10.0.0.1", "-e", "KUBERNETES_SERVICE_PORT=443"]
-    _, url = run(image, *pod, "-v", mount, command=["serve", "--name", "flights"])
-    assert send(f"{url}/v2/health/ready").status == 200
-    assert send(f"{url}/v2/models/flights/ready").status == 200
-    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
-    answer = send(f"{url}/v2/models/flights/infer", {"inputs": [tensor]}).body
-    assert (answer["model_name"], answer["model_version"]) == ("flights", "3")
-    assert answer["outputs"][0]["data"] == [2, 4, 6, 8]
-
-
-def test_cloud_run(baked: str, run: Any) -> None:
-    """Check that the container listens on PORT, on every address."""
-    container, url = run(baked, "-e", "K_SERVICE=flights", "-e", "PORT=9090", port=9090, command=[])
-    assert send(f"{url}/invocations", {"inputs": ROWS}).status == 200
-    assert mentions(container.logs, "insecure:", "0.0.0.0")
 
 
 def test_an_image_without_a_model_says_so(image: str, docker: Any) -> None:

@@ -1,7 +1,6 @@
 """Tests of the workflow on a simulated Mac (`tests/support/macos`): wrap, judge, ship, and try the server."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -91,24 +90,6 @@ def test_a_version_is_exported(mac: Mac, export_format: str) -> None:
     assert ", checked on" in mac.run(
         "onnxserve", "export", "models:/cancer/1", "--format", export_format, "-o", export_format
     )
-
-
-@pytest.mark.parametrize("format_name", ["kubernetes", "helm", "compose", "kserve"])
-def test_manifests_are_rendered(mac: Mac, format_name: str) -> None:
-    assert mac.run("onnxserve", "render", "--for", format_name, "-n", "cancer", "-m", "models:/cancer/1")
-
-
-def test_an_image_for_the_cluster_is_planned(mac: Mac) -> None:
-    planned = mac.run("onnxserve", "build-docker", "-m", "models:/cancer/1", "--platform", "linux/amd64", "--dry-run")
-    assert re.search("docker build .* --platform linux/amd64\n", planned)
-
-
-@pytest.mark.parametrize(
-    ("target", "said"), [("docker", "no Docker engine answers"), ("kubernetes/ml", "no Kubernetes cluster")]
-)
-def test_a_target_that_is_away_is_said_in_one_line(mac: Mac, target: str, said: str) -> None:
-    create = ("deployments", "create", "-t", f"onnxserve:/{target}", "--name", "away", "-m", "models:/cancer/1")
-    assert said in mac.run("mlflow", *create, status=1)
 
 
 def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(mac: Mac, endpoint: tuple[str, int]) -> None:

@@ -109,7 +109,7 @@ def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, heade
     browser, _, token = open_page(mlflow_app)
     answer = browser.post(PAGE, data=form(endpoint, token), headers=headers)
     assert answer.status_code == 403
-    assert mentions(answer.get_data(as_text=True), "another site")
+    assert mentions(answer.text, "another site")
 
 
 def test_a_name_that_leads_here_for_the_moment_gets_neither_the_page_nor_its_token(
@@ -127,7 +127,7 @@ def test_a_form_without_its_token_is_refused(mlflow_app: Any, endpoint: str, tok
     browser, _, _ = open_page(mlflow_app)
     answer = browser.post(PAGE, data=form(endpoint, token))
     assert answer.status_code == 403
-    assert mentions(answer.get_data(as_text=True), "repeat")
+    assert mentions(answer.text, "repeat")
 
 
 def test_the_token_of_one_browser_is_not_that_of_another(mlflow_app: Any, endpoint: str) -> None:

@@ -137,7 +137,7 @@ def session_of(browser: Any) -> tuple[str, str]:
 
 
 def ended(browser: Any, path: str) -> str:
-    html: str = browser.get(path).get_data(as_text=True)
+    html: str = browser.get(path).text
     return "" if "In progress" in html else html
 
 
@@ -160,7 +160,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
     browser, _, token = open_page(mlflow_app)
     answer = browser.post(PAGE, data={**form(endpoint, token), **changed})
     assert answer.status_code == status
-    assert mentions(answer.get_data(as_text=True), *names)
+    assert mentions(answer.text, *names)
 
 
 PRODUCTION, STAGING = StageOrAlias(stage="Production"), StageOrAlias(stage="Staging")

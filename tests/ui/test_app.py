@@ -20,7 +20,7 @@ SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
 
 def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(mlflow_app: Any, endpoint: str) -> None:
     answer = mlflow_app.client.get(PAGE)
-    html = answer.get_data(as_text=True)
+    html = answer.text
     assert answer.status_code == 200
     assert endpoint in html
     assert "@champion is gated" in html
@@ -58,13 +58,13 @@ def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_pat
 def test_the_style_and_the_script_are_there(mlflow_app: Any, name: str, kind: str, content: str) -> None:
     answer = mlflow_app.client.get(f"{PAGE}/{name}")
     assert (answer.status_code, answer.mimetype) == (200, kind)
-    assert content in answer.get_data(as_text=True)
+    assert content in answer.text
     assert mlflow_app.client.get(f"{PAGE}/console.py").status_code == 404
 
 
 def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
     mlflow_app.store.record("update", endpoint="x", why="<script>alert(1)</script>")
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
     assert re.findall("<script.*", html) == [SCRIPT]
     assert "&lt;script&gt;alert(1)" in html
 
@@ -72,7 +72,7 @@ def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
 def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) -> None:
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
     assert answer.is_streamed, "the trail may be larger than the memory"
-    lines = [json.loads(line) for line in answer.get_data(as_text=True).splitlines()]
+    lines = [json.loads(line) for line in answer.text.splitlines()]
     assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
 
 
@@ -84,7 +84,7 @@ def test_a_trail_that_breaks_off_says_so_in_its_last_line(
     mlflow_app.store.record("update", endpoint=endpoint)
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
     monkeypatch.setattr(store.Store, "transaction", lambda *_, **__: raise_it(StoreUnavailable("it is away")))
-    first, last = (json.loads(line) for line in answer.get_data(as_text=True).splitlines())
+    first, last = (json.loads(line) for line in answer.text.splitlines())
     assert first["action"] == "create"
     assert last == {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "it is away"}
 
@@ -93,7 +93,7 @@ def test_a_server_of_artifacts_alone_has_no_console(mlflow_app: Any, monkeypatch
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")  # --artifacts-only sets this variable.
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
-    assert "--artifacts-only" in answer.get_data(as_text=True)
+    assert "--artifacts-only" in answer.text
 
 
 def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
@@ -102,7 +102,7 @@ def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
-    assert mentions(answer.get_data(as_text=True), "the store", "sqlite:////proc/nobody")
+    assert mentions(answer.text, "the store", "sqlite:////proc/nobody")
 
 
 def test_a_wsgi_server_has_no_change_feed(mlflow_app: Any) -> None:

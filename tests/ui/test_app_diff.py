@@ -57,7 +57,7 @@ class Reader(Login):
 
 def open_diff(mlflow_app: Any, model: str, before: str = "1", after: str = "2") -> tuple[int, str]:
     answer = mlflow_app.client.get(f"{PAGE}/diff", query_string={"model": model, "before": before, "after": after})
-    return answer.status_code, answer.get_data(as_text=True)
+    return answer.status_code, answer.text
 
 
 def rows(html: str) -> dict[str, tuple[str, str]]:
@@ -150,7 +150,7 @@ def test_a_store_that_cannot_be_read_is_a_note(mlflow_app: Any) -> None:
 
 def test_the_list_of_versions_links_to_the_page(mlflow_app: Any, model: str) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production"))
-    html = mlflow_app.client.get(f"{PAGE}?endpoint=of-{model}").get_data(as_text=True)
+    html = mlflow_app.client.get(f"{PAGE}?endpoint=of-{model}").text
     links = re.findall(rf'href="({PAGE}/diff[^"]+)"', html)
     assert links == [f"{PAGE}/diff?model={model}&amp;before=1&amp;after=2"]
     assert mlflow_app.client.get(links[0].replace("&amp;", "&")).status_code == 200

@@ -288,7 +288,7 @@ def test_a_request_does_not_depend_on_the_alert_channels(
 
 
 def page(mlflow_app: Any, user: str, **query: str) -> str:
-    html: str = mlflow_app.client.get(PAGE, query_string=query, headers={"X-User": user}).get_data(as_text=True)
+    html: str = mlflow_app.client.get(PAGE, query_string=query, headers={"X-User": user}).text
     return html
 
 

@@ -39,7 +39,7 @@ from tests.support.refusals import mentions
 def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
     spec = {"to_uri": "models:/m/2", "steps": [1, 10, 50, 100]}
     mlflow_app.store.add_rollout(endpoint, spec, "stepping")
-    html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
+    html = " ".join(mlflow_app.client.get(PAGE).text.split())
     assert f'<th scope="row">{endpoint}</th><td data-label="Version">models:/m/2</td>' in html
     assert '<span class="mark mark-stepping">stepping</span>' in html
     assert 'data-label="Step">1 of 4<' in html
@@ -49,13 +49,13 @@ def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any)
     begun = mlflow_app.store.now().isoformat()
     mlflow_app.store.record("transition", model="stepped", version="7", before="None", after="Production")
     mlflow_app.store.record("promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun})
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
     assert re.findall(r'data-label="What" [^>]*>([^<]*)<bdi>stepped', html) == ["promoted version 7 of "]
 
 
 def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str) -> None:
     Monitors(mlflow_app.store).pause(endpoint, "hits", actor="ada")
-    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
     Monitors(mlflow_app.store).pause(endpoint, "hits", paused=False)
     assert f">paused the monitor hits of {endpoint}<" in html
 
@@ -63,7 +63,7 @@ def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str)
 def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.record("promote", model=endpoint.removeprefix("of-"), version="2", why="for this endpoint")
     mlflow_app.store.record("promote", model="another", version="2", why="for another one")
-    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
     assert f"<title>{endpoint} –" in html
     assert "for this endpoint" in html
     assert "for another one" not in html
@@ -89,18 +89,18 @@ def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_mo
 
 def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("beside-it", "models:/m/1"))
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
     mlflow_app.store.remove_endpoint("beside-it")
     summary = html[html.index('<ul class="summary"') : html.index("</ul>")]
     assert 'mark-failed">2 failed</span>' in summary
     for name in ("beside-it", endpoint):
         assert f'<a href="#endpoint-{name}">{name}</a>' in summary
         assert f'<h2 id="endpoint-{name}">' in html
-    assert 'class="summary"' not in mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+    assert 'class="summary"' not in mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
 
 
 def test_a_table_that_may_be_wider_than_the_page_is_scrolled_by_the_keyboard(mlflow_app: Any, endpoint: str) -> None:
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
     for table, name in (("variants", f"Variants of {endpoint}"), ("events", "Audit trail")):
         assert re.search(rf'tabindex="0" role="region" aria-label="{name}">\s*<table class="{table}">', html)
 
@@ -112,12 +112,12 @@ def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promote
     spec = new_endpoint("credit", f"models:/{model}/2")
     mlflow_app.store.add_endpoint("onnxserve", spec, unapproved=[answer | times])
     text = f"models:/{model}/2 answers 5 % of the requests without an approval, until 2026-11-26 13:00 UTC"
-    assert f'<p class="reason">{text}</p>' in mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert f'<p class="reason">{text}</p>' in mlflow_app.client.get(PAGE).text
 
     promoted = move_detail("@champion", "", "f" * 64)
     mlflow_app.store.record("alias", model=model, version="2", detail=promoted)
 
-    assert f'<p class="reason">{text}</p>' not in mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert f'<p class="reason">{text}</p>' not in mlflow_app.client.get(PAGE).text
     mlflow_app.store.remove_endpoint("credit")
 
 
@@ -126,7 +126,7 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_a
     with mlflow_app.store.transaction() as session:
         session.get(EndpointRow, "spoilt").spec += "sampling: often\n"
 
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
 
     mlflow_app.store.remove_endpoint("spoilt")
     assert '<span class="mark mark-unreadable">unreadable</span>' in html
@@ -147,7 +147,7 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
         spec = apply_config(stored.spec, {"server.port": urlsplit(url).port})
         one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=url, workers=(worker,)))
         monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
-        html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+        html = mlflow_app.client.get(PAGE).text
         counters = take_snapshot(one, {endpoint: parse_server_metrics(page)}).counters
 
     counted = counters[endpoint]["champion", "6"]
@@ -165,7 +165,7 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
     one = ObservedEndpoint(mlflow_app.store.endpoint("stepping"), Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
     mlflow_app.store.remove_endpoint("stepping")
     assert mentions(html, "Roll back", "version 1</button>")
     assert html.count(' name="why"') == 1
@@ -176,7 +176,7 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
 def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any) -> None:
     spec = apply_config(new_endpoint("remaining", "models:/m/1"), {"variants.remaining.weight": 60})
     mlflow_app.store.add_endpoint("onnxserve", spec)
-    html = mlflow_app.client.get(PAGE, query_string={"endpoint": "remaining"}).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE, query_string={"endpoint": "remaining"}).text
     mlflow_app.store.remove_endpoint("remaining")
     assert re.findall(r'data-label="Traffic">(.*?)</td>', html) == ["100 %"]
     assert 'name="weight:remaining" value="60"' in html
@@ -222,7 +222,7 @@ def test_a_server_that_does_not_answer_is_silent(
     one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=f"http://127.0.0.1:{free_port}"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
 
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
 
     assert '<span class="mark mark-silent">silent</span>' in html
     assert mentions(html, f"{endpoint}: the server does not answer")
@@ -238,7 +238,7 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
 
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
 
     assert '<span class="mark mark-degraded">degraded</span>' in html
     assert observation.shipping_error in html
@@ -261,7 +261,7 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: found)
 
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
 
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
     requests, refused, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
@@ -290,7 +290,7 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
         f"accuracy: 0.84 (the window before) → 0.71, lower; {state} <since> 2013-07-09",
     )
 
-    html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
+    html = " ".join(mlflow_app.client.get(PAGE).text.split())
 
     assert "<h3>Monitors</h3>" in html
     assert f'mark-{mark}">{state}</span>' in html
@@ -419,11 +419,11 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     Monitors(store).update_state(name, "new", note="no column 'delay'", note_kind="cannot_run")
     store.remove_endpoint(name)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
-    before = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    before = mlflow_app.client.get(PAGE).text
     for day, verdict in enumerate(("kept", "violated")):
         judged_window(store, name, "hits", datetime(2013, 7, 9 + day, tzinfo=UTC), verdict, "a-run")
     Monitors(store).update_state(name, "new", note="no column 'arr_delay'", note_kind="cannot_run")
-    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    html = mlflow_app.client.get(PAGE).text
     store.remove_endpoint(name)
 
     assert rows_of_monitors(before, name) == ["hits no window yet", "new no window yet"]
@@ -466,7 +466,7 @@ def rows_of_monitors(html: str, endpoint: str) -> list[str]:
 
 def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app: Any) -> None:
     mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
-    assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).text
 
 
 def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
@@ -489,7 +489,7 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     mlflow_app.registry.transition_model_version_stage(model, "2", "Staging", False)
     unread = mlflow_app.model(policy="gated_stages: [Mars]", versions=1)
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{unread}", f"models:/{unread}/Production"))
-    html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
+    html = " ".join(mlflow_app.client.get(PAGE).text.split())
     mlflow_app.store.remove_endpoint(f"of-{unread}")
 
     reasons = re.findall(r'value="traffic" disabled title="([^"]*)">', html)
@@ -519,5 +519,5 @@ def offered(html: str, model: str, version: str) -> str:
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
 def test_the_gate_status_of_a_version_is_shown_in_its_own_words(mlflow_app: Any, endpoint: str, gate: str) -> None:
     mlflow_app.stands(endpoint.removeprefix("of-"), "1", gate, "checked: parity")
-    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
+    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
     assert re.findall(r'class="mark mark-gate-([\w-]+)">([\w ]+)<', html)[-1] == (gate.replace(" ", "-"), gate)

@@ -270,8 +270,8 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlf
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/f")
     judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=1), "drift", "a-run")
 
-    small = mlflow_app.client.get(PAGE).get_data(as_text=True)
-    whole = mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
+    small = mlflow_app.client.get(PAGE).text
+    whole = mlflow_app.client.get(f"{PAGE}?endpoint=f").text
 
     assert 'aria-label="Requests, from' in small
     assert mentions(small, "version 3: now 7 /s")
@@ -291,7 +291,7 @@ def test_each_monitor_has_its_newest_windows_and_says_why_there_will_be_no_more(
         monitors.add("f", "hits", start + number * hour, start + (number + 1) * hour)
     monitors.pause("f", "drift", actor="ada")
 
-    html = mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
+    html = mlflow_app.client.get(f"{PAGE}?endpoint=f").text
 
     assert re.findall(r"<h4>(\w+) <span[^>]*>([^<]*)<", html) == [
         ("drift", "1 window, 1 alarm"),
@@ -306,7 +306,7 @@ def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None
     answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f&span=day&whole=1")
     assert answer.status_code == 200
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    html = answer.get_data(as_text=True)
+    html = answer.text
     assert "<html" not in html
     assert "no figures yet" in html
 
@@ -314,7 +314,7 @@ def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None
 @pytest.mark.parametrize("path", [f"{PAGE}/pictures?endpoint=nobody", f"{PAGE}?endpoint=nobody", f"{PAGE}/pictures"])
 def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(mlflow_app: Any, drawn: str, path: str) -> None:
     answer = mlflow_app.client.get(path)
-    html = answer.get_data(as_text=True)
+    html = answer.text
     assert answer.status_code == 404
     assert mentions(html, "no endpoint")
     assert "flights" not in html
@@ -325,20 +325,20 @@ def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(mlflow_app: A
     spec = mlflow_app.store.require_endpoint("f").spec
     mlflow_app.store.remove_endpoint("f")
     mlflow_app.store.add_endpoint("onnxserve", spec)
-    assert "Rollout from" not in mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
+    assert "Rollout from" not in mlflow_app.client.get(f"{PAGE}?endpoint=f").text
 
 
 def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> None:
     file = load_settings().state_dir("f") / "history" / "hour.jsonl"
     file.write_bytes(b'{"labels":{}}')
-    assert mentions(mlflow_app.client.get(PAGE).get_data(as_text=True), "No figures", "cannot be read")
+    assert mentions(mlflow_app.client.get(PAGE).text, "No figures", "cannot be read")
 
 
 def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f")
     assert (answer.status_code, answer.mimetype) == (503, "text/plain")
-    assert mentions(answer.get_data(as_text=True), "the store", "sqlite:////proc/nobody")
+    assert mentions(answer.text, "the store", "sqlite:////proc/nobody")
 
 
 @pytest.mark.long
@@ -354,7 +354,7 @@ def test_pictures_do_not_make_a_page_of_endpoints_slow(mlflow_app: Any, monkeypa
         for drawn, taken in seconds.items():
             monkeypatch.setattr(overview, "_DRAWN", drawn)
             begun = time.process_time()
-            html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+            html = mlflow_app.client.get(PAGE).text
             taken.append(time.process_time() - begun)
             assert html.count("data-live=") >= 30
     for number in range(30):

@@ -37,7 +37,7 @@ def test_the_alert_of_a_form_that_is_refused(
 ) -> None:
     browser, _, token = open_page(mlflow_app)
 
-    page = browser.post(PAGE, data={**form(endpoint, token), **changed}).get_data(as_text=True)
+    page = browser.post(PAGE, data={**form(endpoint, token), **changed}).text
 
     (alert,) = re.findall(r'role="alert">([^<]*)<', page)
     assert html.unescape(alert).replace(endpoint, "flights") == message

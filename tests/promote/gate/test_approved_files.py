@@ -1,16 +1,11 @@
 """Tests of the files that may be served, as derived from the events of the audit trail."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import Person, Subject, approve, decline, request_promotion
 from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, earlier_files
@@ -18,13 +13,6 @@ from tests.support.approvals import REPORT, record_gate
 
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())
 OLD, NEW = "a" * 64, "b" * 64
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/store.db")
-    yield opened
-    opened.close()
 
 
 def moved(store: Store, version: str, files: str | None, place: str = "@champion", action: str = "alias") -> None:

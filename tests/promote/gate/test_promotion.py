@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.policy import Permissions, choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
@@ -193,20 +193,6 @@ def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
 def test_what_is_there_without_a_verdict_gets_one(toy: MlflowClient) -> None:
     assert promote("toy", "1", "Production").is_moved
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
-
-
-@pytest.mark.parametrize(
-    ("version", "to", "error", "message"),
-    [
-        ("2", "Prod", InvalidConfig, r"'Prod' is neither a stage \(Production, Staging, Archived, None\) nor an alias"),
-        ("9", "Production", NotFound, "model toy has no version 9"),
-    ],
-)
-def test_what_cannot_be_meant_is_named(
-    version: str, to: str, error: type[Exception], message: str, toy: MlflowClient
-) -> None:
-    with pytest.raises(error, match=message):
-        promote("toy", version, to)
 
 
 def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The description of a rollout for users, and the checks before a rollout starts."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.rollouts.commands import (
     RolloutRequest,
@@ -26,13 +24,6 @@ from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 
 LEASE = "rollouts/here"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
-    yield opened
-    opened.close()
 
 
 def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None:

@@ -87,13 +87,6 @@ class World:
         self.share[plan.endpoint] = None
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/store.db")
-    yield opened
-    opened.close()
-
-
 def controller(store: Store, world: World, holder: str = "one", **more: Any) -> RolloutController:
     return RolloutController(store, cast(RolloutActions, world), holder, world.place, **more)
 

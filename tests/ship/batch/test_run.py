@@ -3,12 +3,10 @@
 import gzip
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +16,6 @@ from typing import Any
 
 import boto3
 import mlflow
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,7 +33,7 @@ from tests.support.pyfuncs import Days
 from tests.support.refusals import mentions
 from tests.support.services.s3 import s3_server
 from tests.support.tracking import tracking_at
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import free_port
 
 from .conftest import flights, labels, write
 
@@ -465,34 +462,6 @@ def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
         write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
     run_batch(BatchPlan(str(tmp_path / "m"), str(tmp_path / "in"), str(tmp_path / "out"), workers=2))
     assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [['"threads"', '"1"']] * 2
-
-
-@pytest.mark.long
-def test_however_often_it_is_killed_each_part_comes_once_and_whole(model: Path, tmp_path: Path) -> None:
-    source, out, clock = fill(tmp_path / "in", 30, rows=60_000), tmp_path / "out", random.Random(0)
-    command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "3", "--keep", "id"]
-
-    def done() -> list[Path]:
-        return [path for path in out.rglob("*.parquet") if not path.name.startswith(".")]
-
-    kills = 0
-    while not (out / "_SUCCESS").exists():
-        before = len(done())
-        running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        wait_until(lambda: len(done()) > before or running.poll() is not None, what="another part")  # noqa: B023
-        time.sleep(clock.uniform(0, 0.1))
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
-            kills += 1
-        running.wait()
-        assert {pq.read_metadata(path).num_rows for path in done()} == {60_000}
-    wait_until(lambda: not [one for one in psutil.process_iter(["cmdline"]) if str(out) in str(one.info["cmdline"])])
-
-    assert kills >= 3
-    assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
-    assert sorted(pq.read_table(out)["id"].to_pylist()) == sorted(
-        number for part in range(30) for number in range(part * 1_000_000, part * 1_000_000 + 60_000)
-    )
 
 
 @pytest.mark.long
