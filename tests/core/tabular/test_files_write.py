@@ -1,7 +1,7 @@
 """Values and batches as files of each format."""
 
 import io
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, table_writer, value_writer, values_of
 
 TABLE = pa.table(
@@ -105,11 +105,3 @@ def test_dates_and_times_within_values_are_texts() -> None:
     assert written("csv", table) == (
         b'"a"\n"{""day"": ""2026-01-02"", ""at"": ""2026-01-02T03:00:00"", ""n"": ""1.50""}"\n'
     )
-
-
-def test_rows_of_different_columns_have_no_csv() -> None:
-    with (
-        pytest.raises(InvalidRequest, match=r"columns: a, .*b"),
-        value_writer("csv", io.BytesIO(), "prediction") as write,
-    ):
-        write([{"a": 1}, {"b": timedelta(0)}])

@@ -128,11 +128,6 @@ def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows: Any,
     assert refused.value.status is None
 
 
-def test_a_tensor_without_a_datatype_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"'x' .* complex128"):
-        Client("http://127.0.0.1:1").infer({"x": np.ones(1, complex)})
-
-
 @pytest.mark.parametrize(
     ("labels", "taken"), [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)]
 )
@@ -148,11 +143,6 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(flights: Client, lab
     assert flights.feedback(prediction, labels) == taken
     assert accepted() == before + taken
     assert flights.feedback(prediction.id, labels) == taken
-
-
-def test_a_label_without_a_prediction_is_refused(flights: Client) -> None:
-    with pytest.raises(InvalidRequest, match="no id"):
-        flights.feedback(Prediction(np.ones(1)), [1])
 
 
 def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, served: Served) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log import query, reader
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.query import Query, StatementTimeout, limit_memory, run_query
@@ -176,11 +176,6 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(
 def test_no_other_file_can_be_read(flights: InferenceLog, source: str) -> None:
     with pytest.raises(InvalidConfig):
         ask(flights, statement=f"SELECT * FROM {source}")
-
-
-def test_an_endpoint_without_rows_is_said_with_those_that_have(flights: InferenceLog) -> None:
-    with pytest.raises(NotFound, match=r"endpoint 'flihgts'.*'flights'"), run_query(flights, Query(View("flihgts"))):
-        pass
 
 
 def test_a_span_without_rows_is_an_empty_table(flights: InferenceLog) -> None:

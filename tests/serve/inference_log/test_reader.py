@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow.fs import FileSelector, LocalFileSystem
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.serve.inference_log.labels import Label, LabelMatches, labels_table
 from mlflow_deploy_plugin.serve.inference_log.reader import (
     MAX_ROWS,
@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.serve.inference_log.reader import (
     View,
     WindowRows,
     match_labels,
-    open_log,
     require_endpoint,
     view_schema,
     view_tables,
@@ -158,11 +157,6 @@ def test_a_broken_file_is_passed_over_and_named(log: InferenceLog, writer: LogWr
 
     assert read(log).rows == 1
     assert list(log.unreadable) == [str(broken)]
-
-
-def test_a_log_of_another_kind_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="folder nor s3"):
-        open_log("ftp://host/log")
 
 
 @pytest.fixture

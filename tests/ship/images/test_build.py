@@ -4,16 +4,12 @@ models.
 
 from pathlib import Path
 
-import pytest
-
-from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, NotFound
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, default_endpoint_name
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.ship.images.build import planned_image
 from tests.core.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
 from tests.support.models import tensor_model
-from tests.support.pyfuncs import save_pyfuncs
 
 
 def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> None:  # noqa: F811
@@ -82,19 +78,3 @@ def test_another_base_is_another_server_image(tmp_path: Path) -> None:
         names.add(plan.server_image)
         assert plan.platform == ("--platform", "linux/arm64")
     assert len(names) == 4
-
-
-def test_a_model_without_an_onnx_form_is_refused(tmp_path: Path) -> None:
-    (folder,) = save_pyfuncs(tmp_path, ["days"]).values()
-    with pytest.raises(ModelError, match=r"ONNX form.*onnxserve wrap.*build-docker"):
-        planned_image(str(folder)).__enter__()
-
-
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    model = str(tensor_model(tmp_path / "m"))
-    with pytest.raises(InvalidConfig, match="--follow requires"):
-        planned_image(model, follow=True).__enter__()
-    with pytest.raises(InvalidConfig, match="--server-image"):
-        planned_image(model, base_image="a", server_image="b").__enter__()
-    with pytest.raises(NotFound, match=r"does not exist"):
-        planned_image(str(tmp_path / "none")).__enter__()

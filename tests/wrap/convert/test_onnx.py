@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.serve.runtime.session import Placement
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.models import parse_graph
-from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -350,8 +349,3 @@ def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_pa
         for given in (texts, texts.astype(object)):
             named = given if example is not None else {"s": given}
             assert mlflow.pyfunc.load_model(str(folder)).predict(named).tolist() == ["a", "bc"]
-
-
-def test_unknown_framework_is_named_with_the_known_ones() -> None:
-    with refused(ConversionError, "builtins.dict", "catboost", "keras", "sentence_transformers", "sklearn", "xgboost"):
-        wrap({})

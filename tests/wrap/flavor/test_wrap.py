@@ -95,11 +95,6 @@ def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPa
     assert sample.num_rows == 40
 
 
-def test_missing_column_of_the_reference_is_named(line: LinearRegression, timed: pd.DataFrame) -> None:
-    with pytest.raises(InvalidConfig, match=r"reference_data: 'b' .*missing"):
-        wrap(line, timed[["a", "b"]], reference_data=timed[["a"]])
-
-
 def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time .*missing values"):
         wrap(line, timed.assign(when=timed.when.where(timed.index > 3)), event_time="when")

@@ -11,7 +11,6 @@ from scipy.sparse import coo_array, csr_matrix
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
-from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import (
     BaggingRegressor,
     ExtraTreesRegressor,
@@ -171,13 +170,6 @@ def test_labels_that_the_graph_has_otherwise_are_refused(matrix: tuple[np.ndarra
     assert 'parity="warn"' in refused.value.message
 
 
-def test_estimator_without_converter_is_named(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, target = matrix
-
-    with pytest.raises(ConversionError, match="DummyClassifier cannot be"):
-        wrap(DummyClassifier(strategy="stratified").fit(rows, target > 0), rows)
-
-
 def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     labels = np.where(target > 0, np.uint64(2**63), np.uint64(0))
@@ -208,11 +200,6 @@ def test_an_estimator_that_answers_is_fitted_whatever_it_calls_what_it_learned(
         wrap(Mean().fit(*matrix), matrix[0])
     with pytest.raises(InvalidConfig, match=r"Mean .*not fitted"):
         wrap(Mean(), matrix[0])
-
-
-def test_example_is_needed(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    with pytest.raises(InvalidConfig, match=r"input_example: .*scikit-learn"):
-        wrap(Ridge().fit(*matrix))
 
 
 def test_example_that_the_model_refuses_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
@@ -284,16 +271,6 @@ def test_sparse_values_that_are_no_rows_of_columns_are_refused(
     rows, target = matrix
     with pytest.raises(InvalidConfig):
         wrap(Ridge().fit(rows, target), example)
-
-
-def test_example_of_another_form_is_refused_by_its_kind(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, target = matrix
-    model = Ridge().fit(rows, target)
-
-    with pytest.raises(InvalidConfig, match=r"\[rows, columns\].* object"):
-        wrap(model, object())
-    with pytest.raises(InvalidConfig, match=r"ndarray .*\(5,\)"):
-        wrap(model, rows[0])
 
 
 WORDS = ["hello world", "foo bar baz"] * 50
