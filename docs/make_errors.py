@@ -78,7 +78,7 @@ IMPERATIVES = frozenset(
 )  # fmt: skip
 """The words that begin the remedy at the end of a message."""
 
-LONGEST_PROBLEM = 100
+LONGEST_PROBLEM = 90
 """Longer messages are cut after a word, because the beginning is enough to find them."""
 
 FEWEST_WORDS = 5

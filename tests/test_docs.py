@@ -23,7 +23,11 @@ from tests.support.guides import README, ROOT, blocks, section
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = DOCS.parent / "mlflow_deploy_plugin"
-PAGES = [page for folder in (".", "docs", "docker", "docker/stack", "projects") for page in sorted((ROOT / folder).glob("*.md"))]
+PAGES = [
+    page
+    for folder in (".", "docs", "docker", "docker/stack", "projects")
+    for page in sorted((ROOT / folder).glob("*.md"))
+]
 
 
 def test_the_reference_page_is_the_one_that_the_code_makes() -> None:
@@ -53,6 +57,16 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
     pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
     assert [name for name, page in pages.items() if 'role="dialog" aria-label="Search"' not in page] == []
     assert [name for name, page in pages.items() if re.search("<th[^>]*></th>", page)] == []
+
+
+def test_the_pages_stay_few_and_short() -> None:
+    """A guide has less than 12 kB. Lists (generated pages, the glossary) and the architecture may be longer."""
+    sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
+    longer = {"architecture.md", "errors.md", "glossary.md", "reference.md"}
+    assert len(sizes) <= 36
+    assert sum(sizes.values()) <= 420_000
+    assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
+    assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 60_000
 
 
 def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:

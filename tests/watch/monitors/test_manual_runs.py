@@ -369,11 +369,18 @@ def test_ten_commands_lead_from_a_notebook_to_an_alert(tmp_path: Path, new_datab
     messages = [message["title"] + message["message"] for message in channel.got[""]]
     assert any(mentions(message, "cancer", "mean radius", "18.17") for message in messages), messages
     assert re.search(r"^cancer +drift +drift +1m +", listed, re.MULTILINE)
-    assert re.search(r"^cancer drift \S+: drift\n  228 rows\n  mean radius: mean 14.23 → 18.17, higher", files, re.MULTILINE)
+    assert re.search(
+        r"^cancer drift \S+: drift\n  228 rows\n  mean radius: mean 14.23 → 18.17, higher", files, re.MULTILINE
+    )
     with tracking_at(uri):
         experiment = mlflow.get_experiment_by_name("onnxserve/cancer")
         runs = mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list")
-        assert [file.path for run in runs for file in mlflow.MlflowClient().list_artifacts(run.info.run_id) if file.path == "report.html"]
+        assert [
+            file.path
+            for run in runs
+            for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)
+            if file.path == "report.html"
+        ]
 
 
 def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorld) -> None:
