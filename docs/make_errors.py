@@ -47,7 +47,7 @@ REMEDIES = {
     "AlreadyExists": "Use another name, or update what exists.",
     "NotInstalled": "Install the extra that the message names ([install](install.md)).",
     "NotReady": "Send the request again later. `onnxserve logs NAME` shows what the server waits for.",
-    "TooManyRequests": "Retry after `Retry-After`, add [workers](kubernetes.md#sizing), or raise [limits](server-settings.md).",
+    "TooManyRequests": "Retry after `Retry-After`, or raise the [limits](server-settings.md).",
     "DeadlineExceeded": "Add [workers or pods](kubernetes.md#sizing), or raise the timeout of caller or server.",
     "ModelError": "See [wrap a model](wrap.md).",
     "ParityError": "Look at the rows in the message. [Wrap](wrap.md) describes the proof and its tolerances.",
