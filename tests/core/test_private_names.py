@@ -96,7 +96,10 @@ def used_names(path: Path) -> Iterator[str]:
 
 def test_each_private_name_that_the_package_uses_is_listed() -> None:
     package = Path(mlflow_deploy_plugin.__file__).parent
-    assert {name for path in package.rglob("*.py") for name in used_names(path)} == NAMES
+    names: set[str] = set()
+    for path in package.rglob("*.py"):
+        names.update(used_names(path))
+    assert names == NAMES
 
 
 @cache

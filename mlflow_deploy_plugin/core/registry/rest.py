@@ -7,7 +7,6 @@ errors as MLflow's client. `MlflowRest.at` returns None for a registry that only
 import base64
 import configparser
 import os
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -34,7 +33,6 @@ _SERVER_INFO = ("/api/3.0/mlflow/server-info", "/api/3.0/mlflow/server-features"
 _PREFIX = "MLFLOW_"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-_KEEPALIVE_SECONDS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _CHUNK_BYTES = 1024 * 1024
 _FILE_THREADS = 8
 MOST_JSON = 32_000_000
@@ -136,21 +134,19 @@ def _invalid(answer: object) -> RestError:
     return RestError(f"{message}. Response body: '{answer}'")
 
 
-def _by_key(entries: Any) -> Any:
-    """Return MLflow's list of tags as a mapping, as in the entities of MLflow's client."""
-    if not isinstance(entries, list):
-        return entries
-    return {entry.get("key"): entry.get("value", "") for entry in entries if isinstance(entry, dict)}
+def _mapping(key: str, value: str) -> BeforeValidator:
+    """Return a validator that converts MLflow's list of pairs to a mapping, as in the entities of MLflow's client."""
+
+    def convert(pairs: Any) -> Any:
+        if not isinstance(pairs, list):
+            return pairs
+        return {pair.get(key): pair.get(value, "") for pair in pairs if isinstance(pair, dict)}
+
+    return BeforeValidator(convert)
 
 
-def _by_alias(entries: Any) -> Any:
-    if not isinstance(entries, list):
-        return entries
-    return {entry.get("alias"): entry.get("version") for entry in entries if isinstance(entry, dict)}
-
-
-_Tags = Annotated[dict[str, str], BeforeValidator(_by_key)]
-_Aliases = Annotated[dict[str, str], BeforeValidator(_by_alias)]
+_Tags = Annotated[dict[str, str], _mapping("key", "value")]
+_Aliases = Annotated[dict[str, str], _mapping("alias", "version")]
 
 
 class _Version(BaseModel):
@@ -213,19 +209,6 @@ def _session(retries: int | None, backoff_factor: int, jitter: float, respects_r
     import requests  # The import takes 70 ms, which each command would pay.
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
-    from urllib3.connection import HTTPConnection
-
-    options = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, seconds in _KEEPALIVE_SECONDS:
-        if hasattr(socket, name):  # macOS lacks some of the names.
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), seconds))
-
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
-            super().init_poolmanager(*arguments, socket_options=options, **keywords)
-
-        def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
-            return super().proxy_manager_for(proxy, socket_options=options, **keywords)
 
     policy = Retry(
         total=retries or 0,
@@ -238,7 +221,7 @@ def _session(retries: int | None, backoff_factor: int, jitter: float, respects_r
     )
     session = requests.Session()
     for scheme in ("https://", "http://"):
-        session.mount(scheme, Adapter(max_retries=policy))
+        session.mount(scheme, HTTPAdapter(max_retries=policy))
     return session
 
 

@@ -59,11 +59,16 @@ def test_both_clients_select_the_same_versions_and_copy_the_same_files(
     selectors = ["/Production", "/latest", "@a", "/tag:team=a", f"/{version}"]
     uris = [f"models:/rest{selector}" for selector in selectors] + [f"models:/{model_id}", f"runs:/{run_id}/model"]
     expected = [resolve(uri) for uri in uris]
-    copied = [sorted(path.name for path in download(uri, tmp_path / "mlflow").rglob("*")) for uri in uris[-3:-1]]
+    sources = [f"models:/{model_id}", f"models:/rest/{version}"]
+    copied = [file_names(download(source, tmp_path / "mlflow")) for source in sources]
 
     monkeypatch.setattr(connection._process, "imports_mlflow", False)
     assert [resolve(uri) for uri in uris] == expected
-    assert [sorted(path.name for path in download(uri, tmp_path / "rest").rglob("*")) for uri in uris[-3:-1]] == copied
+    assert [file_names(download(source, tmp_path / "rest")) for source in sources] == copied
+
+
+def file_names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize("uri", ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"])
