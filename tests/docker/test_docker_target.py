@@ -388,16 +388,6 @@ def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
     assert predictions(client, name) == [{"y": 3.0}]
 
 
-def test_no_engine_is_one_line(
-    client: BaseDeploymentClient, flights: str, name: str, models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "unix:///of/nobody.sock")
-    with pytest.raises(MlflowException, match=r"unix:///of/nobody\.sock"):
-        client.create_deployment(name, models.once)
-    shown = client.get_deployment(flights)
-    assert (shown["state"], shown["reason"][:30]) == ("failed", "no Docker engine answers at un")
-
-
 @pytest.mark.long
 def test_a_rollout_brings_a_version_into_the_container(
     client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str

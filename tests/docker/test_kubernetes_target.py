@@ -30,17 +30,14 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.promote.rollouts.leadership import reached_places
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import ServerMetrics
-from tests.docker.conftest import BASE_IMAGE, ROOT, run_docker
+from tests.docker.conftest import ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
 from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
-from tests.support.services.faulty_api import faulty_api
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.pod_metrics import pod_metrics
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
@@ -336,43 +333,6 @@ def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
     assert mentions(said, "unschedulable", "Insufficient cpu", "ONNXSERVE_READY_TIMEOUT_SECONDS")
 
 
-def test_a_quota_that_is_full_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
-    cluster.apply(
-        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
-    )
-    try:
-        wait_until(lambda: cluster.items("resourcequota")[0].get("status", {}).get("used"), 30, "the quota is counted")
-        said = endpoint.refused(server__threads=6)
-    finally:
-        cluster.kubectl("delete", "resourcequota", "few")
-    assert "cluster refuses a" in said
-    assert "exceeded quota: few" in said
-
-
-def test_a_quota_with_room_for_one_pod_more_lets_updates_follow_one_another(
-    endpoint: Endpoint, cluster: Cluster
-) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-more"}}
-    cluster.apply({**quota, "spec": {"hard": {"pods": "3"}}})
-    try:
-        wait_until(lambda: cluster.items("resourcequota")[0].get("status", {}).get("used"), 30, "the quota is counted")
-        for threads in (7, 8, 9):
-            endpoint.update(server__threads=threads)
-    finally:
-        cluster.kubectl("delete", "resourcequota", "one-more")
-    assert endpoint.predict() == 2.0
-
-
-def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
-    cluster.kubectl("patch", "deployment", endpoint.name, "-p", '{"spec": {"replicas": 1}}')
-    endpoint.update(server__threads=6)  # this update does not set the number of pods
-    assert endpoint.ready_pods() == 1
-    with pytest.raises(MlflowException, match=r"Deployment f\d+.*kubectl-patch.*:.*spec\.replicas"):
-        endpoint.update(kubernetes__replicas=3)
-    endpoint.update(kubernetes__force_conflicts=True)
-    assert endpoint.ready_pods() == 2
-
-
 def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
     """Return the objects with an endpoint's name, without the fields that the cluster maintains."""
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
@@ -418,29 +378,6 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
     cluster.kubectl("delete", "-f", "-", given=old)
 
 
-def test_pods_of_a_helm_release_of_its_name_are_none_of_its_own(
-    endpoint: Endpoint, client: BaseDeploymentClient, cluster: Cluster
-) -> None:
-    labels = {"app.kubernetes.io/name": "shop", "app.kubernetes.io/instance": endpoint.name}
-    own = endpoint.pods()
-    pod: Manifest = {"name": "shop", "image": BASE_IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "600"]}
-    pod["ports"] = [{"name": "http", "containerPort": 8080}]
-    metadata = {"name": "shop", "labels": labels}
-    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [pod]}})
-    try:
-        cluster.kubectl("wait", "--for=condition=Ready", "pod/shop", "--timeout=60s")
-        endpoint.update(server__threads=7)
-        (found,) = cluster.items("endpoints", f"--field-selector=metadata.name={endpoint.name}")
-        asked = {one["targetRef"]["name"] for part in found["subsets"] for one in part["addresses"]}
-        assert asked == endpoint.pods() - {"shop"}
-        assert not asked & own
-        assert {endpoint.predict() for _ in range(20)} == {2.0}
-        assert len(client.get_deployment(endpoint.name)["workers"]) == 2
-        assert "shop: " not in CliRunner().invoke(main, ["logs", endpoint.name]).output
-    finally:
-        cluster.kubectl("delete", "pod", "shop", "--grace-period=0", "--force")
-
-
 def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
     endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,30 +412,6 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     client.delete_deployment(scaled.name)
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb,hpa,replicaset,pod"
     wait_until(lambda: cluster.items(kinds, *label) == [], 60, "no object remains")
-
-
-def test_an_autoscaler_adds_pods_under_load_and_takes_them_away_and_no_request_fails(
-    create: Callable[..., Endpoint], cluster: Cluster, gateway: str, tmp_path: Path
-) -> None:
-    with pod_metrics(cluster, gateway, tmp_path):
-        bounds = {"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "kubernetes.target_cpu_percent": 5}
-        scaled = create(**bounds, **{"container.cpus": 0.5})
-        named = f"--field-selector=metadata.name={scaled.name}"
-
-        def count() -> int:
-            (found,) = cluster.items("deployment", named)
-            return int(found["spec"]["replicas"])
-
-        wait_until(lambda: "<unknown>" not in cluster.kubectl("get", "hpa", scaled.name), 90, "its CPU is known")
-        assert count() == 1  # loading the model does not count as load
-        with under_load(scaled, kept=2) as load:
-            wait_until(lambda: scaled.ready_pods() == 3, 180, "the number of pods is the maximum")
-            scaled.update(server__threads=5)  # different pods, but the same number
-            assert (count(), scaled.ready_pods()) == (3, 3)
-            scaled.update(kubernetes__max_replicas=2)
-            wait_until(lambda: len(scaled.pods()) == 2, 90, "the autoscaler takes a pod away")
-        assert load.failed == []
-        assert scaled.predict() == 2.0
 
 
 def test_a_model_in_the_image_needs_no_registry(
@@ -603,42 +516,3 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     made.update(server__threads=5)  # only readiness shows that it is served
     found = made.client.get_deployment(made.name)
     assert (found["state"], found["version"]) == ("running", "")
-
-
-def test_a_bad_day_of_the_api_server_changes_nothing(
-    create: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with faulty_api(Path(KUBECONFIG), tmp_path) as (proxy, kubeconfig), monkeypatch.context() as patch:
-        patch.setenv("KUBECONFIG", str(kubeconfig))
-        made = create()
-        made.client.update_endpoint(made.name, {"capture.fraction": 0.5})
-        assert made.client.predict(made.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
-        seen: list[str] = []
-        with open_deployments(lambda line: None) as deployments:
-            lines = deployments.logs(made.name, 1, True)
-
-            def read() -> None:
-                with suppress(DeploymentFailed):  # at the end of the proxy
-                    for line in lines:
-                        seen.append(line)
-
-            threading.Thread(target=read, daemon=True).start()
-            followed = "follow=true"  # a line that is older than a second at that time would not be read
-            wait_until(
-                lambda: sum(count > 2 for path, count in proxy.asked.items() if followed in path) == 2, 60, "it follows"
-            )
-            made.client.create_deployment("more", "models:/adder/2", endpoint=made.name)
-            wait_until(
-                lambda: proxy.met["stream"] and any("loaded adder 2" in one for one in seen), 60, "the log continues"
-            )
-        made.client.delete_deployment("more", endpoint=made.name)
-        asking = Traffic(made.url)
-        asking.start()
-        options = ["--steps", "50,100", "--every", "1s", "--min-requests", "10", "--abort-on", "error_rate>1%"]
-        brought = CliRunner().invoke(main, ["rollout", made.name, "--to", "2", *options, "--wait"])
-        back = CliRunner().invoke(main, ["rollback", made.name, "--to", "1"])
-        asking.stop()
-    assert (brought.exit_code, back.exit_code) == (0, 0), brought.output + back.output
-    assert set(asking.answers) == {("1", 200), ("2", 200)}
-    assert made.predict() == 2.0
-    assert all(proxy.met[fault] for fault in ("409", "429", "500", "cut")), proxy.met

@@ -96,13 +96,6 @@ def test_a_version_whose_files_are_gone_is_refused(mlflow_app: Any) -> None:
     assert "cannot be read" in answer.json["message"]
 
 
-def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(mlflow_app: Any) -> None:
-    gated, free = mlflow_app.model(), mlflow_app.model(policy=None)
-    assert move(mlflow_app, gated, "1", "Staging").status_code == 200
-    assert move(mlflow_app, free, "1", "Production").status_code == 200
-    assert [event.after for event in events(mlflow_app, gated) + events(mlflow_app, free)] == ["Staging", "Production"]
-
-
 def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_read(
     mlflow_app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,12 +99,6 @@ def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
     assert 'class="summary"' not in mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
 
 
-def test_a_table_that_may_be_wider_than_the_page_is_scrolled_by_the_keyboard(mlflow_app: Any, endpoint: str) -> None:
-    html = mlflow_app.client.get(PAGE).text
-    for table, name in (("variants", f"Variants of {endpoint}"), ("events", "Audit trail")):
-        assert re.search(rf'tabindex="0" role="region" aria-label="{name}">\s*<table class="{table}">', html)
-
-
 def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promoted(mlflow_app: Any) -> None:
     model = mlflow_app.model()
     times = {"since": "2026-11-26T12:00:00+00:00", "until": "2026-11-26T13:00:00+00:00"}
@@ -467,14 +461,6 @@ def rows_of_monitors(html: str, endpoint: str) -> list[str]:
 def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app: Any) -> None:
     mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
     assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).text
-
-
-def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    tag = ModelVersionTag("onnxserve.rolled_back", "flights: <too slow>")
-    mlflow_app.registry.set_model_version_tag(endpoint.removeprefix("of-"), "1", tag)
-    assert mentions(mlflow_app.client.get(PAGE).text, "rolled back", "flights: &lt;too slow&gt;")
 
 
 def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow_app: Any, endpoint: str) -> None:

@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import held_lease
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import LeaseRow
 from tests.support.refusals import refused
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -128,16 +127,6 @@ def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, 
     assert taken is not None
     assert first.renew_lease(lease) is None
     assert second.renew_lease(taken)
-
-
-def test_a_lease_that_is_given_back_leaves_nothing(machines: tuple[Machine, Machine], name: str) -> None:
-    store = machines[0].store
-    lease = store.acquire_lease(name, "one", 10)
-    assert lease is not None
-    store.release_lease(lease)
-
-    with store.transaction() as session:
-        assert session.get(LeaseRow, name) is None
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(

@@ -87,15 +87,6 @@ def test_a_promotion_needs_as_many_people_as_the_policy_sets(store: Store) -> No
     assert request.report == "https://mlflow/report"
 
 
-def test_a_person_counts_once(store: Store) -> None:
-    ask(store)
-    assert vote(store, "ada")
-    assert not vote(store, "ada")
-    assert not vote(store, "Ada")
-    assert status(store).missing == 1
-    assert [event.action for event in store.events(model="flights")] == ["gate", "request", "approve"]
-
-
 SPELLINGS = [
     "ada ",
     " ada",

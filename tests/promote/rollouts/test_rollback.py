@@ -80,16 +80,6 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
     assert (event.model, event.actor, event.detail["source"]) == (model, "ada@laptop", done["source"])
 
 
-def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
-
-    done = roll_back("flights")
-
-    assert done["to"] == "2"
-    assert mentions(done["source"], "version 3", "the audit trail")
-
-
 def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production"))
 

@@ -150,15 +150,6 @@ def test_where_nothing_was_captured_there_is_no_window(log: InferenceLog, writer
     assert (log.endpoints(), log.read("flights", WINDOW)) == (["other"], None)
 
 
-def test_a_broken_file_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
-    writer.write(columns(DAY))
-    broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
-    broken.write_bytes(b"PAR1 not really")
-
-    assert read(log).rows == 1
-    assert list(log.unreadable) == [str(broken)]
-
-
 @pytest.fixture
 def written(writer: LogWriter) -> LogWriter:
     writer.write({"_event_time": [DAY, DAY], "_prediction_id": ["p", "p"], "x": [1, 2]}, version="1")

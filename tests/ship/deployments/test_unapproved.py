@@ -94,12 +94,6 @@ def test_a_version_without_an_approval_gets_no_traffic(
         permitted_answers(store, before, spec_of({model: 100}))
 
 
-def test_the_refusal_names_the_command_that_requests_the_approval(policy: Callable[[str], None], store: Store) -> None:
-    policy(LIMITED)
-    with refused(GateRefused, "5 % for 1h", "`onnxserve promote credit 6 --to @champion --request`"):
-        permitted_answers(store, None, spec_of({SIX: 100}))
-
-
 def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(
     policy: Callable[[str], None], store: Store
 ) -> None:
