@@ -1,46 +1,8 @@
 """The wording of the messages of the console and of MLflow's guarded requests."""
 
-import html
-import re
 from typing import Any
 
 import pytest
-
-from tests.support.console import PAGE, form, open_page
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"weight:champion": "much"}, "the weight of champion is 'much'; a whole number from 0 to 100 is expected"),
-        ({"weight:champion": "0"}, "flights needs a variant with traffic: set at least one weight above 0"),
-        ({"endpoint": "nobody"}, "there is no endpoint 'nobody'"),
-        (
-            {"action": "explode"},
-            "there is no action 'explode'; the actions are traffic, rollback, promote, gate, request, approve, decline",
-        ),
-        (
-            {"action": "promote", "model": "m", "version": "1", "to": "Mars"},
-            "'Mars' is neither a stage (Production, Staging, Archived, None) nor an alias; for the alias, specify "
-            "'@Mars'",
-        ),
-        (
-            {"action": "gate", "model": "m", "version": "one"},
-            "a registered model and the number of its version are expected",
-        ),
-        ({"why": "x" * 501}, "the reason has 501 characters; at most 500 are allowed"),
-        ({"csrf_token": ""}, "no action was started, because the page was out of date: repeat the action"),
-    ],
-)
-def test_the_alert_of_a_form_that_is_refused(
-    mlflow_app: Any, endpoint: str, changed: dict[str, str], message: str
-) -> None:
-    browser, _, token = open_page(mlflow_app)
-
-    page = browser.post(PAGE, data={**form(endpoint, token), **changed}).text
-
-    (alert,) = re.findall(r'role="alert">([^<]*)<', page)
-    assert html.unescape(alert).replace(endpoint, "flights") == message
 
 
 @pytest.mark.parametrize(

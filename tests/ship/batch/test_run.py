@@ -240,19 +240,11 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("input", "output", "message"),
     [
-        ("nowhere", "out", "--input .*nowhere: the file or folder does not exist"),
-        ("empty", "out", "--input .*empty: the folder has no files"),
-        (
-            "strange",
-            "out",
-            r"--input .*strange: the name of notes.txt does not have one of the formats csv, jsonl, parquet",
-        ),
         ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
         ("loop", "out", "--input .*loop: loop/again is a link to one of its parent folders"),
         ("pair", "out", "--input .*pair: (a/b/a|b/a/b) is a link to one of its parent folders"),
         ("in", "in/below", "overlap: specify another folder"),
         ("in", "out.parquet", "--output .*out.parquet is a file name"),
-        ("in", "taken", "--output .*taken contains a.txt, which is not from a batch"),
         ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
         ("ftp://host/x", "out", "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX"),
     ],
@@ -263,11 +255,9 @@ def test_mistakes_are_refused_before_a_row_is_read(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     fill(tmp_path / "in", 1)
-    for name in ("empty", "strange/notes.txt", "double/a.csv", "double/a.jsonl", "taken/a.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch() if path.suffix else path.mkdir()
-
+    (tmp_path / "double").mkdir()
+    for name in ("a.csv", "a.jsonl"):
+        (tmp_path / "double" / name).touch()
     Path("loop/loop").mkdir(parents=True)
     Path("loop/loop/again").symlink_to(tmp_path / "loop")
     for name, other in (("a", "b"), ("b", "a")):
