@@ -45,6 +45,12 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 }
 
 
+def check_metric(metric: str | None) -> None:
+    """Raise InvalidConfig if the metric does not exist; None is the default metric."""
+    if metric is not None and metric not in METRICS:
+        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
+
+
 def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
     """Return the strengths per disturbance, ascending; an empty sequence selects the defaults. Raises InvalidConfig."""
     if unknown := [name for name in requested if name not in DISTURBANCES]:

@@ -21,16 +21,15 @@ from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
-from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRICS, MetricName, check_strengths
+from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, MetricName, check_metric, check_strengths
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     LabelledRows,
     NamedArrays,
-    frame_rows,
     labelled_rows,
     own_columns,
-    read_dataset,
+    read_data,
     take_rows,
 )
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import DISTURB, unfit_reason, with_missing
@@ -185,16 +184,14 @@ def robustness(
     undisturbed rows, and RegistryUnavailable if MLflow does not answer.
     """
     chosen = None if strengths is None else check_strengths(strengths)
-    if metric is not None and metric not in METRICS:
-        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    check_metric(metric)
     if log:
         require_matplotlib()
-    source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
     resolved = resolve(model_uri)
     with downloaded_version(resolved) as folder:
         model = load_version(folder)
-        rows = read_dataset(source, model.artifact) if source else frame_rows(data)
-        labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
+        rows, source = read_data(data, model.artifact)
+        labelled = labelled_rows(rows, source, target, model.artifact, seed, max_rows)
         run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
         # A user who requests an attack consents to run the original's code, which the attack needs.
         find_gradient = partial(

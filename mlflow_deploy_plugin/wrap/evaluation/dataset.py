@@ -48,14 +48,15 @@ def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
 def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:
     """Return at most `max_rows` labelled rows of a dataset. Raises InvalidConfig if the file or the target is missing,
     NotFound if the run is missing, and RegistryUnavailable if MLflow does not answer."""
-    return labelled_rows(read_dataset(dataset, artifact), f"the dataset {dataset}", target, artifact, seed, max_rows)
+    return labelled_rows(read_dataset(dataset, artifact), dataset, target, artifact, seed, max_rows)
 
 
 def labelled_rows(
-    rows: NamedArrays, shown: str, target: str, artifact: Artifact, seed: int, max_rows: int
+    rows: NamedArrays, source: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
-    """Return at most `max_rows` rows with a known target. Raises InvalidConfig without such rows, or if the target is
-    an input."""
+    """Return at most `max_rows` rows with a known target. `source` names the dataset, and is empty for rows in memory.
+    Raises InvalidConfig without such rows, or if the target is an input."""
+    shown = f"the dataset {source}" if source else "the data"
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
     if target in {column.name for column in artifact.columns}:
@@ -160,6 +161,14 @@ def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
     if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
         raise InvalidConfig(f"the dataset {shown} has two columns named {twice[0]!r}")
     return _table_rows(table, f"the dataset {shown}")
+
+
+def read_data(data: object, artifact: Artifact) -> tuple[NamedArrays, str]:
+    """Return all rows of a dataset, a DataFrame or a mapping of arrays, and the name of the dataset, empty for rows in
+    memory; raise the errors of `load_dataset`."""
+    if isinstance(data, str | Path) and str(data):
+        return read_dataset(str(data), artifact), str(data)
+    return frame_rows(data), ""
 
 
 def frame_rows(data: object) -> NamedArrays:

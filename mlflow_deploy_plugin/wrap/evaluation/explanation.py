@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
-from mlflow_deploy_plugin.core.spec.evaluation_names import METRICS, MetricName
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName, check_metric
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
 from mlflow_deploy_plugin.serve.runtime.explained import explained_features
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions
@@ -36,10 +36,9 @@ from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     LabelledRows,
     NamedArrays,
-    frame_rows,
     labelled_rows,
     own_columns,
-    read_dataset,
+    read_data,
     take_rows,
 )
 from mlflow_deploy_plugin.wrap.evaluation.metrics import HIGHER_IS_BETTER, Baseline
@@ -216,11 +215,9 @@ def explain(
     require_shap()
     if log:
         require_matplotlib()
-    if metric is not None and metric not in METRICS:
-        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    check_metric(metric)
     if metric is not None and not target:
         raise InvalidConfig("metric: a metric needs labels; name the label column as target")
-    source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
     resolved = resolve(model_uri)
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
@@ -228,8 +225,8 @@ def explain(
             raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained")
         model = OnnxModel.load(folder)
         run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
-        rows = read_dataset(source, model.artifact) if source else frame_rows(data)
-        labelled = labelled_rows(rows, shown, target, model.artifact, seed, _LABELLED_ROWS) if target else None
+        rows, source = read_data(data, model.artifact)
+        labelled = labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS) if target else None
         positions = sample_positions(row_count(rows), max_rows, seed)
         inputs = {name: values for name, values in rows.items() if name != target}
         explained = take_rows(own_columns(model.artifact, inputs), positions)
