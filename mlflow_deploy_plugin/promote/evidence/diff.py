@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Refused
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.registry.model_files import download
@@ -172,8 +174,8 @@ def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
         except OnnxserveError as error:
             return Refused(f"the predictions for the example rows cannot be compared: {error.message}")
     changes = []
-    for name, rows in compared.items():
-        is_changed = rows.differences != 0 if rows.differences.size else ~rows.same
-        largest = float(rows.differences.max()) if rows.differences.size else None
-        changes.append(OutputChange(name, len(rows.same), int(is_changed.sum()), largest))
+    for name, agreement in compared.items():
+        changed_rows = int(np.count_nonzero(agreement.differences))
+        largest = agreement.largest if agreement.are_numbers else None
+        changes.append(OutputChange(name, len(agreement.differences), changed_rows, largest))
     return tuple(changes)

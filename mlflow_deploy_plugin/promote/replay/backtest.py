@@ -133,8 +133,7 @@ def backtest(
         compared = compare_outputs(served, answers, artifact, outputs)
     except InferenceError as error:
         raise InvalidConfig(f"{shown} has another signature than the served versions: {error.message}") from None
-    differences = compared.differences if len(compared.differences) else np.full(len(accepted), np.nan)
-    known = differences[np.isfinite(differences)]
+    known = compared.differences[np.isfinite(compared.differences) & compared.are_numbers]
     labels = accepted.column(LABEL if kinds[0].startswith("text") else LABEL_NUMBER)
     labelled = np.flatnonzero(np.asarray(pc.is_valid(labels)))
     comparison: metrics.MetricComparison | Refused = Refused("no replayed row has a label that fits the answers")
@@ -149,8 +148,8 @@ def backtest(
         except InvalidConfig as error:
             comparison = Refused(error.message)
     latencies = table.filter(pc.equal(table.column("_row"), 0)).column("_latency_us").drop_null()
-    sizes = np.where(compared.same, -1.0, np.nan_to_num(differences, nan=np.inf))
-    worst = np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~compared.same).sum()))].tolist()
+    sizes = np.where(compared.same, -1.0, compared.differences)
+    worst = np.argsort(-sizes, kind="stable")[: min(_SHOWN, compared.differing_rows)].tolist()
     texts = [" instead of ".join(one_line(side.prediction[row], 80) for side in sides) for row in worst]
     return BacktestReport(
         captured_rows=captured,

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import check_explainable
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
@@ -36,6 +37,8 @@ from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
+
+_TO_THE_BIT = Tolerance(numbers="fiub", has_signed_zeros=True)
 
 
 @dataclass(frozen=True)
@@ -181,19 +184,11 @@ def _compare(column: str, captured: Array, computed: Array | None) -> OutputComp
     if computed is None or (captured.shape, captured.dtype.kind) != (computed.shape, computed.dtype.kind):
         shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
         return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
-    differs = np.asarray(captured != computed)
-    if captured.dtype.kind == "f":  # Zeros of different signs differ, and NaN equals NaN.
-        differs |= np.signbit(captured) != np.signbit(computed)
-        differs &= ~(np.isnan(captured) & np.isnan(computed))
-    if not differs.any():
+    agreement = compare(captured, computed, _TO_THE_BIT)
+    if agreement.is_same:
         return OutputComparison(column, True)
-    sizes = differs.astype(np.float64)
-    if captured.dtype != object:
-        with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
-            gaps = np.abs(captured.astype(np.float64) - computed.astype(np.float64))
-        sizes = np.where(differs, np.nan_to_num(gaps, nan=np.inf), -1.0)  # Zeros of different signs differ by 0.
-    index = np.unravel_index(int(sizes.argmax()), sizes.shape)
-    return OutputComparison(column, False, captured[index], computed[index], tuple(map(int, index)))
+    index = agreement.worst
+    return OutputComparison(column, False, captured[index], computed[index], index)
 
 
 def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOutput] | Refused, int]:

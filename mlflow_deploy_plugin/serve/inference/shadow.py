@@ -245,9 +245,9 @@ class Shadows:
         compared: Mapping[str, Array] = computed
         if not (predictor.schema.has_rows and answered_by.schema.has_rows):
             outputs, compared = as_one_row(outputs), as_one_row(computed)
-        comparison = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
+        agreement = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
         self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
-        self.metrics.count_shadow_comparison(shadow.labels, comparison, len(batch), seconds)
+        self.metrics.count_shadow_comparison(shadow.labels, agreement, len(batch), seconds)
 
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int

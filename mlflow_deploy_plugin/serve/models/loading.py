@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
@@ -37,8 +38,8 @@ _OTHERS_BYTES = 384 * 2**20
 _MEASURABLE_BYTES = 4 * 2**20
 """The size of files from which their load is measured; loading smaller files mostly takes memory for libraries."""
 _DEFAULT_FACTOR = 2.0
-_TOLERANCE = 1e-3
-"""The tolerance of OpenVINO's outputs in float32, relative to the largest value. The measured differences are 1e-6."""
+_TOLERANCE = Tolerance(absolute=1e-6, relative=1e-3, of_row=1e-3)
+"""The tolerance of OpenVINO's outputs in float32. The measured differences are 1e-6 of the largest value."""
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 
 

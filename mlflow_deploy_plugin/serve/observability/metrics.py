@@ -17,9 +17,9 @@ import numpy as np
 from mlflow_deploy_plugin.core.statedir import metric_files
 from mlflow_deploy_plugin.core.statedir.metric_files import OF_VARIANT, Metric, MetricSeries, MmapCounters
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
+from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant
 
 MAX_PREDICTIONS = 100
@@ -276,16 +276,19 @@ class Metrics:
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
-        self, labels: VariantLabels, comparison: ShadowComparison, requests: int, seconds: float
+        self, labels: VariantLabels, agreement: Agreement, requests: int, seconds: float
     ) -> None:
-        """Count the requests whose results were compared after one run of the shadow, which took `seconds`."""
-        numbers = comparison.differences[np.isfinite(comparison.differences)]
+        """Count the requests whose results were compared after one run of the shadow, which took `seconds`.
+
+        `agreement` is the agreement of each row of the requests.
+        """
+        numbers = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
         buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the index of the first bound ≥ the number
-        same = int(comparison.same.sum())
+        different = agreement.differing_rows
         with self._lock:
             slots, cells = self._shadow_slots(labels), self._values.cells
-            cells[slots["same"]] += same
-            cells[slots["different"]] += len(comparison.same) - same
+            cells[slots["same"]] += len(agreement.excess) - different
+            cells[slots["different"]] += different
             cells[slots["difference"]] += float(numbers.sum())
             for bucket, rows in buckets.items():
                 cells[slots["difference"] + 1 + bucket] += rows

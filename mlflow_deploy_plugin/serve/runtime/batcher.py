@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import partial
 from math import ceil
 from queue import SimpleQueue
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests, pass_exit
+from mlflow_deploy_plugin.serve.runtime.agreement import EXACT, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
     Feeds,
@@ -35,8 +35,10 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 
-_RELATIVE, _ABSOLUTE, _PADDED = 1e-2, 1e-6, 1e-5
-"""The tolerances for rounding (half precision, TF32, order of sums). A graph that mixes rows differs by more."""
+_ROUNDING = Tolerance(absolute=1e-6, relative=1e-2, of_row=1e-2)
+"""The tolerance for half precision, TF32 and another order of sums. A graph that mixes rows differs by more."""
+_PADDING = Tolerance(absolute=1e-6, relative=1e-5, of_row=1e-5)
+"""The tolerance for texts with other paddings, which change the order of sums."""
 
 
 @dataclass(frozen=True)
@@ -378,14 +380,14 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
         if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
             return f"its output {name!r} does not have one entry per row"
-        # The padding of texts changes the order of sums, and a GPU may sum in any order.
-        is_exact = _is_equal if predictor.artifact.tokenizer is None else partial(is_close, relative=_PADDED)
-        is_same = is_exact if _is_equal(both, again[name]) else is_close
+        tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
+        if not compare(both, again[name]).is_same:  # A GPU may sum in any order.
+            tolerance = _ROUNDING
         if not (
-            is_close(both[:1], array)
-            and is_close(both[1:], array)
-            and all(is_same(outputs[name][:1], both[:1]) for outputs in before)
-            and all(is_same(outputs[name][1:], both[1:]) for outputs in behind)
+            is_close(both[:1], array, _ROUNDING)
+            and is_close(both[1:], array, _ROUNDING)
+            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in before)
+            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in behind)
         ):
             return f"its output {name!r} depends on the other rows of the batch"
     return ""
@@ -410,17 +412,12 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
     return rows
 
 
-def _is_equal(array: Array, other: Array) -> bool:
-    return array.shape == other.shape and np.array_equal(array, other, equal_nan=array.dtype.kind == "f")
+def is_close(batched: Array, single: Array, tolerance: Tolerance) -> bool:
+    """Return True if the outputs for a batch are within the tolerance of the outputs for single rows.
 
-
-def is_close(batched: Array, single: Array, relative: float = _RELATIVE) -> bool:
-    if batched.shape != single.shape:
-        return False
-    if batched.dtype.kind == "f":
-        finite = np.abs(single[np.isfinite(single)])
-        scale = float(finite.max()) if finite.size else 0.0
-        return bool(np.allclose(batched, single, rtol=relative, atol=relative * scale + _ABSOLUTE, equal_nan=True))
-    if batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in single.flat):
-        return True  # Mappings from class to probability are not compared; the labels differ anyway.
-    return bool(np.array_equal(batched, single))
+    Mappings from class to probability are only compared exactly, because the labels of different rows differ anyway.
+    """
+    is_mapping = batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in single.flat)
+    if is_mapping and tolerance is not EXACT:
+        return batched.shape == single.shape
+    return compare(single, batched, tolerance).is_same

@@ -1,57 +1,51 @@
 """Row-by-row comparison of a shadow's outputs with the outputs of the answering variant.
 
 Classifiers agree if their labels are equal. Other rows agree if texts, integers and booleans are equal and the
-difference of floating-point numbers is within `RELATIVE` of the larger number.
+difference of floating-point numbers is within 1 % of the larger number.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Agreement, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, as_table, row_count
 
-RELATIVE, ABSOLUTE = 0.01, 1e-6
+_TOLERANCE = Tolerance(absolute=1e-6, relative=0.01, is_symmetric=True)
 
 Outputs = Mapping[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
-class ShadowComparison:
-    """The comparison of two sets of outputs for the same rows. `same` is bool [N].
+def compare_outputs(answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs) -> Agreement:
+    """Return the agreement of each row, [N], of the outputs of two graphs.
 
-    `differences` is float64 [N], the largest absolute difference of a row's floating-point numbers. A difference is not
-    finite if only one of two values is a number. The array is empty if no output has such numbers.
-    """
-
-    same: Array
-    differences: Array
-
-
-def compare_outputs(
-    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
-) -> ShadowComparison:
-    """Compare the outputs of two graphs for the same rows.
-
-    Raises InferenceError if the graphs have no common outputs or returned different numbers of rows.
+    The differences are those of floating-point numbers if both graphs return such numbers. Raises InferenceError if
+    the graphs have no common outputs or returned different numbers of rows.
     """
     rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
     if rows != shadow_rows:
         raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
-    pairs = list(_pairs(answering, outputs, shadow, shadow_outputs))
-    by_pair = [_difference(*pair) for pair in pairs if _are_floats(*pair)]
-    differences = np.max(by_pair, axis=0) if by_pair else np.empty(0)
-    labels, shadow_labels = _labels(answering, outputs, rows), _labels(shadow, shadow_outputs, rows)
+    pairs = _pairs(answering, outputs, shadow, shadow_outputs)
+    agreements = [compare(left, right, _TOLERANCE).by_row() for left, right in pairs]
+    deciding = agreements
+    labels = _labels(answering, outputs, rows)
+    shadow_labels = _labels(shadow, shadow_outputs, rows)
     if labels is not None and shadow_labels is not None:
-        return ShadowComparison(_is_equal(labels, shadow_labels), differences)
-    if not pairs:
+        deciding = [compare(labels, shadow_labels, LABELS).by_row()]
+    if not deciding:
         raise InferenceError(
             f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared with an output of the "
             f"answering variant ({', '.join(outputs) or 'empty'})"
         )
-    return ShadowComparison(np.logical_and.reduce([_is_close(*pair) for pair in pairs]), differences)
+    measured = [agreement for agreement in agreements if agreement.are_numbers]
+    return Agreement(
+        differences=reduce(np.maximum, [agreement.differences for agreement in measured or deciding]),
+        excess=reduce(np.maximum, [agreement.excess for agreement in deciding]),
+        are_numbers=bool(measured),
+    )
 
 
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
@@ -102,39 +96,3 @@ def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int]
         if output.name in outputs and output.role != "label":
             roles.setdefault(output.role, []).append(output)
     return {(role, position, len(of)): output for role, of in roles.items() for position, output in enumerate(of)}
-
-
-def _are_floats(left: Array, right: Array) -> bool:
-    """Return True if both arrays are numbers and at least one is floating-point. Integers may be codes."""
-    kinds = left.dtype.kind + right.dtype.kind
-    return "f" in kinds and set(kinds) <= set("fiu")
-
-
-def _difference(left: Array, right: Array) -> Array:
-    """Return the largest difference of each row, float64 [N]. Two NaN differ by 0; a NaN and a number differ by NaN."""
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
-    difference[(left == right) | ((left != left) & (right != right))] = 0.0
-    result: Array = difference.max(axis=1, initial=0.0)
-    return result
-
-
-def _is_close(left: Array, right: Array) -> Array:
-    if not _are_floats(left, right):
-        return _is_equal(left, right)
-    with np.errstate(invalid="ignore", over="ignore"):
-        bound = ABSOLUTE + RELATIVE * np.maximum(np.abs(left), np.abs(right))
-        near = np.abs(left.astype(np.float64) - right) <= np.where(np.isfinite(bound), bound, 0.0)
-    both_missing = (left != left) & (right != right)
-    result: Array = (near | (left == right) | both_missing).all(axis=1)
-    return result
-
-
-def _is_equal(left: Array, right: Array) -> Array:
-    if left.shape != right.shape:
-        return np.zeros(len(left), dtype=bool)
-    if left.dtype.kind in "fiub" and right.dtype.kind in "fiub":
-        result: Array = (left == right).all(axis=1)
-        return result
-    pairs = zip(left.tolist(), right.tolist(), strict=True)
-    return np.fromiter((a == b for a, b in pairs), dtype=bool, count=len(left))

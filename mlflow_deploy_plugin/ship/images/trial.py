@@ -16,10 +16,13 @@ from mlflow_deploy_plugin.serve.client.rows import decode_tensors, encode_tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import array_bytes
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.ship.images.engine import MINIMAL_RIGHTS, docker
-from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, rounding_tolerance
 from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows
 
-TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
+_TOLERANCE = rounding_tolerance(1e-4)
+"""The tolerance for other processors, which round differently."""
+_GPU_TOLERANCE = rounding_tolerance(1e-2)
+"""The tolerance for a GPU, which uses TF32."""
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
 _MANY_BYTES = 8 * 2**20  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
@@ -70,7 +73,7 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log a valid input_example") from None
     expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
     failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
-    rights, tolerance = ((*MINIMAL_RIGHTS, "--gpus", "all"), GPU_TOLERANCE) if gpu else (MINIMAL_RIGHTS, TOLERANCE)
+    rights, tolerance = ((*MINIMAL_RIGHTS, "--gpus", "all"), _GPU_TOLERANCE) if gpu else (MINIMAL_RIGHTS, _TOLERANCE)
     question = json.dumps([seconds, len(head), (head + data).decode("latin-1")])
     began = time.monotonic()
     try:

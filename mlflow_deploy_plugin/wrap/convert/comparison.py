@@ -1,4 +1,4 @@
-"""Compare the predictions of the original and of the ONNX form: errors per row, tolerances, and ties.
+"""Tolerances and ties of parity, the comparison of the original's predictions with those of the ONNX form.
 
 | output        | tolerance                                                                                            |
 |---------------|------------------------------------------------------------------------------------------------------|
@@ -15,12 +15,12 @@ threshold is not a tie, since comparing an input with a constant involves no rou
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import pandas as pd
 
+from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Agreement, Tolerance, largest_of_rows
 from mlflow_deploy_plugin.serve.runtime.artifact import Role
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_values
@@ -32,6 +32,7 @@ SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
 ENOUGH_ROWS = 100
 """The minimum number of rows from which a separate spread is computed for each value of a row."""
+_TINY = float(np.finfo(np.float32).tiny)
 _FINEST = 1e-3
 """The minimum spread of a single value, as a share of the overall spread."""
 _MAX_UNSTABLE_ROWS = 100
@@ -45,38 +46,22 @@ _COPIES = 20
 """The maximum number of copies of the rows in memory at a time; each column needs two copies."""
 
 
-@dataclass(frozen=True)
-class OutputDifference:
-    """The errors of an output over N rows. `excess` [N] is the error ÷ tolerance; a row above 1 fails.
-
-    `absolute` and `relative` [N] are the largest errors of each row; for labels they are 0 or 1.
-    """
-
-    absolute: Array
-    relative: Array
-    excess: Array
+def parity_tolerance(role: Role, want: Array, spread: Array | float) -> Tolerance:
+    """Return the tolerance for an output of the original. `spread` is one number, or one per value of a row."""
+    if role == "label":
+        return LABELS
+    if role == "probabilities":
+        return Tolerance(absolute=ABSOLUTE, numbers="fiu")
+    relative = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
+    return Tolerance(absolute=relative * spread + _TINY, relative=relative, numbers="fiu")
 
 
-def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
-    """Compare `got` [N, …] with the original's output `want`. `spread` is one number, or one per value of a row."""
-    if want.shape != got.shape:
-        everywhere = np.full(len(want), np.inf)
-        return OutputDifference(everywhere, everywhere, everywhere)
-    if role == "label" or want.dtype.kind in "OUTb":
-        wrong = _by_row(want != got).astype(np.float64)
-        return OutputDifference(wrong, wrong, np.where(wrong > 0, np.inf, 0.0))
-    relative_bound = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
-    want, got = want.astype(np.float64), got.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        error = np.where(want == got, 0.0, np.abs(want - got))  # Equal infinities have no error.
-        allowed = ABSOLUTE if role == "probabilities" else relative_bound * (spread + np.abs(want))
-        excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
-        relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
-    both_nan = np.isnan(want) & np.isnan(got)
-    # A tolerance that grows with an infinite value would allow any error.
-    apart = ~(np.isfinite(want) & np.isfinite(got)) & (want != got)
-    parts = [np.where(both_nan, 0.0, np.where(apart, np.inf, part)) for part in (error, relative, excess)]
-    return OutputDifference(*(_by_row(part) for part in parts))
+def relative_errors(agreement: Agreement, want: Array) -> Array:
+    """Return the largest error of each row, [N], as a share of the original's number; 0 or 1 for labels."""
+    if not agreement.are_numbers:
+        return largest_of_rows(agreement.differences)
+    sizes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
+    return largest_of_rows(agreement.differences / np.maximum(sizes, _TINY))
 
 
 def answer_spread(answers: Array) -> Array:
@@ -98,10 +83,6 @@ def top_margins(probabilities: Array) -> Array:
         return np.full(len(probabilities), np.inf)
     best = np.sort(probabilities, axis=1)
     return np.asarray(best[:, -1] - best[:, -2])
-
-
-def _by_row(values: Array) -> Array:
-    return np.asarray(values.reshape(len(values), -1).max(axis=1)) if values.ndim > 1 else values
 
 
 def changes_within_one_step(

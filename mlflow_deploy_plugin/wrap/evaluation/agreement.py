@@ -8,17 +8,24 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ParityError
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Agreement, Tolerance, compare
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
-from mlflow_deploy_plugin.wrap.evaluation.metrics import Baseline, argmax_labels
+from mlflow_deploy_plugin.wrap.evaluation.metrics import Baseline, argmax_labels, spread
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, predictions_of
 
-_ROUNDING = 2**-18
-"""The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
+
+def rounding_tolerance(share: float) -> Tolerance:
+    """Return the tolerance for another runtime or processor: a share of 1 and of each number.
+
+    Small scores are sums of large rounded numbers. Therefore a number may also differ by 2⁻¹⁸ of the largest number in
+    its row, which is the rounding of 32-bit floats.
+    """
+    return Tolerance(absolute=share, relative=share, of_row=2**-18)
 
 
 @dataclass(frozen=True)
-class Agreement:
+class FormAgreement:
     """A comparison of the predictions of a form and its base.
 
     Attributes:
@@ -60,7 +67,7 @@ def compare_with_base(
     truth: Array | None = None,
     metric: MetricName | None = None,
     base_outputs: Mapping[str, Array] | None = None,
-) -> Agreement:
+) -> FormAgreement:
     """Compare a form with its base on the same rows, [N, …] by column or tensor, and the labels `truth`, [N].
 
     `metric` is accuracy for labels and rmse for numbers by default. `base_outputs` are known outputs of the base.
@@ -70,45 +77,30 @@ def compare_with_base(
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)
-    count = len(next(iter(want.values())))
-    labels_differ: Array | None = None
-    largest, means, relative = [], [], [0.0]  # Per output; `relative` is in standard deviations of the base.
-    for name, expected in want.items():
-        actual = got.get(name)
-        if actual is None or actual.shape != expected.shape:
-            raise InvalidConfig(
-                f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does not"
-            )
-        if expected.dtype.kind != "f":
-            differs = (actual != expected).reshape(count, -1).any(axis=1)
-            labels_differ = differs if labels_differ is None else labels_differ | differs
-            continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(actual.astype(np.float64) - expected)
-        difference[(actual == expected) | (np.isnan(actual) & np.isnan(expected))] = 0.0
-        difference[~np.isfinite(difference)] = np.inf
-        known = expected[np.isfinite(expected)].astype(np.float64)
-        largest.append(float(difference.max(initial=0)))
-        means.append(float(difference.mean()) if difference.size else 0.0)
-        relative.append(means[-1] / max(float(known.std()) if known.size else 0.0, 1e-12))
+    agreements = {name: _agreement(name, expected, got.get(name)) for name, expected in want.items()}
+    numbers = {name: agreement for name, agreement in agreements.items() if agreement.are_numbers}
+    means = {name: _mean(agreement.differences) for name, agreement in numbers.items()}
+    relative = max((mean / max(spread(want[name]), 1e-12) for name, mean in means.items()), default=0.0)
+    labels = [agreement.by_row().same for agreement in agreements.values() if not agreement.are_numbers]
+    same_labels = np.logical_and.reduce(labels) if labels else None
     ours, theirs = predictions_of(form.artifact, got), predictions_of(base.artifact, want)
     baseline, after = None, float("nan")
     if truth is not None:
         ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)
-        if theirs.is_label and labels_differ is None:  # The outputs are class scores.
-            labels_differ = np.asarray(ours.prediction != theirs.prediction)
+        if theirs.is_label and same_labels is None:  # The outputs are class scores.
+            same_labels = compare(theirs.prediction, ours.prediction, LABELS).same
         baseline = Baseline.of(theirs, truth, metric)
         after = baseline.value_of(ours)
-    equal = None if labels_differ is None else 1 - float(labels_differ.mean())
-    loss = max(relative) if equal is None else 1 - equal
+    equal = None if same_labels is None else 1 - float((~same_labels).mean())
+    loss = relative if equal is None else 1 - equal
     if baseline is not None:
         loss = baseline.loss(after)
-    return Agreement(
-        rows=count,
+    return FormAgreement(
+        rows=row_count(want),
         equal=equal,
-        max_difference=max(largest, default=None),
-        mean_difference=max(means, default=None),
-        relative_difference=max(relative),
+        max_difference=max((agreement.largest for agreement in numbers.values()), default=None),
+        mean_difference=max(means.values(), default=None),
+        relative_difference=relative,
         metric="" if baseline is None else baseline.metric,
         base_metric=float("nan") if baseline is None else baseline.value,
         form_metric=after,
@@ -116,10 +108,23 @@ def compare_with_base(
     )
 
 
-def check_outputs(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float, what: str) -> float:
+def _agreement(name: str, expected: Array, actual: Array | None) -> Agreement:
+    """Compare an output of a form with the output of its base. Raises InvalidConfig if their shapes differ."""
+    if actual is None or actual.shape != expected.shape:
+        raise InvalidConfig(f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does not")
+    return compare(expected, actual)
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean()) if values.size else 0.0
+
+
+def check_outputs(
+    expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance, what: str
+) -> float:
     """Return the largest difference of outputs, [N, …] by name, from the outputs of the served model.
 
-    `tolerance` is absolute and relative; 0 requires equality. Raises ParityError, whose message begins with `what`.
+    Raises ParityError, whose message begins with `what`, if an output is not within the tolerance.
     """
     largest = 0.0
     for name, want in expected.items():
@@ -127,20 +132,14 @@ def check_outputs(expected: Mapping[str, Array], outputs: Mapping[str, Array], t
         if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT may return int32 for int64.
             shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
             raise ParityError(f"{what}: output {name!r}, {shapes}")
-        wrong = np.atleast_1d(want != got)
-        if want.dtype.kind == "f":
-            wide = want.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
-                error = np.atleast_1d(np.abs(wide - got))
-                size = np.where(np.isfinite(wide), np.abs(wide), 0)
-                largest_of_row = size.max(axis=tuple(range(1, wide.ndim)), keepdims=True, initial=0)
-                allowed = tolerance * (1 + np.abs(wide)) + (tolerance > 0) * _ROUNDING * largest_of_row
-                wrong &= ~((error <= allowed) | (np.isnan(want) & np.isnan(got)))
-            largest = max(largest, float(np.max(error, where=np.isfinite(error), initial=0.0)))
-        if wrong.any():
-            position, apart = tuple(np.argwhere(wrong)[0]), len(np.unique(np.nonzero(wrong)[0]))
+        agreement = compare(want, got, tolerance)
+        if not agreement.is_same:
+            position = tuple(np.argwhere(~agreement.same)[0])
             pair = f"{np.atleast_1d(got)[position]}, but the served model returns {np.atleast_1d(want)[position]}"
-            raise ParityError(f"{what}: output {name!r}, row {position[0]}: {pair} ({apart} of {len(wrong)} rows)")
+            rows = f"{agreement.differing_rows} of {len(agreement.same)} rows"
+            raise ParityError(f"{what}: output {name!r}, row {position[0]}: {pair} ({rows})")
+        if agreement.are_numbers:
+            largest = max(largest, agreement.largest)
     return largest
 
 

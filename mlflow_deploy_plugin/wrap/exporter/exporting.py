@@ -32,11 +32,12 @@ from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.serve.runtime.agreement import EXACT, Tolerance
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
-from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, rounding_tolerance
 from mlflow_deploy_plugin.wrap.evaluation.dataset import cast_to_signature, known_rows
 from mlflow_deploy_plugin.wrap.exporter.desktop import write_desktop
 from mlflow_deploy_plugin.wrap.exporter.package import RUNNER, write_bundle, write_wheel
@@ -50,8 +51,10 @@ _ROWS = 500
 _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
-_ORT_TOLERANCE, _TFLITE_TOLERANCE, _PMML_TOLERANCE = 1e-5, 1e-4, 1e-4
-"""Tolerances (absolute, relative) for the rounding of fused nodes and other kernels. Other formats must be exact."""
+_ORT_TOLERANCE = rounding_tolerance(1e-5)
+_TFLITE_TOLERANCE = rounding_tolerance(1e-4)
+_PMML_TOLERANCE = rounding_tolerance(1e-4)
+"""The tolerances for the rounding of fused nodes and other kernels. Other formats must be exact."""
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by name in the signature."""
 
@@ -158,7 +161,7 @@ class _LoadedVersion:
     graph: Path
     fitted: Any = None
 
-    def prove(self, runner: Path, model: Path, tolerance: float = 0.0) -> float:
+    def prove(self, runner: Path, model: Path, tolerance: Tolerance = EXACT) -> float:
         return _difference(self.expected, _run(runner, model, self.rows), tolerance)
 
 
@@ -194,7 +197,7 @@ def _write(
             size, started = sum(file.lstat().st_size for file in program.parent.rglob("*")), time.monotonic()
             outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
             progress(f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s")
-            return program.parent, _difference(version.expected, outputs, 0.0)
+            return program.parent, _difference(version.expected, outputs, EXACT)
         case "pmml":
             from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
             from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
@@ -347,7 +350,7 @@ def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
     return outputs
 
 
-def _difference(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float) -> float:
+def _difference(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance) -> float:
     return check_outputs(expected, outputs, tolerance, "the exported model gives other answers and was discarded")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Output, ParityState
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -302,8 +303,10 @@ class _ParityProof:
         if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread for all later groups.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
-        measured = comparison.compare_output(output.role, want, got, spread)
-        beyond = measured.excess > 1
+        tolerance = comparison.parity_tolerance(output.role, want, spread)
+        agreement = compare(want, got, tolerance)
+        by_row = agreement.by_row()
+        beyond = ~by_row.same
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
@@ -314,16 +317,17 @@ class _ParityProof:
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
                 with move_weights(random) if move_weights else nullcontext():
                     answers = self._original(moved.data)[output.name]
-                return comparison.compare_output(output.role, expected[origin], answers, spread).excess > 1
+                return ~compare(expected[origin], answers, tolerance).by_row().same
 
             ties[beyond] |= comparison.changes_within_one_step(rows, answers_otherwise, move_weights is not None)
         beyond &= ~ties
         figures = self._figures[output.name]
         figures.beyond_tolerance += int(beyond.sum())
         figures.ties += int(ties.sum())
-        figures.max_absolute_error = max(figures.max_absolute_error, float(measured.absolute[~ties].max(initial=0)))
-        figures.max_relative_error = max(figures.max_relative_error, float(measured.relative[~ties].max(initial=0)))
-        excess = np.where(ties, 0.0, measured.excess)
+        relative = comparison.relative_errors(agreement, want)
+        figures.max_absolute_error = max(figures.max_absolute_error, float(by_row.differences[~ties].max(initial=0)))
+        figures.max_relative_error = max(figures.max_relative_error, float(relative[~ties].max(initial=0)))
+        excess = np.where(ties, 0.0, by_row.excess)
         figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     pass_exit,
 )
+from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
@@ -110,7 +111,7 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     if report.beyond_tolerance and original is not None and example is not None:
         rows = example.take(_HEAD).data
         first, again = original(rows), original(rows)
-        if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):
+        if not all(compare(first[name], again[name]).is_same for name in first):
             raise ConversionError("the model's predictions are random: two calls with the same rows differ")
     if report.state == "warned":
         error = parity_error(report)

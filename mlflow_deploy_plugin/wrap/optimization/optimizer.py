@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, slice_feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import torch_original
-from mlflow_deploy_plugin.wrap.evaluation.agreement import Agreement, compare_with_base, graph_digest
+from mlflow_deploy_plugin.wrap.evaluation.agreement import FormAgreement, compare_with_base, graph_digest
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, load_dataset, load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, downloaded_version
 from mlflow_deploy_plugin.wrap.optimization import forms, saved_form
@@ -82,7 +82,7 @@ class MeasuredForm:
 
     name: str
     cost: FormCost
-    agreement: Agreement | None = None
+    agreement: FormAgreement | None = None
     note: str = ""
 
 
@@ -241,7 +241,7 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
 class _Draft:
     graph: onnx.ModelProto
     folder: Path
-    agreement: Agreement
+    agreement: FormAgreement
     note: str
 
 

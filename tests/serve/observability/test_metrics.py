@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlflow_deploy_plugin.core.statedir.metric_files import Metric, prometheus_text, read_families, read_series
 from mlflow_deploy_plugin.serve.observability import metrics as server_metrics
 from mlflow_deploy_plugin.serve.observability.metrics import MAX_PREDICTIONS, Metrics, Statistics
-from mlflow_deploy_plugin.serve.runtime.shadow_compare import ShadowComparison
+from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 
 REQUEST = ("e", "v", "m", "7", "v2", "200")
 GUIDE = Path(__file__).parents[3] / "docs" / "observe.md"
@@ -162,9 +162,9 @@ def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path
 
 
 def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metrics, Metrics]) -> None:
-    same, differences = np.array([True, False, True]), np.array([0.0, 0.02, np.nan])
+    agreement = Agreement(differences=np.array([0.0, 0.02, np.inf]), excess=np.array([0.0, 2.0, 0.0]), are_numbers=True)
     for metrics in workers:
-        metrics.count_shadow_comparison(SHADOW, ShadowComparison(same, differences), 2, 0.003)
+        metrics.count_shadow_comparison(SHADOW, agreement, 2, 0.003)
         metrics.count_shadow(SHADOW, "dropped")
         metrics.count_shadow(SHADOW, "failed")
 

@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.comparison import (
     answer_spread,
     changes_within_one_step,
-    compare_output,
+    parity_tolerance,
+    relative_errors,
     top_margins,
 )
 
@@ -16,33 +18,40 @@ CASES = {
     "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
     "another label": ("label", ["a", "b"], ["a", "c"], [0, np.inf]),
     "several labels a row": ("label", [[1, 0], [1, 1]], [[1, 0], [1, 0]], [0, np.inf]),
+    "labels that are floats": ("label", [1.0, 2.0], [1.0, 2.00001], [0, np.inf]),
     "probabilities within": ("probabilities", [[0.5, 0.5]], [[0.50005, 0.49995]], [0.5]),
     "probabilities beyond": ("probabilities", [[0.5, 0.5]], [[0.5003, 0.4997]], [3]),
     "values by their size": ("values", [1000.0], [1000.05], [0.5]),
-    "NaN is NaN": ("values", [np.nan], [np.nan], [0]),
-    "NaN is no number": ("values", [np.nan, 1.0], [1.0, np.nan], [np.inf, np.inf]),
-    "infinity is infinity": ("values", [np.inf], [np.inf], [0]),
-    "infinity is no number": ("values", [np.inf, 5.0], [5.0, np.inf], [np.inf, np.inf]),
-    "infinity has a sign": ("values", [np.inf], [-np.inf], [np.inf]),
+    "values that are integers": ("values", [1000, 1000], [1000, 1001], [0, 10]),
+    "16-bit floats": ("values", np.array([1000.0], np.float16), np.array([1005.0], np.float16), [0.5]),
     "one wrong value among many": ("values", [[1.0, 1000.0]], [[1.0, 1001.0]], [10]),
 }
 
 
 @pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
 def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess: Any) -> None:
-    measured = compare_output(role, np.array(want), np.array(got), spread=0.0)
+    agreement = compare(np.array(want), np.array(got), parity_tolerance(role, np.array(want), spread=0.0))
 
-    np.testing.assert_allclose(measured.excess, excess, rtol=1e-6)
+    np.testing.assert_allclose(agreement.by_row().excess, excess, rtol=1e-6)
 
 
 def test_values_near_zero_are_measured_on_the_spread() -> None:
-    measured = compare_output("values", np.array([0.0]), np.array([1e-3]), spread=10.0)
+    want = np.array([0.0])
 
-    assert measured.excess[0] == pytest.approx(1.0)
+    agreement = compare(want, np.array([1e-3]), parity_tolerance("values", want, spread=10.0))
+
+    assert agreement.excess[0] == pytest.approx(1.0)
 
 
-def test_another_shape_is_beyond_every_tolerance() -> None:
-    assert np.isinf(compare_output("values", np.zeros(2), np.zeros((2, 1)), 1.0).excess).all()
+def test_relative_errors_are_shares_of_the_original() -> None:
+    want = np.array([[100.0, 2.0], [np.nan, 5.0]])
+    got = np.array([[101.0, 2.5], [3.0, 5.0]])
+
+    errors = relative_errors(compare(want, got), want)
+
+    np.testing.assert_allclose(errors, [0.25, np.inf])
+    labels = np.array([[1, 0], [1, 1]])
+    assert relative_errors(compare(labels, labels[::-1]), labels).tolist() == [1.0, 1.0]
 
 
 def test_margin_is_the_lead_of_the_best_label() -> None:

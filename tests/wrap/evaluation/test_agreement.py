@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ParityError
-from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, compare_with_base
+from mlflow_deploy_plugin.serve.runtime.agreement import EXACT
+from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, compare_with_base, rounding_tolerance
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, load_version
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 from tests.support.refusals import refused
@@ -62,14 +63,15 @@ def test_a_form_with_other_outputs_is_none(tmp_path: Path) -> None:
 def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row() -> None:
     served = {"label": np.array(["a", "b"], object), "scores": np.array([[1e6, 1e-3], [1.0, np.nan]], np.float32)}
     outputs = {"label": served["label"].copy(), "scores": served["scores"] + np.array([[0, 0.5], [0, 0]], np.float32)}
-    assert check_outputs(served, served, 0.0, "the export") == 0.0
-    assert check_outputs(served, outputs, 1e-5, "the export") == pytest.approx(0.5)
+    rounded = rounding_tolerance(1e-5)
+    assert check_outputs(served, served, EXACT, "the export") == 0.0
+    assert check_outputs(served, outputs, rounded, "the export") == pytest.approx(0.5)
     with refused(ParityError, "the export", "'scores', row 0", "1 of 2 rows"):
-        check_outputs(served, outputs, 0.0, "the export")
+        check_outputs(served, outputs, EXACT, "the export")
     with refused(ParityError, "the export", "'scores'", "float32 [1, 2]"):
-        check_outputs(served, {**outputs, "scores": outputs["scores"][:1]}, 1e-5, "the export")
+        check_outputs(served, {**outputs, "scores": outputs["scores"][:1]}, rounded, "the export")
     with refused(ParityError, "the export", "'scores'", "[0]"):
-        check_outputs(served, {"label": served["label"]}, 1e-5, "the export")
+        check_outputs(served, {"label": served["label"]}, rounded, "the export")
     outputs["label"][1] = "c"
     with refused(ParityError, "the export", "'label', row 1"):
-        check_outputs(served, outputs, 1e-5, "the export")
+        check_outputs(served, outputs, rounded, "the export")

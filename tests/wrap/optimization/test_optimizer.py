@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.promote.gate.run import run_gate
-from mlflow_deploy_plugin.wrap.evaluation.agreement import Agreement
+from mlflow_deploy_plugin.wrap.evaluation.agreement import FormAgreement
 from mlflow_deploy_plugin.wrap.optimization import optimizer
 from mlflow_deploy_plugin.wrap.optimization.measure import FormCost
 from mlflow_deploy_plugin.wrap.optimization.optimizer import MeasuredForm, Optimization, Recipe, choose
@@ -168,7 +168,7 @@ def outcome(**given: tuple[float, ...]) -> Optimization:
 
     def form(name: str, ratio: float, loss: float, upper: float = 0) -> MeasuredForm:
         ratios = {1: ratio, 1000: ratio / 2}
-        agreement = Agreement(100, 1 - loss, None, None, 0.0, "", float("nan"), float("nan"), loss)
+        agreement = FormAgreement(100, 1 - loss, None, None, 0.0, "", float("nan"), float("nan"), loss)
         return MeasuredForm(
             name, FormCost(1, 1, 1.0, {1: 1.0, 1000: 1.0}, ratios, {**ratios, 1: upper or ratio}), agreement
         )

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, Sche
 from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
+from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
@@ -187,13 +188,14 @@ def _current_under_noise(
 
 def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
     """Return [N] booleans: True for a row whose prediction has changed."""
-    if clean.is_label:
-        changed = np.asarray(clean.prediction != disturbed.prediction)
-    else:
-        before, after = (np.asarray(side.prediction, dtype=np.float64) for side in (clean, disturbed))
-        changed = ~(np.abs(after - before) <= _MOVE * np.maximum(np.nanstd(before, axis=0), 1e-12))
-        changed &= ~(np.isnan(before) & np.isnan(after))
-    return np.asarray(changed.reshape(len(clean), -1).any(axis=1))
+    before = clean.prediction
+    after = disturbed.prediction
+    tolerance = LABELS
+    if not clean.is_label:
+        before = before.astype(np.float64)
+        after = after.astype(np.float64)
+        tolerance = Tolerance(absolute=_MOVE * np.maximum(np.nanstd(before, axis=0), 1e-12))
+    return ~compare(before, after, tolerance).by_row().same
 
 
 def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
