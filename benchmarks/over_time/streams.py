@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.watch.kinds.drift import CHECKS, WindowComparison
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential import budget, shifts
 from mlflow_deploy_plugin.watch.sequential.detector import Tracking, limit_for, track
-from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, Evidence, PastLevels
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.levels import (
     FLOORS,
     MISSING,
@@ -183,19 +183,21 @@ class Monitor:
             window=stream.window(number),
             revision=1,
             settings=Settings(home=Path(self._home.name)),
-            alarms=AlarmContext(self.per_year, self._past[:number], self.baseline),
+            false_per_year=self.per_year,
+            past=self._past[:number],
+            baseline=self.baseline,
         )
         parts = {name: (own, profiles[number]) for name, (own, profiles) in stream.parts.items()}
         return WindowComparison(request, ("m", "1"), stream.reference, "", stream.profiles[number], parts, (), {})
 
     @cached_property
-    def _past(self) -> tuple[PastLevels, ...]:
+    def _past(self) -> tuple[JudgedWindow, ...]:
         stream, basis = self.stream, self.stream.reference.bins_key
         past = []
         for number in range(len(stream.profiles)):
             levels = self.levels(number)
             evidence = Evidence(basis, {str(series): value for series, value in levels.items()})
-            past.append(PastLevels(stream.window(number).start, evidence))
+            past.append(JudgedWindow(stream.window(number).start, "no drift", evidence))
         return tuple(past)
 
     def levels(self, number: int) -> dict[FigureSeries, float]:

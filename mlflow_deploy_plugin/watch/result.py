@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
@@ -17,7 +18,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, Evidence, LevelSeries, alarm_key
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries, Outcome, alarm_key
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
@@ -110,6 +111,12 @@ class Finding:
             return 1.0
         ratio = abs(self.value / self.threshold)
         return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)
+
+    @property
+    def account(self) -> str:
+        """Return the reason; for an alarm or an undecided check, the history precedes the reason."""
+        is_open = self.state in (*ALARMS, *UNDECIDED)
+        return f"{self.history}; {self.reason}" if is_open and self.history and self.reason else self.reason
 
     @property
     def history(self) -> str:
@@ -252,7 +259,10 @@ class WindowRequest:
         columns, exclude: the columns that the user has included or excluded.
         progress: a function that receives a line before each step that takes seconds.
         rows_since: as in `core.store.store.Endpoint`; rows of a deleted endpoint of the same name are not read.
-        alarms: the budget of alarms and the past windows, from the store.
+        false_per_year: the monitor's share of the endpoint's budget of alarms; None without a budget.
+        past: the earlier windows of the monitor in their last revision, oldest first.
+        baseline: the columns whose shift a user has accepted (`alarm_key`), each with the start of the new baseline.
+        accuracy: a metric of the model over the same windows, from a monitor of kind performance; None if unknown.
     """
 
     endpoint: str
@@ -270,7 +280,10 @@ class WindowRequest:
     exclude: tuple[str, ...] = ()
     progress: ProgressCallback = field(default=no_progress, compare=False)
     rows_since: datetime | None = None
-    alarms: AlarmContext = field(default_factory=AlarmContext, repr=False)
+    false_per_year: float | None = None
+    past: Sequence[JudgedWindow] = field(default=(), repr=False)
+    baseline: Mapping[str, datetime] = field(default_factory=dict)
+    accuracy: LevelSeries | None = field(default=None, repr=False)
 
     @cached_property
     def log(self) -> InferenceLog:
@@ -284,8 +297,10 @@ class WindowRequest:
     @property
     def requirement_rate(self) -> float:
         """The rate of false violations per window: the window's share of a budget, and at most the spec's rate."""
-        per_year, rate = self.alarms.false_per_year, self.spec.false_alarm_rate
-        return rate if per_year is None else min(rate, per_year / self.spec.windows_per_year)
+        rate = self.spec.false_alarm_rate
+        if self.false_per_year is None:
+            return rate
+        return min(rate, self.false_per_year / self.spec.windows_per_year)
 
     def result(
         self,
@@ -301,9 +316,9 @@ class WindowRequest:
         report: ReportData | None = None,
         evidence: Evidence | None = None,
     ) -> MonitorResult:
-        """Return a result with sorted findings. Figures include the rows, and the evidence the alarms of findings."""
+        """Return a result with sorted findings. The rows are added to the figures, and the alarms and outcomes of the
+        findings to the evidence."""
         ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
-        alarms = dict.fromkeys(finding.key for finding in ordered if finding.is_alarm)
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,
@@ -314,13 +329,28 @@ class WindowRequest:
             window=self.window,
             revision=self.revision,
             state=state,
-            reason=reason,
+            reason=one_line(reason),
             rows=rows,
             findings=ordered,
             figures={"rows": float(rows), **figures},
-            notes=(*self.notes, *notes),
+            notes=tuple(map(one_line, (*self.notes, *notes))),
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),
-            evidence=replace(evidence or Evidence(), alarms=tuple(alarms)),
+            evidence=with_outcomes(evidence or Evidence(), ordered),
         )
+
+
+def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
+    """Return the evidence with the alarms of the findings, and with the first outcome of each column and criterion.
+    Shifts have their own evidence."""
+    alarms: dict[str, None] = {}
+    outcomes: dict[str, Outcome] = {}
+    for finding in findings:
+        if finding.is_alarm:
+            alarms[finding.key] = None
+        is_known = finding.state != "not judged" or finding.value is not None
+        if is_known and finding.check != "shift":
+            outcome = Outcome(finding.check, finding.state, finding.value, finding.threshold)
+            outcomes.setdefault(finding.key, outcome)
+    return replace(evidence, alarms=tuple(alarms), outcomes={**outcomes, **evidence.outcomes})

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, ReportData
 from tests.support.browser import NEEDS_CHROMIUM, chromium
-from tests.support.results import result_of
+from tests.support.results import past_of, result_of
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
@@ -62,18 +62,18 @@ def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
     )
 
 
-def log(judgement: MonitorResult, evidence: ReportData) -> str:
-    """Report the judgement, and return the page of its run."""
+def log(judgement: MonitorResult, evidence: ReportData, *past: MonitorResult) -> str:
+    """Report the judgement after the results of earlier windows, and return the page of its run."""
     # The import of Evidently takes seconds, and every worker of a test run imports every test module.
-    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result, past_windows
+    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
-    return log_result(judgement, build_report(replace(judgement, report=evidence), past_windows(judgement))).url
+    return log_result(judgement, build_report(replace(judgement, report=evidence), past_of(*past))).url
 
 
 def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
-    for day, score in enumerate([0.5, 1.2, 0.8, 2.0]):
-        log(result_of(day, temperature=score), ReportData())
-    url = log(result_of(4, temperature=6.5, notes=("2 rows came late",)), ReportData([features(3.0)]))
+    past = [result_of(day, temperature=score) for day, score in enumerate([0.5, 1.2, 0.8, 2.0])]
+    judgement = result_of(4, temperature=6.5, notes=("2 rows came late",))
+    url = log(judgement, ReportData([features(3.0)]), *past)
 
     reader.page.goto(f"{url}/artifacts/report.html")
     frame = reader.page.frame_locator("iframe").first
@@ -95,8 +95,9 @@ def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
         Finding("f1", "criterion", "not judged", "one class only"),
     )
     kept = Finding("accuracy", "criterion", "kept", "", 0.84, 0.8)
-    log(result_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,)), ReportData())
-    url = log(result_of(1, monitor="accuracy", kind="performance", state="violated", findings=found), ReportData())
+    past = result_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,))
+    judgement = result_of(1, monitor="accuracy", kind="performance", state="violated", findings=found)
+    url = log(judgement, ReportData(), past)
 
     reader.page.goto(f"{url}/artifacts/report.html")
     frame = reader.page.frame_locator("iframe").first

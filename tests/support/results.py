@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.result import Finding, MonitorResult
+from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, with_outcomes
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, Outcome
 
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -36,4 +37,12 @@ def result_of(
         "findings": (*found, *findings),
         "figures": {"statistic": max(scores.values()), "threshold": 3.0} if scores else {},
     }
-    return MonitorResult(**{**values, **{name: value for name, value in said.items() if name in fields}})
+    values |= {name: value for name, value in said.items() if name in fields}
+    largest = {"": Outcome("distribution", values["state"], max(scores.values()), 3.0)} if scores else {}
+    evidence = with_outcomes(Evidence(outcomes=largest), values["findings"])
+    return MonitorResult(**{"evidence": evidence, **values})
+
+
+def past_of(*results: MonitorResult) -> list[JudgedWindow]:
+    """Return the windows as the judgement of a later window sees them."""
+    return [JudgedWindow(result.window.start, result.state, result.evidence) for result in results]

@@ -27,14 +27,13 @@ from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, 
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.watch.reports.history import PastWindow
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from mlflow_deploy_plugin.watch.result import Finding
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving
-from tests.support.results import FIRST, result_of
+from tests.support.results import past_of, result_of
 
 pytestmark = NEEDS_CHROMIUM
 ENDPOINT = "of-" + "a-long-name" * 5
@@ -170,11 +169,12 @@ def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
 def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page: Any, scheme: Any, ground: int) -> None:
     name = "a_long_name_of_a_column" * 4
     wide = Finding(name, "distribution", "drift", "so it is " * 20, 9.0, 3.0, change="so " * 30)
-    before = PastWindow(FIRST, "no drift", {"statistic": 1.0, "threshold": 3.0})
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto("about:blank")  # The console's policy would also apply to the report, and forbids the report's styles.
-    page.set_content(str(build_report(result_of(1, size=9.0, findings=(wide,)), [before])["report.html"]))
+    page.set_content(
+        str(build_report(result_of(1, size=9.0, findings=(wide,)), past_of(result_of(size=1.0)))["report.html"])
+    )
     page.locator("summary").click()
     too_wide = "[...document.querySelectorAll('html, .scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
     assert page.evaluate(too_wide) == 0

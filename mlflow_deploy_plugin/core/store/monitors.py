@@ -11,8 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
+from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.store import tables
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.core.store.leases import Lease, held_row
@@ -226,22 +225,28 @@ class Monitors:
         return self._store.read(query, MonitorWindow)[::-1]
 
     def judged_windows(
-        self, key: MonitorKey, spec: MonitorSpec, column: Literal["evidence", "figures"], until: datetime | None = None
-    ) -> dict[datetime, Mapping[str, Any]]:
-        """Return the start of each judged window of the schedule, oldest first, and a column of its last revision.
+        self,
+        key: MonitorKey,
+        length: timedelta,
+        *columns: str,
+        until: datetime | None = None,
+        aligned_to: datetime = EPOCH,
+    ) -> "list[Row[Any]]":
+        """Return the start and these columns of the last revision of each judged window, oldest first.
 
-        `until` selects windows of the two years before this time. The schedule has windows of length `every` that start
-        at multiples of it. At most 1,000 windows are read: with 40 columns, their evidence takes about 30 MB.
+        The windows have this length, and their starts differ from `aligned_to` by multiples of the length. The default
+        is the schedule. `until` selects windows of the two years before this time. At most 1,000 windows are read: with
+        40 columns, their evidence takes about 40 MB.
         """
-        row, every = MonitorWindowRow, length_of(spec.every)
+        row = MonitorWindowRow
         last = select(func.max(row.id)).filter_by(endpoint=key[0], monitor=key[1], state="judged")
         if until is not None:
             last = last.where(row.start > until - _PAST, row.end <= until)
-        query = select(row.start, row.end, getattr(row, column)).where(row.id.in_(last.group_by(row.start, row.end)))
+        query = select(row.start, *(getattr(row, column) for column in columns), row.end)
+        query = query.where(row.id.in_(last.group_by(row.start, row.end))).order_by(*_NEWEST_FIRST)
         with self._store.transaction(is_read_only=True) as session:
-            windows = session.execute(query.order_by(*_NEWEST_FIRST).limit(_MOST_PAST)).all()[::-1]
-        of_length = ((start, content) for start, end, content in windows if end - start == every)
-        return {start: content for start, content in of_length if not (start - EPOCH) % every}
+            windows = session.execute(query.limit(_MOST_PAST)).all()[::-1]
+        return [row for row in windows if row.end - row.start == length and not (row.start - aligned_to) % length]
 
     def accept(
         self,

@@ -53,7 +53,7 @@ from mlflow_deploy_plugin.watch.drift.threshold.null import (
 )
 from mlflow_deploy_plugin.watch.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.watch.result import Finding
-from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
+from mlflow_deploy_plugin.watch.sequential.evidence import Outcome, alarm_key
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
@@ -84,18 +84,30 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
+        summary: the reason of a verdict without alarms.
+        remark: the text after the worst alarm in the reason.
         findings: the outcome of every column, or the reason why the column was not judged; the worst finding is first.
         figures: metrics by name; metrics of columns are sorted by decreasing score.
         null: the kind of windows from which the threshold is computed; None if distributions are not judged.
+        largest: the largest score of all columns, with the threshold; None if distributions are not judged.
     """
 
     state: State
-    reason: str
+    summary: str
     findings: tuple[Finding, ...]
     figures: Mapping[str, float]
+    remark: str = ""
     notes: tuple[str, ...] = ()
     null: distribution.NullKind | None = None
     held_out: distribution.HoldOutAlarms | Refused = _NOTHING_JUDGED
+    largest: Outcome | None = None
+
+    @property
+    def reason(self) -> str:
+        alarms = [finding for finding in self.findings if finding.is_alarm]
+        if not alarms:
+            return self.summary
+        return column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].account) + self.remark
 
 
 def judge_profile(
@@ -149,13 +161,11 @@ def _unjudged(
     rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
 ) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a schema finding is an alarm."""
-    alarms = [finding for finding in schema if finding.is_alarm]
     findings = column_findings.sort_findings([*schema, *others])
-    if not alarms:
+    if not any(finding.is_alarm for finding in schema):
         return DriftVerdict("not judged", reason, findings, rows)
-    worst = column_findings.describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
-    reason = f"{worst}; distributions are not judged: {reason}"
-    return DriftVerdict("drift", reason, findings, {**rows, "is_drift": 1.0})
+    remark = f"; distributions are not judged: {reason}"
+    return DriftVerdict("drift", reason, findings, {**rows, "is_drift": 1.0}, remark)
 
 
 def _conclude(
@@ -173,20 +183,19 @@ def _conclude(
         groups, null, window, test.scores, test.threshold, start_us, season_us
     )
     findings = column_findings.sort_findings([*others, *checked])
-    alarms = [finding for finding in findings if finding.is_alarm]
     is_fewer = null.independent_n < distribution.needed_windows(rate)
     worth_text = f", worth {_few(null.independent_n)} independent windows" if is_fewer else ""
     evidence = f"p = {test.p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}{worth_text}"
-    reason = "no column differs from the reference more than its own windows do"
-    if alarms:
-        reason = column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].reason)
-        if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
-            evidence = f"all other checks: {evidence}"
+    summary = f"no column differs from the reference more than its own windows do ({evidence})"
+    if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
+        evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
+    state: State = "drift" if is_drift else "no drift"
     held_out = null.held_out
     return DriftVerdict(
-        state="drift" if is_drift else "no drift",
-        reason=f"{reason} ({evidence})",
+        state=state,
+        summary=summary,
+        remark=f" ({evidence})",
         findings=findings,
         figures={
             **rows,
@@ -204,6 +213,7 @@ def _conclude(
         notes=tuple(_notes(null, rate, groups[0].reference.pieces)),
         null=null.kind,
         held_out=held_out,
+        largest=Outcome("distribution", state, test.statistic, test.threshold),
     )
 
 

@@ -49,6 +49,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
     sketch_groups,
 )
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
+from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import (
     ALARMS,
     Check,
@@ -120,7 +121,9 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out
-    required = [finding for rule in request.spec.requirements for finding in _required(compared, rule, effective_n)]
+    required: list[Finding] = []
+    for requirement in request.spec.requirements:
+        required += with_history(request, _required(compared, requirement, effective_n))
     checked = [finding for finding in verdict.findings if finding.check in CHECKS]
     judged_subjects = {finding.subject for finding in checked}
     for item in verdict.findings:  # Add the columns that have only a distribution finding.
@@ -168,7 +171,7 @@ class WindowComparison:
         if request.spec.kind == "drift":
             chosen += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
-        per_year = request.alarms.false_per_year
+        per_year = request.false_per_year
         verdict = judge_profile(
             self.reference,
             self.profile,
@@ -177,9 +180,10 @@ class WindowComparison:
             request.settings.cache_path / _CACHE,
             self.segments,
             single_window_rate(request.spec, per_year) if per_year else None,
-            request.alarms.baseline,
+            request.baseline,
         )
-        return replace(verdict, findings=(*verdict.findings, *self._not_judged(self.excluded, columns)))
+        findings = (*verdict.findings, *self._not_judged(self.excluded, columns))
+        return replace(verdict, findings=tuple(with_history(request, findings)))
 
     def shifts(self, verdict: DriftVerdict) -> ShiftVerdict:
         """Return the lasting shifts of the judged columns until this window."""
@@ -198,34 +202,39 @@ class WindowComparison:
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
         """Return the result with the lasting shifts and the data for the report; `state` and `reason` override the
         verdict on the window alone."""
-        state, reason = state or verdict.state, reason or verdict.reason
+        state = state or verdict.state
+        is_alarm = state in ALARMS
         shifts = self.shifts(verdict)
+        if shifts.findings and state != "violated":
+            state = "drift"
+        sample = self._report_rows() if state != "not judged" else None
+        verdict = replace(verdict, findings=tuple(self._with_correlation(item, sample) for item in verdict.findings))
+        reason = reason or verdict.reason
         if shifts.findings:
-            shifted, worst = [item.title for item in shifts.findings], shifts.findings[0]
-            shift = f"lasting shift of {describe_worst(shifted, f'{worst.history}; {worst.reason}')}"
-            reason = f"{reason}; {shift}" if state in ALARMS else shift
-            state = state if state == "violated" else "drift"
+            shifted = [item.title for item in shifts.findings]
+            shift = f"lasting shift of {describe_worst(shifted, shifts.findings[0].account)}"
+            reason = f"{reason}; {shift}" if is_alarm else shift
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
-        sample = self._report_rows() if state != "not judged" else None
         reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
         pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
-        findings = [self._with_correlation(finding, sample) for finding in (*shifts.findings, *verdict.findings)]
+        of_shifts = [self._with_correlation(item, sample) for item in shifts.findings]
         own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
         sketches = profile_to_parquet(Profile(self.profile.rows, own))
-        accuracy = self.request.alarms.accuracy
+        accuracy = self.request.accuracy
         levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
+        outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         return self.request.result(
             state,
             reason,
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
-            findings=findings,
+            findings=(*of_shifts, *verdict.findings),
             figures={**verdict.figures, **shifts.figures},
             notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
             report=ReportData(pairs, {SKETCHES: sketches}, levels),
-            evidence=shifts.evidence,
+            evidence=replace(shifts.evidence, outcomes=outcomes),
         )
 
     def _with_correlation(self, finding: Finding, sample: tuple[pa.Table, pa.Table] | None) -> Finding:
@@ -365,13 +374,13 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
     for state in ("violated", "drift"):
         alarms = [finding for finding in (*required, *checked) if finding.state == state]
         if alarms:
-            return state, describe_worst([finding.subject for finding in alarms], alarms[0].reason)
+            return state, describe_worst([finding.subject for finding in alarms], alarms[0].account)
     if required and all(finding.state == "kept" for finding in required):
         return "kept", f"{required[0].subject}: {required[0].reason}"
     if unknown := next((finding for finding in required if finding.state == "cannot tell"), None):
-        return "cannot tell", f"{unknown.subject}: {unknown.reason}"
+        return "cannot tell", f"{unknown.subject}: {unknown.account}"
     if verdict == "not judged" or any(finding.state == "not judged" for finding in required):
-        return "not judged", next((finding.reason for finding in required if finding.state == "not judged"), reason)
+        return "not judged", next((finding.account for finding in required if finding.state == "not judged"), reason)
     return "no drift", "no more values are missing, unseen or out of range than in the reference's own windows"
 
 
@@ -385,7 +394,7 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
         return
-    per_year = compared.request.alarms.false_per_year
+    per_year = compared.request.false_per_year
     rate = single_window_rate(spec, per_year) if per_year else spec.false_alarm_rate
     confidence = bonferroni_confidence(rate, len(spec.requirements) * len(names))
     shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.statistics import intervals
@@ -251,6 +252,7 @@ def _result(
     notes: Sequence[str] = (),
 ) -> MonitorResult:
     rows, share = window.rows, window.labels / max(len(window.rows.table), 1)
+    findings = with_history(window.request, findings)
     return window.request.result(
         *intervals.overall_state(findings),
         (rows.model, rows.version),

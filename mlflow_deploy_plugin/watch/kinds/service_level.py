@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.serve.inference_log.tables import count_versions, most_first
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.columns import OWN_PREFIX
+from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import as_texts, largest_values, segment_name
 from mlflow_deploy_plugin.watch.statistics.intervals import (
@@ -116,6 +117,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
     figures, notes = dict(total.figures(spec.requirements)), [*notes, *segment_notes]
+    findings = with_history(request, findings)
     return request.result(
         *overall_state(findings), version, total.requests, findings=findings, figures=figures, notes=notes
     )

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.watch.drift.sketches.columns import OWN_PREFIX
+from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.statistics.intervals import (
@@ -111,6 +112,7 @@ def judge(request: WindowRequest) -> MonitorResult:
             )
             findings.append(criterion_finding(requirement, Refused(reason), confidence))
     notes += segment_notes
+    findings = with_history(request, findings)
     return request.result(
         *overall_state(findings), version, len(answered), findings=findings, figures=figures, notes=notes
     )

@@ -109,8 +109,8 @@ def accept_alarms(
     if endpoint.alarms.false_per_year is None:
         raise InvalidConfig(f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it")
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
-        windows = monitors.judged_windows((name, monitor), spec, "evidence")
-        judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
+        windows = monitors.judged_windows((name, monitor), length_of(spec.every), "evidence")
+        judged = ((row.start, Evidence.from_json(row.evidence)) for row in reversed(windows))
         start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
         baseline = _new_baseline(evidence, start)
         where = f"monitor {monitor!r} of endpoint {name!r}"

@@ -29,13 +29,14 @@ from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, REGRESSION, MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
 from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries
 
 IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
@@ -71,27 +72,34 @@ def window_request(
     )
 
 
-def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
+def with_past(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
     """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
+    window, spec = request.window, request.spec
+    key = request.endpoint, request.monitor
+    stored = monitors.judged_windows(
+        key, window.length, "verdict", "evidence", until=window.start, aligned_to=window.start
+    )
+    past = [JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored]
+    request = replace(request, past=past)
     if endpoint is None:
         return request
-    window, spec, budget = request.window, request.spec, endpoint.spec.alarms.false_per_year
+    budget = endpoint.spec.alarms.false_per_year
+    request = replace(request, false_per_year=endpoint.spec.budget_share)
     scheduled = window_at(window.start_us, spec.every)
-    note, alarms = "", AlarmContext(endpoint.spec.budget_share)
-    if window == scheduled:
-        stored = monitors.judged_windows((request.endpoint, request.monitor), spec, "evidence", window.start)
-        past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
-        starts = monitors.state(request.endpoint, request.monitor).baseline
-        baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
-        alarms = replace(alarms, past=past, baseline=baseline)
-        if spec.kind in KINDS_WITH_REFERENCE:
-            since = past[0].start if past else window.start
-            alarms = replace(alarms, accuracy=_accuracy(endpoint, monitors, since, window.end))
-        elif budget is not None:
-            note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
-    elif budget is not None:
+    if window != scheduled:
+        # Levels of windows outside the schedule would raise more alarms than the budget permits.
+        past = [replace(row, evidence=replace(row.evidence, basis="")) for row in past]
         note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
-    return replace(request, alarms=alarms, notes=(*request.notes, note) if note else request.notes)
+        return replace(request, past=past, notes=(*request.notes, note) if budget is not None else request.notes)
+    starts = monitors.state(*key).baseline
+    request = replace(request, baseline={column: datetime.fromisoformat(start) for column, start in starts.items()})
+    if spec.kind in KINDS_WITH_REFERENCE:
+        since = past[0].start if past else window.start
+        return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
+    if budget is None:
+        return request
+    note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    return replace(request, notes=(*request.notes, note))
 
 
 def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: datetime) -> LevelSeries | None:
@@ -99,8 +107,8 @@ def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: da
     estimated. Return None if no window has the metric."""
     of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
     for name, spec in of_kind[:1]:
-        stored = monitors.judged_windows((endpoint.name, name), spec, "figures", until)
-        windows = {start: figures for start, figures in stored.items() if start >= since}
+        stored = monitors.judged_windows((endpoint.name, name), length_of(spec.every), "figures", until=until)
+        windows = {row.start: row.figures for row in stored if row.start >= since}
         metric = spec.requirements[0].name
         sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
         known = [key for key in sources if any(figures.get(key) is not None for figures in windows.values())]

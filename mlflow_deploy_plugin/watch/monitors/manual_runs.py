@@ -151,7 +151,7 @@ def run_window(
         notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
         request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
         if "false_alarm_rate=" not in monitor.tried:  # The budget would replace the rate.
-            request = evaluation.with_alarms(request, endpoint, Monitors(deployments.store))
+            request = evaluation.with_past(request, endpoint, Monitors(deployments.store))
         return window_runner.as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
     taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
     if taken.state != "judged":

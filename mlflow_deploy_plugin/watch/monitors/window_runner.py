@@ -174,7 +174,7 @@ class WindowRunner:
             judged = replace(window, state="judged", not_before=None, log_digest=digest)
             return replace(judged, verdict="not judged", reason=reason)
         request = evaluation.window_request(window, spec, self.deployments.settings, endpoint, notes)
-        result = self.evaluator.judge(evaluation.with_alarms(request, endpoint, self.monitors))
+        result = self.evaluator.judge(evaluation.with_past(request, endpoint, self.monitors))
         if not self.by_hand:
             self._report(window, spec, result)
         return as_judged(replace(window, log_digest=digest), result, notes)

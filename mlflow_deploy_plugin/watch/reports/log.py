@@ -5,9 +5,12 @@ continues the run. The report's page is a single file, because MLflow shows the 
 """
 
 import base64
+import hashlib
 import html
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -29,7 +32,6 @@ from mlflow_deploy_plugin.core.registry.window_runs import (
     KIND_TAG,
     MONITOR_TAG,
     PAGE,
-    PAGE_RUNS,
     PREFIX,
     REVISION_TAG,
     SERIES_TAG,
@@ -38,11 +40,19 @@ from mlflow_deploy_plugin.core.registry.window_runs import (
     TRIED_TAG,
     TRIED_VERDICT_TAG,
     VERDICT_TAG,
-    runs_of_windows,
 )
-from mlflow_deploy_plugin.watch.reports import history
+from mlflow_deploy_plugin.watch.reports import trend
 from mlflow_deploy_plugin.watch.reports.evidently_charts import EvidentlyReport, draw_columns
-from mlflow_deploy_plugin.watch.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
+from mlflow_deploy_plugin.watch.result import (
+    SD_LEGEND,
+    Finding,
+    MonitorResult,
+    State,
+    format_number,
+    mark_of,
+    to_document,
+)
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,10 +69,13 @@ LARGEST_PAGE = 6_000_000
 _MOST_COLUMNS = 30  # Thirty columns are drawn in about ten seconds.
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
+_LONGEST_NAME = 200  # MLflow's limit is 250.
+_NO_PATH = "\0"
+_STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
 _MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
 
 
-def build_report(result: MonitorResult, past: Sequence[history.PastWindow] = ()) -> Mapping[str, str | bytes]:
+def build_report(result: MonitorResult, past: Sequence[JudgedWindow] = ()) -> Mapping[str, str | bytes]:
     """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason."""
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
@@ -70,11 +83,11 @@ def build_report(result: MonitorResult, past: Sequence[history.PastWindow] = ())
         if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
             break
         columns //= 2
-    figures = history.to_metrics(result)
-    this = history.PastWindow(result.window.start, result.state, figures)
-    levels = history.level_lines(result, [*past, this])
-    lines = history.trend_lines(result, figures, levels)
-    picture, words = history.draw_trend(lines, [*past, this], result.window.length, levels)
+    this = JudgedWindow(result.window.start, result.state, result.evidence)
+    windows = [*past, this][-trend.MOST_WINDOWS :]
+    levels = trend.level_lines(result, windows)
+    lines = trend.trend_lines(result, windows, levels)
+    picture, words = trend.draw_trend(lines, windows, result.window.length, levels)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
     files[PAGE] = _render_page(result, drawn, picture, words)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
@@ -115,7 +128,7 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this revision of
     the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden settings are
     not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues the run."""
-    figures = history.to_metrics(result)
+    figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
@@ -151,24 +164,45 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     return run
 
 
-def past_windows(result: MonitorResult) -> list[history.PastWindow]:
-    """Return the newest windows before this window with the same monitor and length, in their last revision, without
-    windows of an earlier endpoint of the same name. Raises RegistryUnavailable."""
-    last: dict[datetime, tuple[int, history.PastWindow]] = {}
-    for run in runs_of_windows(result.endpoint, result.monitor):
-        tags = run.data.tags
-        start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
-        if start is None or end is None or end - start != result.window.length or start >= result.window.start:
-            continue
-        if result.endpoint_created not in ("", tags.get(CREATED_TAG)):
-            continue
-        revision = tags.get(REVISION_TAG, "")
-        number = int(revision) if revision.isdigit() else 0
-        if start not in last or last[start][0] < number:
-            last[start] = (number, history.PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
-        if len(last) == PAGE_RUNS:
-            break
-    return [window for _, window in last.values()]
+def to_metrics(result: MonitorResult) -> dict[str, float]:
+    """Return the figures, and the finite values of the findings: `distribution_score/COLUMN`, … for a column;
+    `shift_state/COLUMN` (1 for an alarm) for a shift of its level; `criterion/accuracy`, `criterion_threshold/accuracy`
+    and `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1 violated) for a requirement."""
+    named: list[tuple[str, float | None]] = [("rows", result.rows), ("is_alarm", float(result.is_alarm))]
+    named += result.figures.items()
+    for finding in result.findings:
+        subject = _metric_subject(finding)
+        if finding.check == "criterion":
+            named.append((f"criterion/{subject}", finding.value))
+            named.append((f"criterion_threshold/{subject}", finding.threshold))
+            named.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
+        else:
+            named.append((f"{finding.check}_score/{subject}", finding.value))
+        if finding.check == "shift":  # The detector restarts, so its score does not show a lasting alarm.
+            named.append((f"shift_state/{subject}", float(finding.is_alarm)))
+    values: dict[str, float] = {}
+    for name, value in named:
+        if value is not None and math.isfinite(value):
+            values.setdefault(name, float(value))
+    counts = Counter(metric_name(name) for name in values)
+    return {_unique_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
+
+
+def _unique_name(name: str, is_shared: bool) -> str:
+    """Return a valid MLflow name, with a digest if several names would become the same valid name."""
+    plain = metric_name(name)
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and plain != name else plain
+
+
+def metric_name(name: str) -> str:
+    """Return a valid MLflow name: most punctuation is replaced, and the name is not a relative path."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
+    return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
+
+
+def _metric_subject(finding: Finding) -> str:
+    parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
+    return "/".join(part.replace("/", _NO_PATH) for part in parts)
 
 
 def _time(text: str) -> datetime | None:

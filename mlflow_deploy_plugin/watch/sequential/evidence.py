@@ -2,12 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from typing import Any
 
 Levels = Mapping[str, float]
 """The signed figures of a window by series, such as `delay/level` or `carrier=AA/delay/missing`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a check in a judged window, with the fields of `watch.result.Finding`."""
+
+    check: str
+    state: str
+    value: float | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,8 @@ class Evidence:
         alarms: the columns and criteria that raised an alarm, as `alarm_key`.
         accepted: the alarms that a user has accepted since then.
         shifts: the series with an open alarm of the detector, each with the start of the shift in ISO 8601.
+        outcomes: the worst outcome of each judged column and criterion, by `alarm_key`. The key of the largest score of
+            all columns is empty.
     """
 
     basis: str = ""
@@ -27,6 +39,7 @@ class Evidence:
     alarms: tuple[str, ...] = ()
     shifts: Mapping[str, str] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
     @property
     def open_alarms(self) -> tuple[str, ...]:
@@ -36,17 +49,20 @@ class Evidence:
         """Return the evidence for the store. NaN and infinity are omitted, because JSON does not have them."""
         levels = {series: level for series, level in self.levels.items() if math.isfinite(level)}
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
-        return {"basis": self.basis, "levels": levels, **alarms, "shifts": dict(self.shifts)}
+        outcomes = {key: [_finite(part) for part in astuple(outcome)] for key, outcome in self.outcomes.items()}
+        return {"basis": self.basis, "levels": levels, **alarms, "shifts": dict(self.shifts), "outcomes": outcomes}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
-        """Return the stored evidence. A document of another form, such as of a window without evidence, is empty."""
+        """Return the stored evidence. A document of another form, such as of a window without evidence, is empty.
+        Windows that were stored by earlier releases have no outcomes."""
         try:
             levels = {series: float(level) for series, level in document["levels"].items()}
             shifts = {series: datetime.fromisoformat(since).isoformat() for series, since in document["shifts"].items()}
             alarms = tuple(map(str, document["alarms"]))
             accepted = tuple(map(str, document.get("accepted", ())))
-            return cls(str(document["basis"]), levels, alarms, shifts, accepted)
+            outcomes = {key: _stored_outcome(*parts) for key, parts in document.get("outcomes", {}).items()}
+            return cls(str(document["basis"]), levels, alarms, shifts, accepted, outcomes)
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 
@@ -56,11 +72,20 @@ def alarm_key(subject: str, segment: str = "") -> str:
     return f"{segment}/{subject}" if segment else subject
 
 
+def _stored_outcome(check: object, state: object, *numbers: Any) -> Outcome:
+    return Outcome(str(check), str(state), *(None if number is None else float(number) for number in numbers))
+
+
+def _finite(part: str | float | None) -> str | float | None:
+    return None if isinstance(part, float) and not math.isfinite(part) else part
+
+
 @dataclass(frozen=True)
-class PastLevels:
-    """The figures of an earlier window of the same monitor."""
+class JudgedWindow:
+    """A judged window of a monitor, as the judgements of later windows see it. `state` is the state of the result."""
 
     start: datetime
+    state: str
     evidence: Evidence
 
 
@@ -85,6 +110,7 @@ class LevelSeries:
         usual: the usual level in each window, including the cycle of the season; empty without a reference.
         deviation: the standard deviation of the reference's windows around `usual`; 0 without a reference.
         onset: the start of the shift; None without an alarm.
+        key: the `alarm_key` of the column; empty if the level is not a column.
     """
 
     title: str
@@ -93,20 +119,4 @@ class LevelSeries:
     usual: Sequence[float] = ()
     deviation: float = 0.0
     onset: Onset | None = None
-
-
-@dataclass(frozen=True)
-class AlarmContext:
-    """The endpoint's alarms and earlier windows, for the judgement of a window.
-
-    Attributes:
-        false_per_year: the monitor's share of the endpoint's budget; None without a budget.
-        past: the earlier windows of the monitor in their last revision, oldest first.
-        baseline: the columns whose shift a user has accepted (`alarm_key`), each with the start of the new baseline.
-        accuracy: a metric of the model over the same windows, from a monitor of kind performance; None if unknown.
-    """
-
-    false_per_year: float | None = None
-    past: tuple[PastLevels, ...] = ()
-    baseline: Mapping[str, datetime] = field(default_factory=dict)
-    accuracy: LevelSeries | None = None
+    key: str = ""

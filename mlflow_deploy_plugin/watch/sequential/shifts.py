@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
 
 _MOST_CHARTS = 5
 _SHOWN_WINDOWS = 60
-"""The number of windows in a chart, as in `reports/history.py`."""
+"""The number of windows in a chart, as in `reports/trend.py`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def judge_shifts(
     basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
     evidence = Evidence(basis, {str(series): value for series, value in current.items()})
     levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()}, figures)
-    per_year = request.alarms.false_per_year
+    per_year = request.false_per_year
     try:
         budget.require_windows(reference, levels, request.spec)
         course = follow(request, reference, levels, current, basis)
@@ -109,7 +109,7 @@ def follow(
     """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
     can be compared."""
     start_us = request.window.start_us
-    past = [one for one in request.alarms.past if one.evidence.basis == basis and one.start < request.window.start]
+    past = [one for one in request.past if one.evidence.basis == basis and one.start < request.window.start]
     judged = np.array([*(microseconds(one.start) for one in past), start_us], np.int64)
     if request.spec.is_rolling:  # The reference contains all windows before this window.
         older = levels.starts_us < judged[0]
@@ -123,10 +123,10 @@ def follow(
     values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[outside]
     windows = budget.detector_windows(levels, request.spec, judged[outside], values)
     starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged[outside])]
-    for key, since in request.alarms.baseline.items():
+    for key, since in request.baseline.items():
         begin = next((place for place in range(windows.reference, len(starts)) if starts[place] >= since), len(starts))
         windows.restarts[[place for place, name in enumerate(levels.series) if name.key == key]] = begin
-    per_year = request.alarms.false_per_year
+    per_year = request.false_per_year
     lasting_rate = budget.LASTING_SHARE * (per_year or 0) / request.spec.windows_per_year
     limit = limit_for(windows, lasting_rate) if per_year else np.inf
     return Course(request, reference, levels.series, starts, windows, track(windows, limit))
@@ -220,4 +220,5 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
             usual=usual[shown_windows].tolist(),
             deviation=float(course.tracking.deviation[place]),
             onset=_onset(course, shift) if shift is not None else None,
+            key=series.key,
         )

@@ -288,4 +288,4 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
 
 def _shown(findings: Sequence[Finding]) -> str:
     first, more = findings[0], f", and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.reason}{more}"
+    return f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.account}{more}"

@@ -4,14 +4,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from threading import Barrier
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -162,13 +160,15 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: 
     judge(START + DAY, 7)
     Monitors(store).add(name, "daily", START - DAY, START)  # not judged
     Monitors(store).add(name, "daily", START - 2 * DAY, START - DAY)  # a revision that is not judged
-    read = partial(Monitors(store).judged_windows, (name, "daily"), MonitorSpec(), "evidence")
 
-    until = read(START + DAY)
+    def read(**given: Any) -> list[int]:
+        windows = Monitors(store).judged_windows((name, "daily"), DAY, "evidence", **given)
+        return [window.evidence["number"] for window in windows]
 
-    assert [*until.items()] == [(START - 2 * DAY, {"number": 5}), (START, {"number": 2})]
-    assert [*read()] == [START - 800 * DAY, *until, START + DAY]
-    assert read(START - 2 * DAY) == {}
+    assert read(until=START + DAY) == [5, 2]
+    assert read() == [6, 5, 2, 7]
+    assert read(until=START - 2 * DAY) == []
+    assert read(until=START + 3 * DAY / 2, aligned_to=START + DAY / 2) == [4]
 
 
 def test_revisions_of_a_window_do_not_displace_other_windows(
@@ -181,9 +181,9 @@ def test_revisions_of_a_window_do_not_displace_other_windows(
             window = monitors.add(name, "daily", START + day * DAY, START + (day + 1) * DAY)
             assert monitors.update(replace(window, state="judged", evidence={"number": revision}))
 
-    read = monitors.judged_windows((name, "daily"), MonitorSpec(), "evidence")
+    read = monitors.judged_windows((name, "daily"), DAY, "evidence")
 
-    assert read == {START + DAY: {"number": 3}, START + 2 * DAY: {"number": 3}}
+    assert [(row.start, row.evidence) for row in read] == [(START + day * DAY, {"number": 3}) for day in (1, 2)]
 
 
 def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.watch.result import MonitorResult
-from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, LevelSeries
+from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries
 from tests.support.inference_log import ENDPOINT, event_table
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import EndpointWorld, finding
@@ -78,13 +78,13 @@ def ask(endpoint: EndpointWorld, reference: pa.Table, cache: Path) -> Callable[.
         rows: dict[str, Any],
         kind: str = "drift",
         withheld: CaptureSpec | None = None,
-        alarms: AlarmContext | None = None,
+        accuracy: LevelSeries | None = None,
         **spec: Any,
     ) -> MonitorResult:
         if len(next(iter(rows.values()))):
             endpoint.answer(rows)
         request = endpoint.ask(kind=kind, **{"min_rows": 100, **spec})
-        return KINDS[kind](replace(request, capture=withheld or CaptureSpec(), alarms=alarms or AlarmContext()))
+        return KINDS[kind](replace(request, capture=withheld or CaptureSpec(), accuracy=accuracy))
 
     return asked
 
@@ -110,10 +110,10 @@ def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
 def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_of_the_model(
     ask: Callable[..., Any],
 ) -> None:
-    accuracy = AlarmContext(accuracy=LevelSeries("accuracy, from labels", (DAY,), (0.8,)))
+    accuracy = LevelSeries("accuracy, from labels", (DAY,), (0.8,))
 
-    calm = ask(day(100), alarms=accuracy)
-    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)), alarms=accuracy)
+    calm = ask(day(100), accuracy=accuracy)
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)), accuracy=accuracy)
 
     assert calm.report.levels == ()
     assert [series.title for series in shifted.report.levels] == ["temp, mean", "accuracy, from labels"]
@@ -266,7 +266,8 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask: Callabl
     )
 
     assert judged.state == "violated"
-    assert judged.reason.startswith("missing(temp): 50.00% of 240 rows")
+    assert judged.reason.startswith("missing(temp): 4.9% (the reference) → 50.0%, more; violated since the window of")
+    assert "; 50.00% of 240 rows" in judged.reason
     assert (finding(judged, "missing(temp)").value, finding(judged, "missing(temp)").state) == (0.5, "violated")
     assert finding(judged, "missing(noise)").state == "kept"
     assert finding(judged, "unseen(carrier)").state == "kept"

@@ -9,7 +9,6 @@ import pytest
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.kinds.service_level import judge
-from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import EndpointWorld, finding
 
@@ -42,7 +41,7 @@ def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint: End
     endpoint.answer(requests(np.random.default_rng(0), slow=0.02))
     request = endpoint.ask(**P99)
 
-    within = judge(replace(request, alarms=AlarmContext(false_per_year=0.5)))
+    within = judge(replace(request, false_per_year=0.5))
 
     assert (judge(request).state, judge(request).evidence.alarms) == ("violated", ("p99",))
     assert (within.state, within.evidence.alarms) == ("cannot tell", ())

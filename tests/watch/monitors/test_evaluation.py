@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
-from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log, judging_worker, window_request, with_alarms
+from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log, judging_worker, window_request, with_past
 from mlflow_deploy_plugin.watch.monitors.window_runner import unsaved_window
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
@@ -85,10 +85,10 @@ def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> Win
     endpoint = world.store.require_endpoint("flights")
     unsaved = unsaved_window("flights", monitor, window, NOON)
     request = window_request(unsaved, endpoint.spec.monitors[monitor], world.settings, endpoint, ["an agent is silent"])
-    return with_alarms(request, endpoint, world.monitors)
+    return with_past(request, endpoint, world.monitors)
 
 
-def judged(world: MonitoredWorld, number: int, monitor: str = "hourly", **fields: Any) -> None:
+def judged(world: MonitoredWorld, number: float, monitor: str = "hourly", **fields: Any) -> None:
     """Store a judged hour, counted from noon."""
     start = NOON + number * HOUR
     window = world.monitors.add("flights", monitor, start, start + HOUR)
@@ -110,11 +110,11 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(wor
 
     request = asked(world, Window(NOON + 3 * HOUR, NOON + 4 * HOUR))
 
-    assert request.alarms.false_per_year == 1.5
-    past = [(one.start, one.evidence.levels) for one in request.alarms.past]
+    assert request.false_per_year == 1.5
+    past = [(one.start, one.evidence.levels) for one in request.past]
     assert past == [(NOON, {}), (NOON + HOUR, {"x/level": 1.5}), (NOON + 2 * HOUR, {"x/level": 2.0})]
-    assert request.alarms.baseline == {"x": NOON}
-    assert (request.alarms.accuracy, request.notes) == (None, ("an agent is silent",))
+    assert request.baseline == {"x": NOON}
+    assert (request.accuracy, request.notes) == (None, ("an agent is silent",))
 
 
 def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(world: MonitoredWorld) -> None:
@@ -126,9 +126,9 @@ def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(wor
         judged(world, number, evidence=evidence(number))
     last = Window(NOON + 3 * HOUR, NOON + 4 * HOUR)
 
-    accuracy = asked(world, last).alarms.accuracy
+    accuracy = asked(world, last).accuracy
     judged(world, 3, monitor="hits", figures={"f1": None, "estimated/f1": 0.7})
-    extended = asked(world, last).alarms.accuracy
+    extended = asked(world, last).accuracy
 
     assert accuracy is not None
     assert extended is not None
@@ -138,7 +138,7 @@ def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(wor
     assert extended.values[0] == 0.9
     assert math.isnan(extended.values[1])
     assert extended.values[2] == 0.7
-    assert asked(world, last, "hits").alarms.accuracy is None
+    assert asked(world, last, "hits").accuracy is None
 
 
 def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(world: MonitoredWorld) -> None:
@@ -152,7 +152,18 @@ def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(world
 
     assert without.notes == ("an agent is silent",)
     assert mentions(request.notes[1], "overlaps", "2026-11-20T12:00:00/2026-11-20T13:00:00")
-    assert (request.alarms.past, request.alarms.false_per_year) == ((), 3)
+    assert (request.past, request.false_per_year) == ([], 3)
+
+
+def test_windows_outside_the_schedule_have_a_history_without_levels(world: MonitoredWorld) -> None:
+    world.endpoint()
+    for number in (0, 0.5, 1):
+        judged(world, number, verdict="drift", evidence=evidence(1) | {"alarms": ["x"]})
+
+    (before,) = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2)).past
+
+    assert (before.start, before.state, before.evidence.alarms) == (NOON + HOUR / 2, "drift", ("x",))
+    assert before.evidence.basis == ""
 
 
 def test_requirements_share_the_budget(world: MonitoredWorld) -> None:

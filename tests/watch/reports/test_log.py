@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Barrier
@@ -20,12 +19,10 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.reports.history import PastWindow
-from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
+from mlflow_deploy_plugin.watch.reports.log import build_report, log_result, to_metrics
 from mlflow_deploy_plugin.watch.result import Finding, State
 from tests.support.refusals import refused
-from tests.support.results import FIRST, result_of
+from tests.support.results import past_of, result_of
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
@@ -78,9 +75,9 @@ log_result(pickle.load(sys.stdin.buffer), Files())
 def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient) -> None:
     given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
-    before = PastWindow(FIRST - timedelta(days=1), "no drift", {"statistic": 0.5, "threshold": 3.0})
+    past = past_of(result_of(-1, temperature=0.5))
 
-    run = log_result(given, {**build_report(given, [before]), "sketches.parquet": b"\xffPAR1"})
+    run = log_result(given, {**build_report(given, past), "sketches.parquet": b"\xffPAR1"})
 
     logged = tracking.get_run(run.run_id)
     assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")
@@ -100,7 +97,7 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
     page = artifact(run.run_id, "report.html").decode()
     words = "largest score of a column, in SD: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
-    assert f"<img alt='{words}'" in page
+    assert f"<img alt='{words}; temperature, score in SD: newest 6.5" in page
     assert "<title>whole, daily, 2013-07-01/2013-07-02</title></head>" in page
     assert "name='viewport'" in page
     assert "@media (prefers-color-scheme: dark)" in page
@@ -306,52 +303,12 @@ def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
         log_result(result_of(endpoint="artifacts"), {"a.txt": "a"})
 
 
-def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) -> None:
-    from mlflow_deploy_plugin.watch.reports.log import past_windows
-
-    for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
-        log_result(result_of(day, "past", temperature=score, revision=revision), {})
-
-    month = result_of(0, "past", temperature=7.0)
-    log_result(replace(month, window=Window(FIRST - timedelta(days=30), FIRST)), {})  # judged by hand
-
-    past = past_windows(result_of(2, "past", temperature=1.0))
-
-    assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
-
-
-def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_came_since(
-    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow_deploy_plugin.core.registry import window_runs
-    from mlflow_deploy_plugin.watch.reports import log
-    from mlflow_deploy_plugin.watch.reports.log import past_windows
-
-    for module in (log, window_runs):
-        monkeypatch.setattr(module, "PAGE_RUNS", 4)
-    log_result(result_of(0, "late", temperature=3.0), {})
-    (before,) = runs_of(tracking, "late")
-    for day in range(2, 8):
-        window = result_of(day, "late").window
-        of_window = {"onnxserve.window.start": window.start.isoformat(), "onnxserve.window.end": window.end.isoformat()}
-        tracking.create_run(before.info.experiment_id, tags=before.data.tags | of_window)
-
-    (found,) = past_windows(result_of(1, "late", temperature=9.0))
-
-    assert found.figures["statistic"] == 3.0
-
-
-def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking: MlflowClient) -> None:
-    from mlflow_deploy_plugin.watch.reports.log import past_windows
-
-    gone, made_anew = (f"2026-11-20T1{hour}:00:00+00:00" for hour in (1, 2))
-    for day, created in ((0, ""), (1, gone), (2, made_anew)):
+def test_each_endpoint_of_the_name_has_its_own_run_for_all_windows(tracking: MlflowClient) -> None:
+    for day, created in enumerate(("", "2026-11-20T11:00:00+00:00", "2026-11-20T12:00:00+00:00")):
         log_result(result_of(day, "namesake", endpoint_created=created), {})
 
-    past = past_windows(result_of(3, "namesake", endpoint_created=made_anew))
     series = [run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags]
 
-    assert sorted(window.start.day for window in past) == [3]
     assert len(series) == 3
 
 
@@ -378,9 +335,9 @@ def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) ->
     )
     given = result_of(endpoint="criteria", kind="performance", findings=found, state="violated")
 
-    before = PastWindow(FIRST - timedelta(days=1), "kept", {"criterion/accuracy": 0.84})
+    past = past_of(result_of(-1, findings=(replace(found[0], state="kept", value=0.84),)))
 
-    run = log_result(given, build_report(given, [before]))
+    run = log_result(given, build_report(given, past))
 
     metrics = tracking.get_run(run.run_id).data.metrics
     assert metrics["criterion/accuracy"] == 0.71
@@ -388,3 +345,25 @@ def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) ->
     assert metrics["criterion/accuracy/carrier_AA"] == 0.81
     assert "criterion/f1" not in metrics
     assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
+
+
+SCORES: dict[str, Any] = {
+    "a_b": 1.0,
+    "a/b": 2.0,
+    "a%b": 3.0,
+    "a b": 4.0,
+    "\n": 5.0,
+    "x" * 300 + "1": 6.0,
+    "x" * 300 + "2": 7.0,
+}
+
+
+def test_no_column_is_lost_and_each_keeps_its_name_whatever_their_order_is() -> None:
+    metrics = to_metrics(result_of(**SCORES))
+    backwards = to_metrics(result_of(**dict(reversed(SCORES.items()))))
+
+    scores = {name: value for name, value in metrics.items() if name.startswith("distribution_score/")}
+    assert sorted(scores.values()) == sorted(SCORES.values())
+    assert metrics["distribution_score/a_b"] == 1.0
+    assert backwards == metrics
+    assert max(map(len, metrics)) <= 250

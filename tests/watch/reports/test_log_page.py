@@ -13,13 +13,12 @@ import pytest
 from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.watch.reports.history import PastWindow
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from mlflow_deploy_plugin.watch.result import Check, Finding, ReportData
 from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.refusals import mentions
-from tests.support.results import FIRST, result_of
+from tests.support.results import FIRST, past_of, result_of
 
 SIZE, ROWS = 1000, 40
 RNG = np.random.default_rng(0)
@@ -233,9 +232,8 @@ def test_what_is_not_judged_has_a_page_that_says_why() -> None:
 def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(width: int, tmp_path: Path) -> None:
     name = "a_column_with_a_long_name_" * 4
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)), (text(["a" * 70, "b"], SIZE), text(["a" * 70, "b"]))]
-    before = PastWindow(FIRST - timedelta(days=1), "no drift", {"statistic": 0.5, "threshold": 3.0})
     given = result_of(trap=9.0, findings=(Finding(name, "distribution", "drift", "x" * 500, 5.0, 3.0),))
-    files = build_report(replace(given, report=ReportData(pairs)), [before])
+    files = build_report(replace(given, report=ReportData(pairs)), past_of(result_of(-1, trap=0.5)))
     (tmp_path / "report.html").write_text(str(files["report.html"]))
 
     with chromium() as browser:

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, 
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.result import WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import AlarmContext, PastLevels
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
 
 REFERENCE_DAYS, ROWS = 60, 80
@@ -59,7 +59,7 @@ class Stream:
         self.reference = reference
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(min_rows=30, **spec)
-        self.past: list[PastLevels] = []
+        self.past: list[JudgedWindow] = []
 
     def judge(
         self,
@@ -76,12 +76,12 @@ class Stream:
             in_window = range(REFERENCE_DAYS + day, REFERENCE_DAYS + day + self._days_per_window)
             parts = [change(rows_of(one)) if one >= first_changed else rows_of(one) for one in in_window]
             rows = pa.concat_tables(map(pa.table, parts))
-            alarms = AlarmContext(per_year if day == days[-1] else None, tuple(self.past), **context)
+            context |= {"false_per_year": per_year if day == days[-1] else None, "past": tuple(self.past)}
             window = Window(start, start + timedelta(days=self._days_per_window))
-            request = WindowRequest("flights", "daily", self._spec, window, 1, load_settings(), alarms=alarms)
+            request = WindowRequest("flights", "daily", self._spec, window, 1, load_settings(), **context)
             profile = sketch_batches(self.reference.bins, [rows])
             verdict = judge_shifts(request, self.reference, profile, {}, sorted(self.reference.bins))
-            self.past.append(PastLevels(start, verdict.evidence))
+            self.past.append(JudgedWindow(start, "no drift", verdict.evidence))
         return verdict
 
 

@@ -2,18 +2,26 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome
 
-EVIDENCE = Evidence("bins", {"x/level": 2.5}, ("x", "carrier=AA/x"), {"x/level": "2013-07-01T00:00:00+00:00"})
+EVIDENCE = Evidence(
+    "bins",
+    {"x/level": 2.5},
+    ("x", "carrier=AA/x"),
+    {"x/level": "2013-07-01T00:00:00+00:00"},
+    outcomes={"x": Outcome("distribution", "drift", 5.0, 3.0), "y": Outcome("distribution", "no drift")},
+)
 
 
 def test_it_is_read_as_it_was_stored_without_unknown_levels() -> None:
     levels = {**EVIDENCE.levels, "y/spread": math.nan, "z/level": math.inf}
-    stored = json.loads(json.dumps(Evidence("bins", levels, EVIDENCE.alarms, EVIDENCE.shifts).to_json()))
+    outcomes = {**EVIDENCE.outcomes, "y": Outcome("distribution", "no drift", math.nan, math.inf)}
+    stored = json.loads(json.dumps(replace(EVIDENCE, levels=levels, outcomes=outcomes).to_json()))
 
     assert Evidence.from_json(stored) == EVIDENCE
     assert Evidence.from_json(stored | {"of a later version": 1}) == EVIDENCE
@@ -26,9 +34,17 @@ def test_it_is_read_as_it_was_stored_without_unknown_levels() -> None:
         {"levels": {"x/level": None}},
         {"levels": [1.0]},
         {"alarms": 1},
+        {"outcomes": {"x": ["distribution", "drift", "high", None]}},
+        {"outcomes": {"x": 1}},
         {"shifts": {"x/level": "last week"}},
     ],
 )
 def test_content_that_cannot_be_read_is_empty(wrong: dict[str, Any]) -> None:
     assert Evidence.from_json({}) == Evidence()
     assert Evidence.from_json(EVIDENCE.to_json() | wrong) == Evidence()
+
+
+def test_windows_of_earlier_releases_have_no_outcomes() -> None:
+    stored = {name: part for name, part in EVIDENCE.to_json().items() if name != "outcomes"}
+
+    assert Evidence.from_json(stored) == replace(EVIDENCE, outcomes={})

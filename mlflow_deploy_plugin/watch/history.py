@@ -1,0 +1,79 @@
+"""The history of a finding: the change of its value, and the start of its alarm.
+
+Columns are compared with the reference; criteria are compared with earlier windows. Undecided windows are skipped when
+alarms are counted.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
+from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED, Finding, WindowRequest, same_phase
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+
+_WINDOWS_BEFORE = 8
+
+
+def with_history(request: WindowRequest, findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings with their history in the past windows of the request."""
+    return [_with_change(request, _with_start(request, finding)) for finding in findings]
+
+
+def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool | None:
+    """Return True if the finding was an alarm in the past window (a column: in any check); None if it is unknown."""
+    outcomes = window.evidence.outcomes
+    if finding.key in window.evidence.alarms:
+        return True
+    if window.state not in (*ALARMS, *UNDECIDED):
+        return False
+    if finding.check != "criterion":
+        return False if "" in outcomes and window.state != "not judged" else None
+    if finding.key in outcomes:
+        return None if outcomes[finding.key].state in UNDECIDED else False
+    # Data quality has findings only for columns that violate a requirement, so other columns were not an alarm.
+    return False if kind == "data_quality" and window.state not in UNDECIDED else None
+
+
+def _with_start(request: WindowRequest, finding: Finding) -> Finding:
+    if not finding.is_alarm or finding.since:  # A shift has its own start, before the first window with its alarm.
+        return finding
+    first = request.window.start
+    in_a_row = 1
+    for window in reversed(request.past):
+        is_alarm = was_alarm(request.spec.kind, finding, window)
+        if is_alarm is False:
+            break
+        if is_alarm:
+            first = window.start
+            in_a_row += 1
+    end = first + request.window.length
+    return replace(finding, since=first.isoformat(), since_end=end.isoformat(), in_a_row=in_a_row)
+
+
+def _with_change(request: WindowRequest, finding: Finding) -> Finding:
+    """Return the finding with the change from the windows before its alarm, by preference of the same phase."""
+    if finding.check != "criterion" or finding.value is None or finding.change:
+        return finding
+    begin = datetime.fromisoformat(finding.since) if finding.since else request.window.start
+    values: dict[int, float] = {}
+    for window in request.past:
+        outcome = window.evidence.outcomes.get(finding.key)
+        if window.start < begin and outcome is not None and outcome.value is not None:
+            values[microseconds(window.start)] = outcome.value
+    if not values:
+        return finding
+    start_us, end_us = request.window.start_us, request.window.end_us
+    indices, phase = same_phase(start_us, end_us - start_us, [*values])
+    all_values = [*values.values()]
+    before = ([all_values[index] for index in indices] or all_values)[-_WINDOWS_BEFORE:]
+    usual = float(np.median(before))
+    source = "the window before"
+    if len(before) > 1:
+        source = f"the median of the {len(before)} {phase or 'windows'} before"
+    then, now = f"{usual:.4g}", f"{finding.value:.4g}"
+    where = "higher" if finding.value > usual else "lower"
+    return replace(finding, change=f"{then} ({source}) → {now}, {'unchanged' if then == now else where}")

@@ -1,0 +1,256 @@
+"""The history of a finding, equal for every kind of monitor, and its texts."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.watch.history import with_history
+from mlflow_deploy_plugin.watch.kinds.intervals import overall_state
+from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, State, WindowRequest, describe_span
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+from tests.support.refusals import mentions
+from tests.support.results import FIRST, past_of, result_of
+
+DAY = timedelta(days=1)
+
+
+def told(result: MonitorResult, past: list[JudgedWindow]) -> list[Finding]:
+    """Return the findings of a result with their history in the past windows."""
+    spec = MonitorSpec.model_construct(kind=result.kind)
+    request = WindowRequest(result.endpoint, result.monitor, spec, result.window, 1, Settings(), past=past)
+    return with_history(request, result.findings)
+
+
+def accuracy(state: State, value: float | None, segment: str = "") -> Finding:
+    return Finding("accuracy", "criterion", state, f"{value} on 500 rows", value, 0.8, segment)
+
+
+def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorResult:
+    """Return the result of a day with the state of its first finding."""
+    return result_of(day, kind=kind, state=findings[0].state, findings=findings)
+
+
+def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
+    """Return the days up to the ninth, one per window: state and accuracy, with the requirement 0.8."""
+    first = 10 - len(windows)
+    return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
+
+
+@pytest.mark.parametrize(
+    ("windows", "change", "since", "in_a_row"),
+    [
+        ([], "", 10, 1),
+        ([("kept", 0.9)], "0.9 (the window before) → 0.7, lower", 10, 1),
+        (
+            [("kept", 0.9), ("kept", 0.84), ("cannot tell", 0.82), ("violated", 0.75), ("violated", 0.72)],
+            "0.84 (the median of the 3 windows before) → 0.7, lower",
+            8,
+            3,
+        ),
+        (
+            [("kept", 0.9), ("violated", 0.7), ("not judged", None), ("cannot tell", 0.78)],
+            "0.9 (the window before) → 0.7, lower",
+            7,
+            2,
+        ),
+        (
+            [("violated", 0.6), ("kept", 0.85), ("kept", 0.7)],
+            "0.7 (the median of the 3 windows before) → 0.7, unchanged",
+            10,
+            1,
+        ),
+        ([("violated", 0.6), ("violated", 0.6)], "", 8, 3),
+    ],
+    ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
+)
+def test_a_violated_figure_says_from_what_it_went_and_since_when(
+    windows: list[Any], change: str, since: int, in_a_row: int
+) -> None:
+    (found,) = told(judged(10, accuracy("violated", 0.7)), days(*windows))
+
+    first = FIRST + since * DAY
+    assert (found.change, found.in_a_row) == (change, in_a_row)
+    assert (found.since, found.since_end) == (first.isoformat(), (first + DAY).isoformat())
+
+
+def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
+    (found,) = told(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9), ("violated", 0.7)))
+
+    assert mentions(found.change, "0.8", "median of the 2 windows", "0.95", "higher")
+    assert (found.since, found.in_a_row, found.history) == ("", 0, found.change)
+
+
+@pytest.mark.parametrize(
+    ("days", "change"),
+    [
+        (21, "0.6 (the median of the 3 Thursdays before) → 0.7, higher"),
+        (14, "0.9 (the median of the 8 windows before) → 0.7, lower"),
+    ],
+)
+def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(days: int, change: str) -> None:
+    past = [judged(day, accuracy("kept", 0.6 if day % 7 == 3 else 0.9)) for day in range(3, 3 + days)]
+
+    (found,) = told(judged(3 + days, accuracy("violated", 0.7)), past_of(*past))
+
+    assert found.change == change
+
+
+def test_what_a_kind_says_of_the_reference_stands() -> None:
+    of_kind = replace(accuracy("violated", 0.7), change="0.8 (the reference) → 0.7, lower")
+
+    (found,) = told(judged(10, of_kind), days(("kept", 0.9)))
+
+    assert found.change == of_kind.change
+
+
+@pytest.mark.parametrize(
+    ("state", "value", "texts"),
+    [
+        ("kept", 0.95, ("accuracy: 0.95 on 500 rows, and 1 more",)),
+        (
+            "violated",
+            0.7,
+            ("accuracy: 0.9 (the window before) → 0.7, lower; violated", "window 2 in a row; 0.7 on 500"),
+        ),
+        ("cannot tell", 0.79, ("0.825 (the median of the 2 windows before) → 0.79, lower; 0.79 on 500 rows",)),
+    ],
+)
+def test_the_reason_has_the_history_of_an_open_finding(state: State, value: float, texts: tuple[str, ...]) -> None:
+    both = accuracy(state, value), accuracy(state, value, "carrier=AA")
+
+    _, reason = overall_state(told(judged(10, *both), days(("kept", 0.9), ("violated", 0.75))))
+
+    assert mentions(reason, *texts)
+
+
+def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside_none() -> None:
+    before = past_of(judged(9, accuracy("kept", 0.9), accuracy("kept", 0.6, "carrier=AA")))
+
+    (of_segment,) = told(judged(10, accuracy("violated", 0.7, "carrier=AA")), before)
+    (unknown,) = told(judged(10, accuracy("not judged", None)), before)
+
+    assert mentions(of_segment.change, "0.6", "0.7", "higher")
+    assert unknown.history == ""
+
+
+def test_a_window_that_another_requirement_violated_does_not_count() -> None:
+    f1 = Finding("f1", "criterion", "violated", "", 0.1, 0.5)
+    before = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("cannot tell", 0.78)))
+    broken = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("kept", 0.9)))
+
+    (undecided,) = told(judged(10, accuracy("violated", 0.7)), before)
+    (kept,) = told(judged(10, accuracy("violated", 0.7)), broken)
+
+    assert (undecided.since[:10], undecided.in_a_row) == ("2013-07-09", 2)
+    assert (kept.since[:10], kept.in_a_row) == ("2013-07-11", 1)
+
+
+def test_columns_with_similar_names_are_told_apart() -> None:
+    def missing(column: str, state: State, value: float) -> Finding:
+        return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
+
+    before = past_of(judged(9, missing("a+b", "violated", 0.3), missing("a*b", "cannot tell", 0.2)))
+
+    now = told(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before)
+
+    assert [(one.change, one.in_a_row) for one in now] == [("", 2), ("0.2 (the window before) → 0.4, higher", 1)]
+
+
+def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the_row() -> None:
+    def missing(column: str, value: float) -> Finding:
+        return Finding(f"missing({column})", "criterion", "violated", "", value, 0.1)
+
+    before = past_of(*(judged(day, missing(name, 0.3), kind="data_quality") for day, name in ((8, "a"), (9, "b"))))
+
+    (found,) = told(judged(10, missing("a", 0.4), kind="data_quality"), before)
+
+    assert (found.change, found.since[:10]) == ("0.3 (the window before) → 0.4, higher", "2013-07-11")
+
+
+def columns(*scores: float | None) -> list[JudgedWindow]:
+    """Return days up to the eighth, each with the score of a column; None: the column was not judged."""
+    said = [{"state": "not judged"} if score is None else {"temperature": score} for score in scores]
+    return past_of(*(result_of(day, **one) for day, one in enumerate(said, 9 - len(said))))
+
+
+@pytest.mark.parametrize(
+    ("scores", "since", "in_a_row"),
+    [
+        ((), 9, 1),
+        ((1.0, 1.0), 9, 1),
+        ((1.0, 5.0, 4.0), 7, 3),
+        ((5.0, 1.0, 4.0), 8, 2),
+        ((1.0, 5.0, None, 4.0), 6, 3),  # A column that was not judged has no score.
+        ((5.0, 5.0, None), 6, 3),
+        ((None, None), 9, 1),
+    ],
+)
+def test_an_alarm_of_a_column_says_since_when(scores: tuple[float | None, ...], since: int, in_a_row: int) -> None:
+    found = told(result_of(9, temperature=9.0, noise=1.0), columns(*scores))
+
+    assert [finding.since for finding in found] == [(FIRST + timedelta(days=since)).isoformat(), ""]
+    assert [finding.in_a_row for finding in found] == [in_a_row, 0]
+
+
+def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
+    gone = Finding("temperature", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+    windows = past_of(result_of(7, findings=(gone,)), result_of(8, temperature=4.0))
+    in_segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
+    other = Finding("a/b", "distribution", "drift", "", 5.0, 3.0)
+    result = result_of(9, temperature=9.0, findings=(in_segment, other))
+
+    assert [finding.since[8:10] for finding in told(result, windows)] == ["08", "10", "10"]
+    assert told(result_of(9, temperature=1.0), windows) == [*result_of(9, temperature=1.0).findings]
+
+
+def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:
+    """Return the finding of a shift that began on 2013-07-04 to 2013-07-06, and probably on 2013-07-05."""
+    if state != "drift":
+        return Finding(subject, "shift", state, segment=segment)
+    start, end, earliest, latest = ((FIRST + day * DAY).isoformat() for day in (4, 5, 3, 6))
+    since: dict[str, Any] = {"since": start, "since_end": end, "in_a_row": 6, "since_range": (earliest, latest)}
+    return Finding(subject, "shift", state, "+2.3 deviations", 2.3, None, segment, **since)
+
+
+def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
+    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+
+    assert told(result_of(10, findings=(shift(),)), past) == [shift()]
+    since = "drift since the window of 5 July 2013 (95 % interval: 4 to 6 July 2013), window 6 in a row"
+    assert shift().history == since
+
+
+def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() -> None:
+    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+
+    (found,) = told(result_of(10, delay=5.0), past)
+
+    assert (found.since[:10], found.in_a_row) == ("2013-07-09", 3)
+
+
+def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
+    start = replace(shift(), since="2013-07-05T14:00:00+00:00", since_end="2013-07-05T15:00:00+00:00")
+
+    assert start.since_text == "5 July 2013, 14:00 to 15:00 UTC (95 % interval: 4 to 6 July 2013)"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "text"),
+    [
+        ("2026-08-31", "2026-09-01", "31 August 2026"),
+        ("2026-08-29", "2026-09-01", "29 to 31 August 2026"),
+        ("2026-08-30", "2026-09-02", "30 August to 1 September 2026"),
+        ("2026-12-30", "2027-01-02", "30 December 2026 to 1 January 2027"),
+        ("2026-08-31T00:00", "2026-08-31T12:00", "31 August 2026, 00:00 to 12:00 UTC"),
+        ("2026-08-31T18:00", "2026-09-01T00:00", "31 August 2026 18:00 to 1 September 2026 00:00 UTC"),
+        ("2026-08-31T02:00+02:00", "2026-09-01T02:00+02:00", "31 August 2026"),
+    ],
+)
+def test_a_window_is_described_by_its_first_and_last_day_or_by_its_hours(start: str, end: str, text: str) -> None:
+    first, last = (datetime.fromisoformat(time) for time in (start, end))
+
+    assert describe_span(*(time if time.tzinfo else time.replace(tzinfo=UTC) for time in (first, last))) == text
