@@ -36,9 +36,8 @@ from mlflow_deploy_plugin.core.spec.types import parse_duration
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.alerts import Silence
     from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
-    from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
-    from mlflow_deploy_plugin.watch.result import Engine, WindowRequest
+    from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, WindowRequest
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
@@ -480,24 +479,23 @@ def _judge_window(
             parsed = parse_window(window) if window is not None else None
         monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
-        def judge(request: "WindowRequest") -> "EvaluatedWindow":
+        def judge(request: "WindowRequest") -> "MonitorResult":
             show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # The next imports take seconds.
             return _judge(request)
 
-        stored, evaluated = run_window(deployments, monitor, parsed, judge, engine)
-    _show_result(stored, evaluated, output)
+        stored, result = run_window(deployments, monitor, parsed, judge, engine)
+    _show_result(stored, result, output)
 
 
-def _judge(request: "WindowRequest") -> "EvaluatedWindow":
+def _judge(request: "WindowRequest") -> "MonitorResult":
     from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 
     return judge_and_log(replace(request, progress=show_progress))
 
 
-def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
+def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) -> None:
     from mlflow_deploy_plugin.watch.result import to_document
 
-    result = evaluated.result
     document = {
         **{name: getattr(result, name) for name in ("endpoint", "monitor", "kind", "model", "version")},
         **_window_document(stored),
@@ -505,7 +503,7 @@ def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: 
         "figures": dict(stored.figures),
         "notes": list(result.notes),
     }
-    show_result(output, document, _result_lines(stored, evaluated))
+    show_result(output, document, _result_lines(stored, result))
 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
@@ -542,11 +540,10 @@ def _window_document(window: "MonitorWindow") -> dict[str, object]:
     return {**shown, "verdict": window.outcome, "accepted": window.accepted}
 
 
-def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
+def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[str]:
     """Yield the lines of `monitor run`: the verdict, the worst findings and the address of the report."""
     from mlflow_deploy_plugin.watch.result import SD_LEGEND
 
-    result = evaluated.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
     model = f"model {result.model} version {result.version}, " if result.model else ""
@@ -569,7 +566,7 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
         yield f"  and {rest} more {'finding' if rest == 1 else 'findings'}, in the report"
     for note in result.notes:
         yield f"  note: {note}"
-    yield f"  report: {evaluated.run.url or f'run {evaluated.run.run_id} in experiment {evaluated.run.experiment}'}"
+    yield f"  report: {result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}"
 
 
 def _silence_line(silence: "Silence") -> str:

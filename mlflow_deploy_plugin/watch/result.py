@@ -11,6 +11,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
@@ -30,8 +31,10 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
 SD_LEGEND = "SD: standard deviations of the measure in the reference's own windows, counted from its mean there"
+_NOT_IN_DOCUMENT = ("report", "evidence", "log_rows", "run")
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 _DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
+NOT_LOGGED = LoggedRun("", "", "")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
 """The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
@@ -201,7 +204,9 @@ class MonitorResult:
         tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
         endpoint_created: the creation time, because an earlier endpoint may have the same name; empty if unknown.
         report: the data for the report; empty in a logged result.
-        evidence: what the store keeps for later judgements.
+        evidence: the figures and outcomes that the store keeps for later judgements.
+        log_rows: the rows of the window in the log before the judgement.
+        run: the run in MLflow; empty until the result is logged.
     """
 
     endpoint: str
@@ -222,6 +227,8 @@ class MonitorResult:
     endpoint_created: str = ""
     report: ReportData = field(default_factory=ReportData, compare=False, repr=False)
     evidence: Evidence = field(default_factory=Evidence, compare=False, repr=False)
+    log_rows: int = 0
+    run: LoggedRun = NOT_LOGGED
 
     @property
     def is_alarm(self) -> bool:
@@ -232,7 +239,7 @@ def to_document(result: MonitorResult) -> dict[str, object]:
     """Return the result in the format of `verdict.json` and the command line. NaN and infinity become null."""
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
     document = {**asdict(replace(result, report=ReportData())), "window": window}
-    return {name: _plain(value) for name, value in document.items() if name not in ("report", "evidence")}
+    return {name: _plain(value) for name, value in document.items() if name not in _NOT_IN_DOCUMENT}
 
 
 def _plain(value: object) -> object:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.watch.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
@@ -20,13 +19,15 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 }
 
 
-def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
-    """Judge the window, log the result, and return the result and its MLflow run. Problems with the rows, the reference
-    or the labels give the state "not judged". Raises NotInstalled without matplotlib, OnnxserveError if the log is
-    unreachable, and RegistryUnavailable if MLflow does not answer."""
+def run_monitor(request: WindowRequest, log_rows: int = 0) -> MonitorResult:
+    """Judge the window, log the result, and return the result with its MLflow run. Problems with the rows, the
+    reference or the labels give the state "not judged". `log_rows` is as in `MonitorResult`.
+
+    Raises NotInstalled without matplotlib, OnnxserveError if the log is unreachable, and RegistryUnavailable if MLflow
+    does not answer."""
     require_matplotlib()
     result = KINDS[request.spec.kind](request)
     request.progress("drawing the report")
     files = build_report(result, request.past)
     request.progress(f"logging the report to the experiment onnxserve/{request.endpoint}")
-    return replace(result, report=ReportData()), log_result(result, files)
+    return replace(result, report=ReportData(), log_rows=log_rows, run=log_result(result, files))

@@ -24,7 +24,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE as REPORT
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow
+from mlflow_deploy_plugin.watch.result import MonitorResult
 from projects.demo.workspace import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
 from projects.flight_delay.drift import describe, judge_window
@@ -154,7 +154,7 @@ def add_monitor() -> None:
     get_deploy_client("onnxserve").update_endpoint(DEPLOYMENT, config)
 
 
-def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
+def judge_days(flights: pd.DataFrame, say: Say) -> list[MonitorResult]:
     """Run the monitor on each day of the flights, with a verdict and an MLflow run per day."""
     results = []
     for day in sorted(flights[DAY].unique()):
@@ -165,10 +165,10 @@ def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
     return results
 
 
-def keep_report(results: list[EvaluatedWindow], state: str, target: Path) -> EvaluatedWindow | None:
+def keep_report(results: list[MonitorResult], state: str, target: Path) -> MonitorResult | None:
     """Copy the Evidently report of the first day with this verdict to the file `target`."""
     for result in results:
-        if result.result.state == state:
+        if result.state == state:
             mlflow.artifacts.download_artifacts(
                 run_id=result.run.run_id, artifact_path=REPORT, dst_path=str(target.parent)
             )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow
+from mlflow_deploy_plugin.watch.result import MonitorResult
 from projects.demo import steps
 from projects.demo.mlflow_server import mlflow_url, start_mlflow, stop_mlflow
 from projects.demo.workspace import Workspace
@@ -69,8 +69,8 @@ class Watched:
 
     flights: pd.DataFrame
     predictions: np.ndarray
-    calm: list[EvaluatedWindow]
-    summer: list[EvaluatedWindow]
+    calm: list[MonitorResult]
+    summer: list[MonitorResult]
 
 
 @dataclass(frozen=True)
@@ -196,11 +196,11 @@ def _quality(version: steps.Version) -> str:
     return f"{version.metrics['validation_roc_auc']:.3f} (version {version.number})"
 
 
-def _drifted(results: list[EvaluatedWindow]) -> str:
-    return f"{sum(result.result.state == 'drift' for result in results)} of {len(results)}"
+def _drifted(results: list[MonitorResult]) -> str:
+    return f"{sum(result.state == 'drift' for result in results)} of {len(results)}"
 
 
-def _report(workspace: Workspace, kind: str, results: list[EvaluatedWindow], state: str) -> str:
+def _report(workspace: Workspace, kind: str, results: list[MonitorResult], state: str) -> str:
     """Return the URLs of a report of this kind: its run in MLflow's UI, and a file."""
     page = workspace.reports / f"{kind}.html"
     result = steps.keep_report(results, state, page)

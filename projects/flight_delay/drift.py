@@ -10,26 +10,26 @@ import argparse
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
-from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_window
+from mlflow_deploy_plugin.watch.result import MonitorResult
 from projects.command import one_line_errors
 
 
-def judge_window(deployment: str, window: Window | None) -> EvaluatedWindow:
+def judge_window(deployment: str, window: Window | None) -> MonitorResult:
     """Run the deployment's monitor on the window, as `onnxserve monitor run` does."""
     with open_deployments(print) as deployments:
         return run_window(deployments, find_monitor(deployments, deployment, None), window, judge_and_log)[1]
 
 
-def describe(answer: EvaluatedWindow) -> str:
+def describe(result: MonitorResult) -> str:
     """Return the verdict in one line: the state, the score and its threshold, and the most drifted column."""
-    judgement = answer.result
-    statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))
+    statistic, threshold = (result.figures.get(name) for name in ("statistic", "threshold"))
     if statistic is None or threshold is None:
-        return f"{judgement.state}: {judgement.reason}"
+        return f"{result.state}: {result.reason}"
     return (
-        f"{judgement.state:8}  score {statistic:6.1f} SD, threshold {threshold:.1f} SD, "
-        f"{judgement.rows:,} rows, most in {judgement.findings[0].subject}"
+        f"{result.state:8}  score {statistic:6.1f} SD, threshold {threshold:.1f} SD, "
+        f"{result.rows:,} rows, most in {result.findings[0].subject}"
     )
 
 
@@ -42,9 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     with one_line_errors():
         window = parse_window(options.window) if options.window else None
-        answer = judge_window(options.deployment, window)
-    print(f"{options.deployment}, {answer.result.window}: {describe(answer)}")
-    print(f"run {answer.run.run_id} of the experiment {answer.run.experiment}  {answer.run.url}")
+        result = judge_window(options.deployment, window)
+    print(f"{options.deployment}, {result.window}: {describe(result)}")
+    print(f"run {result.run.run_id} of the experiment {result.run.experiment}  {result.run.url}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.monitors import evaluation
-from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.refusals import mentions
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     command = ["backfill", "flights", "daily", "--from", "2013-07-31", "--to", "2013-08-02"]
     judge = evaluation.judge_and_log
 
-    def interrupted(asked: WindowRequest) -> evaluation.EvaluatedWindow:
+    def interrupted(asked: WindowRequest) -> MonitorResult:
         if asked.window.start == CALM + 31 * DAY:
             raise KeyboardInterrupt
         return judge(asked)

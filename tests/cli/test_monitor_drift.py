@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -144,6 +146,42 @@ def test_columns_are_named_for_one_window(home: Path) -> None:
     assert (judged["verdict"], nothing["verdict"]) == ("drift", "not judged")
     run = mlflow.MlflowClient().get_run(nothing["run_id"])
     assert run.data.tags["onnxserve.tried"] == "exclude=x"
+
+
+@pytest.mark.long
+def test_every_command_judges_the_same_window_with_one_function_and_the_same_verdict(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The imports take seconds, and every worker imports every test.
+    from mlflow_deploy_plugin.watch.run import KINDS
+    from projects.flight_delay import drift
+
+    requests: list[WindowRequest] = []
+    judge = KINDS["drift"]
+
+    def recorded(request: WindowRequest) -> MonitorResult:
+        requests.append(request)
+        return judge(request)
+
+    monkeypatch.setitem(KINDS, "drift", recorded)
+    window = ["--window", "2013-07-02/1d"]
+    project_run = mlflow.MlflowClient().create_run("0").info.run_id
+
+    runs = [
+        json.loads(CliRunner().invoke(main, [*command, "flights", *window, "-o", "json"]).stdout)["run_id"]
+        for command in (["monitor", "run"], ["drift", "run"])
+    ]
+    monkeypatch.setenv("MLFLOW_RUN_ID", project_run)
+    monkeypatch.setattr("sys.argv", ["drift", *window])
+    drift.main()
+
+    assert project_run in capsys.readouterr().out
+    verdicts = [mlflow.artifacts.load_dict(f"runs:/{run}/verdict.json") for run in (*runs, project_run)]
+    assert [verdict.pop("revision") for verdict in verdicts] == [1, 2, 3]
+    assert verdicts[0]["state"] == "drift"
+    assert verdicts[0] == verdicts[1] == verdicts[2]
+    same = [replace(request, revision=1) for request in requests]
+    assert same[0] == same[1] == same[2]
 
 
 def test_a_file_beside_a_file_needs_no_endpoint(home: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
+from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, count_labels, count_rows
 from mlflow_deploy_plugin.watch.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from tests.support.inference_log import LogWriter
@@ -104,14 +104,14 @@ class MonitoredWorld:
         mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
         write_watermark(locate_log(self.settings.inference_log), mark)
 
-    def answer(self, asked: WindowRequest) -> EvaluatedWindow:
+    def answer(self, asked: WindowRequest) -> MonitorResult:
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
         rows, kind = count_rows(asked), asked.spec.kind
         labels = count_labels([asked])[0] if kind == "performance" else None
         figures = {} if labels is None else {"labelled_rows": float(labels), "labelled_share": labels / max(rows, 1)}
-        judgement = MonitorResult(
+        return MonitorResult(
             endpoint=asked.endpoint,
             monitor=asked.monitor,
             kind=kind,
@@ -124,8 +124,9 @@ class MonitoredWorld:
             reason="",
             rows=rows,
             figures=figures,
+            log_rows=rows,
+            run=run,
         )
-        return EvaluatedWindow(judgement, run, rows)
 
     def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
         """Run a scheduler during the test. The yielded event stops it; otherwise it stops at the end of the test."""

@@ -132,9 +132,8 @@ class RetrainingWorld:
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
     def result(self, state: State = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
-        return MonitorResult(
-            ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, state, "accuracy is 0.5", 1000
-        )
+        fields: dict[str, Any] = {"state": state, "reason": "accuracy is 0.5", "rows": 1000, "run": self.run()}
+        return MonitorResult(ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, **fields)
 
     def run(self) -> LoggedRun:
         return LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
@@ -144,7 +143,7 @@ class RetrainingWorld:
 
     def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
         """Return a retraining in this state, without running a project."""
-        assert retrain_on_alarm(self.deployments, self.result(), self.run(), self.spec(then=then)) is not None
+        assert retrain_on_alarm(self.deployments, self.result(), self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")

@@ -22,7 +22,9 @@ def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
     # The import of Evidently takes seconds, and every worker imports every test.
     from mlflow_deploy_plugin.watch.run import run_monitor
 
-    return run_monitor(WindowRequest("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings))
+    request = WindowRequest("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings)
+    result = run_monitor(request)
+    return result, result.run
 
 
 def artifact(run_id: Any, name: Any) -> Any:

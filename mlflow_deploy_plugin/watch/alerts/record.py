@@ -26,11 +26,11 @@ _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
 _log = logging.getLogger(__name__)
 
 
-def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
+def record_result(store: Store, settings: Settings, result: MonitorResult, spec: MonitorSpec) -> None:
     """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
     alerts, now = Alerts(store), store.now()
     endpoint, monitor = result.endpoint, result.monitor
-    content = _result_content(result, run_url, spec)
+    content = _result_content(result, spec)
     if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
         alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
@@ -190,7 +190,7 @@ def _last_order(before: Alert, now: datetime) -> str:
     return order if order <= now.isoformat() else ""
 
 
-def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> AlertContent:
+def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
@@ -216,7 +216,7 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
         order=f"{result.window.start.isoformat()} {result.revision:06}",
         weight=sum(finding.weight for finding in alarms) or 1.0,
         lines=lines,
-        link=f"{run_url}/artifacts/report.html" if run_url else "",
+        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
         next=_next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h") if result.is_alarm else "",
         tags=spec.alert,
     )

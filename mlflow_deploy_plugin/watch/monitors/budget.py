@@ -19,9 +19,8 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import end_alert
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
-from mlflow_deploy_plugin.watch.monitors.evaluation import window_request
+from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor, window_request
 from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
-from mlflow_deploy_plugin.watch.monitors.window_runner import unsaved_window
 from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
 from mlflow_deploy_plugin.watch.sequential.budget import check_budget
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
@@ -48,7 +47,8 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
                 f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
                 f"does not permit: END may be at most {window.start:%FT%R}"
             )
-        request = window_request(unsaved_window(name, monitor, window, now), changed, deployments.settings, stored)
+        selected = SelectedMonitor(name, monitor, changed, stored.spec.capture)
+        request = window_request(selected, window, deployments.settings, stored)
         reference = None
         try:
             reference = load_reference(request, *_served_version(spec))

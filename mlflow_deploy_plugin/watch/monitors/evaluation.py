@@ -20,22 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, REGRESSION, MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
-from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries
 
 IDLE_SECONDS = 300.0
@@ -45,34 +44,89 @@ _OOM_SCORE = "500"
 """The addition to a judging process's OOM score. The kernel kills this process before servers and the controller."""
 
 
+Judge = Callable[[WindowRequest], MonitorResult]
+
+
 @dataclass(frozen=True)
-class EvaluatedWindow:
-    result: MonitorResult
-    run: LoggedRun
-    log_rows: int
+class SelectedMonitor:
+    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has no monitor.
 
+    `tried` describes bounds that apply only to this run (`min_rows=50`), and `has_own_rate` is True if one of them is
+    the false-alarm rate. Only `columns` are judged, or all columns except `exclude`. If `columns` and `exclude` are
+    empty, the spec's columns are judged.
+    """
 
-Judge = Callable[[WindowRequest], EvaluatedWindow]
+    endpoint: str
+    name: str
+    spec: MonitorSpec
+    capture: CaptureSpec
+    tried: str = ""
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    has_own_rate: bool = False
+    engine: Engine = "local"
+
+    def with_bounds(
+        self, columns: tuple[str, ...] = (), exclude: tuple[str, ...] = (), **bounds: float | None
+    ) -> "SelectedMonitor":
+        """Return the monitor with these columns and with these fields of its spec, except fields that are None.
+
+        Raises InvalidConfig if columns are specified and the monitor's kind does not judge columns.
+        """
+        named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
+        if named and self.spec.kind not in KINDS_WITH_REFERENCE:
+            kinds = ", ".join(KINDS_WITH_REFERENCE)
+            raise InvalidConfig(f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does not")
+        new_bounds = {name: value for name, value in bounds.items() if value is not None}
+        tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | named).items())
+        spec = self.spec.model_copy(update=new_bounds | ({"columns": columns} if columns else {}))
+        has_own_rate = "false_alarm_rate" in new_bounds
+        return replace(self, spec=spec, tried=tried, columns=columns, exclude=exclude, has_own_rate=has_own_rate)
 
 
 def window_request(
-    window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
+    monitor: SelectedMonitor,
+    window: Window,
+    settings: Settings,
+    endpoint: Endpoint | None = None,
+    revision: int = 0,
+    notes: Sequence[str] = (),
 ) -> WindowRequest:
+    """Return the request for a window without its past. The endpoint is None if the store does not have it."""
     return WindowRequest(
-        endpoint=window.endpoint,
-        monitor=window.monitor,
-        spec=spec,
-        window=Window(window.start, window.end),
-        revision=window.revision,
+        endpoint=monitor.endpoint,
+        monitor=monitor.name,
+        spec=monitor.spec,
+        window=window,
+        revision=revision,
         settings=settings,
-        capture=endpoint.spec.capture if endpoint is not None else CaptureSpec(),
+        capture=monitor.capture,
         notes=tuple(notes),
+        engine=monitor.engine,
+        tried=monitor.tried,
         endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
+        columns=monitor.columns,
+        exclude=monitor.exclude,
         rows_since=endpoint.rows_since if endpoint is not None else None,
     )
 
 
-def with_past(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
+def request_from_store(
+    store: Store,
+    settings: Settings,
+    monitor: SelectedMonitor,
+    window: Window,
+    revision: int = 0,
+    notes: Sequence[str] = (),
+) -> WindowRequest:
+    """Return the request for a window with its past and the monitor's share of the budget of alarms."""
+    endpoint = store.endpoint(monitor.endpoint)
+    request = window_request(monitor, window, settings, endpoint, revision, notes)
+    # The budget would replace the monitor's own rate.
+    return _with_past(request, None if monitor.has_own_rate else endpoint, Monitors(store))
+
+
+def _with_past(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
     """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
     window, spec = request.window, request.spec
     key = request.endpoint, request.monitor
@@ -118,7 +172,7 @@ def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: da
     return None
 
 
-def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
+def judge_and_log(request: WindowRequest) -> MonitorResult:
     """Judge the window and log its run. If this revision already has a run, return that run.
 
     Raises RegistryUnavailable if MLflow does not answer, and OnnxserveError if the log or the reference cannot be read.
@@ -130,8 +184,7 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
     # Check MLflow before the judgement, which takes a minute: an outage would discard its result.
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
-    rows = count_rows(request)
-    return EvaluatedWindow(*run_monitor(request), rows)
+    return run_monitor(request, count_rows(request))
 
 
 def use_compact_memory() -> None:

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import DAY, list_days, lis
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors import evaluation
-from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator
+from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, SelectedMonitor
 from mlflow_deploy_plugin.watch.monitors.schedule import oldest_unjudged_start
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,11 @@ def add_revisions(
         candidates = candidates[-_MOST_LABELLED:]
     digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
     changed = [(window, new) for window, new in zip(candidates, digests, strict=True) if new != window.log_digest]
-    requests = {window.id: evaluation.window_request(window, spec, settings, endpoint) for window, _ in changed}
+    selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
+    requests = {
+        window.id: evaluation.window_request(selected, Window(window.start, window.end), settings, endpoint)
+        for window, _ in changed
+    }
     late: dict[int, LateData] = {}
     for window, _ in changed:
         if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(requests[window.id]) > window.log_rows:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,10 @@ from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.drift.references.rows import ReferenceRows, load_datasets
 from mlflow_deploy_plugin.watch.monitors import evaluation, window_runner
-from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, Judge, SelectedMonitor, judge_and_log
 from mlflow_deploy_plugin.watch.monitors.schedule import windows_between
 from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.watch.result import Engine, WindowRequest
+from mlflow_deploy_plugin.watch.result import Engine, MonitorResult
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
@@ -51,39 +51,6 @@ _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not 
 _OWN = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
 _UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
 _INDEPENDENT = f"{{}} has event times (column {EVENT_TIME}): the rows are treated as independent of each other"
-
-
-@dataclass(frozen=True)
-class SelectedMonitor:
-    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has no monitor.
-
-    `tried` describes bounds that apply only to this run (`min_rows=50`). Only `columns` are judged, or all columns
-    except `exclude`. If `columns` and `exclude` are empty, the spec's columns are judged.
-    """
-
-    endpoint: str
-    name: str
-    spec: MonitorSpec
-    capture: CaptureSpec
-    tried: str = ""
-    columns: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def with_bounds(
-        self, columns: tuple[str, ...] = (), exclude: tuple[str, ...] = (), **bounds: float | None
-    ) -> "SelectedMonitor":
-        """Return the monitor with these columns and with these fields of its spec, except fields that are None.
-
-        Raises InvalidConfig if columns are specified and the monitor's kind does not judge columns.
-        """
-        named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
-        if named and self.spec.kind not in KINDS_WITH_REFERENCE:
-            kinds = ", ".join(KINDS_WITH_REFERENCE)
-            raise InvalidConfig(f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does not")
-        new_bounds = {name: value for name, value in bounds.items() if value is not None}
-        tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | named).items())
-        spec = self.spec.model_copy(update=new_bounds | ({"columns": columns} if columns else {}))
-        return replace(self, spec=spec, tried=tried, columns=columns, exclude=exclude)
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
@@ -114,7 +81,7 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
 
 def run_window(
     deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
-) -> tuple[MonitorWindow, EvaluatedWindow]:
+) -> tuple[MonitorWindow, MonitorResult]:
     """Judge a window; by default, the latest complete window of the monitor's length that has rows.
 
     If the window is already in the store, a new revision is added. If the bounds differ from the monitor's, the result
@@ -138,25 +105,17 @@ def run_window(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete window with rows is "
             f"{latest}"
         )
-    results: list[EvaluatedWindow] = []
-
-    def judge_once(request: WindowRequest) -> EvaluatedWindow:
-        named = replace(request, columns=monitor.columns, exclude=monitor.exclude)
-        results.append(judge(replace(named, engine=engine, capture=monitor.capture)))
-        return results[-1]
-
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
+    monitor = replace(monitor, engine=engine)
     if monitor.tried:
-        unsaved = window_runner.unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
         notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
-        request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
-        if "false_alarm_rate=" not in monitor.tried:  # The budget would replace the rate.
-            request = evaluation.with_past(request, endpoint, Monitors(deployments.store))
-        return window_runner.as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
-    taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
-    if taken.state != "judged":
-        raise OnnxserveError(taken.reason)
-    return taken, results[-1]
+        request = evaluation.request_from_store(deployments.store, deployments.settings, monitor, window, notes=notes)
+        result = judge(request)
+        return window_runner.unsaved_window(result, now, notes), result
+    attempt = _judge_by_hand(deployments, monitor, window, judge, notes)
+    if attempt.result is None:
+        raise OnnxserveError(attempt.window.reason)
+    return attempt.window, attempt.result
 
 
 def backfill(
@@ -178,9 +137,6 @@ def backfill(
             "longer windows"
         )
 
-    def judge_as_selected(request: WindowRequest) -> EvaluatedWindow:
-        return judge(replace(request, capture=monitor.capture))  # The store may lack the endpoint's spec.
-
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
         revisions = Monitors(deployments.store).revisions(monitor.endpoint, monitor.name, window.start, window.end)
@@ -188,7 +144,7 @@ def backfill(
         if judged:
             yield number, len(starts), judged[-1], False
         else:
-            yield number, len(starts), _judge_by_hand(deployments, monitor, window, judge_as_selected), True
+            yield number, len(starts), _judge_by_hand(deployments, monitor, window, judge).window, True
 
 
 def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
@@ -234,7 +190,7 @@ def hold_lease(store: Store, endpoint: str, monitor: str) -> AbstractContextMana
 
 def _judge_by_hand(
     deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
-) -> MonitorWindow:
+) -> window_runner.Attempt:
     """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
     runner = window_runner.WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
     with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
@@ -242,15 +198,15 @@ def _judge_by_hand(
         revisions = runner.monitors.revisions(*key)
         requested = [row for row in revisions if row.by_hand and row.state != "judged"]
         revision = requested[-1] if requested else runner.monitors.add(*key, by_hand=True)
-        taken = runner.judge_window(revision, monitor.spec, keeper, notes)
-    if taken is None:
+        attempt = runner.judge_window(revision, monitor, keeper, notes)
+    if attempt is None:
         raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
-    return taken
+    return attempt
 
 
 def run_files(
     name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: Any
-) -> tuple[MonitorWindow, EvaluatedWindow]:
+) -> tuple[MonitorWindow, MonitorResult]:
     """Compare the rows of two files as a drift monitor does, and log the report to the experiment `onnxserve/NAME`.
 
     No endpoint is needed. The rows become a window of a temporary log, and only the MLflow run is kept. If only one
@@ -280,15 +236,13 @@ def run_files(
         start, end = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
         unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
         window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
-    unsaved = window_runner.unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         alone = settings.model_copy(update={"log_uri": folder})
         _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
         del data, times  # The rows are read again in parts.
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        request = evaluation.window_request(unsaved, monitor.spec, alone, None, notes)
-        result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))
-    return window_runner.as_judged(unsaved, result, notes), result
+        result = judge(evaluation.window_request(replace(monitor, tried=tried), window, alone, notes=notes))
+    return window_runner.unsaved_window(result, now, notes), result
 
 
 def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:

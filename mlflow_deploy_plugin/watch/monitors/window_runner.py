@@ -26,9 +26,10 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window, microsecond
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import record_failure, record_result
 from mlflow_deploy_plugin.watch.monitors import evaluation, schedule
+from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor
 from mlflow_deploy_plugin.watch.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.watch.monitors.schedule import Readiness
-from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.watch.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 
@@ -48,6 +49,14 @@ class Idle(Enum):
 
     NOTHING_DUE = "nothing due"
     WAITS_FOR_ROWS = "waits for rows"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A window after an attempt to judge it; `result` is None if it was not judged or has no rows."""
+
+    window: MonitorWindow
+    result: MonitorResult | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,14 @@ class WindowRunner:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
             return window
-        return self.judge_window(window, spec, keeper, ready.notes)
+        selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
+        attempt = self.judge_window(window, selected, keeper, ready.notes)
+        return attempt.window if attempt is not None else None
 
     def judge_window(
-        self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
-    ) -> MonitorWindow | None:
-        """Attempt to judge the window, and return the window; None if the attempt was stopped or lost its lease."""
+        self, window: MonitorWindow, monitor: SelectedMonitor, keeper: LeaseKeeper, notes: Sequence[str] = ()
+    ) -> Attempt | None:
+        """Attempt to judge the window, and return the attempt; None if the attempt was stopped or lost its lease."""
         if window.state == "running" and not self.by_hand:  # The process that judged the window was killed.
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
@@ -109,7 +120,7 @@ class WindowRunner:
         if running is None:
             return None
         try:
-            judged = self._judge(running, spec, notes)
+            judged = self._judge(running, monitor, notes)
         except ProcessEnded:
             if keeper.is_held:
                 self.monitors.update(replace(running, state="pending", not_before=None), keeper.lease)
@@ -165,21 +176,21 @@ class WindowRunner:
                 return window
             state = self.monitors.state(endpoint.name, monitor)
 
-    def _judge(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
-        endpoint = self.deployments.store.endpoint(window.endpoint)
-        log = evaluation.endpoint_log(self.deployments.settings, endpoint)
-        (digest,) = files_digests(log, [window], spec)
-        if not digest or not evaluation.has_rows(log, window.endpoint, Window(window.start, window.end), spec.kind):
+    def _judge(self, window: MonitorWindow, monitor: SelectedMonitor, notes: Sequence[str]) -> Attempt:
+        store, settings = self.deployments.store, self.deployments.settings
+        span = Window(window.start, window.end)
+        request = evaluation.request_from_store(store, settings, monitor, span, window.revision, notes)
+        (digest,) = files_digests(request.log, [window], monitor.spec)
+        window = replace(window, log_digest=digest)
+        if not digest or not evaluation.has_rows(request.log, window.endpoint, span, monitor.spec.kind):
             reason = "; ".join([NO_ROWS, *notes])
-            judged = replace(window, state="judged", not_before=None, log_digest=digest)
-            return replace(judged, verdict="not judged", reason=reason)
-        request = evaluation.window_request(window, spec, self.deployments.settings, endpoint, notes)
-        result = self.evaluator.judge(evaluation.with_past(request, endpoint, self.monitors))
+            return Attempt(replace(window, state="judged", not_before=None, verdict="not judged", reason=reason))
+        result = self.evaluator.judge(request)
         if not self.by_hand:
-            self._report(window, spec, result)
-        return as_judged(replace(window, log_digest=digest), result, notes)
+            self._report(window, monitor.spec, result)
+        return Attempt(as_judged(window, result, notes), result)
 
-    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: evaluation.EvaluatedWindow) -> None:
+    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: MonitorResult) -> None:
         """Send alerts and start retrainings if this is the monitor's newest window."""
         store, settings = self.deployments.store, self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
@@ -192,20 +203,20 @@ class WindowRunner:
             return
         consecutive = consecutive_alarms([*earlier, as_judged(window, result, ())])
         self.monitors.update_state(*key, consecutive=consecutive)
-        if result.result.is_alarm and consecutive < spec.consecutive:
+        if result.is_alarm and consecutive < spec.consecutive:
             self.say(
                 f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive windows needed for an alarm"
             )
             return
         try:
-            record_result(store, settings, result.result, result.run.url, spec)
-            retrain_on_alarm(self.deployments, result.result, result.run, spec)
+            record_result(store, settings, result, spec)
+            retrain_on_alarm(self.deployments, result, spec)
         except TRANSIENT_ERRORS:
             raise  # The window is retried, including its alerts and retrainings.
         except Exception:  # noqa: BLE001 — the verdict must be stored even if its alert or retraining fails
             _log.exception("%s: an alert or a retraining failed", window_summary(window))
 
-    def _fail(self, window: MonitorWindow, error: OnnxserveError, keeper: LeaseKeeper) -> MonitorWindow | None:
+    def _fail(self, window: MonitorWindow, error: OnnxserveError, keeper: LeaseKeeper) -> Attempt | None:
         now, reason = self.deployments.store.now(), error.message
         attempts = window.attempts + 1
         may_pass = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
@@ -221,13 +232,14 @@ class WindowRunner:
             return None
         if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
             record_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
-        return self._write(failed, keeper)
+        return self._write(Attempt(failed), keeper)
 
-    def _write(self, window: MonitorWindow, keeper: LeaseKeeper) -> MonitorWindow | None:
-        written = self.monitors.update(window, keeper.lease)
-        if written is not None:
-            self.say(window_summary(written))
-        return written
+    def _write(self, attempt: Attempt, keeper: LeaseKeeper) -> Attempt | None:
+        written = self.monitors.update(attempt.window, keeper.lease)
+        if written is None:
+            return None
+        self.say(window_summary(written))
+        return replace(attempt, window=written)
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
@@ -247,25 +259,26 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     return count
 
 
-def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
-    """Return a window that is not stored: its result is only in MLflow."""
-    return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
+def unsaved_window(result: MonitorResult, now: datetime, notes: Sequence[str] = ()) -> MonitorWindow:
+    """Return a judged window that is not stored: its result is only in MLflow."""
+    span = result.window.start, result.window.end
+    unsaved = MonitorWindow(0, result.endpoint, result.monitor, *span, 0, True, "pending", now, now)
+    return as_judged(unsaved, result, notes)
 
 
-def as_judged(window: MonitorWindow, result: evaluation.EvaluatedWindow, notes: Sequence[str]) -> MonitorWindow:
-    judgement = result.result
+def as_judged(window: MonitorWindow, result: MonitorResult, notes: Sequence[str]) -> MonitorWindow:
     return replace(
         window,
         state="judged",
         not_before=None,
-        verdict=judgement.state,
-        reason="; ".join([judgement.reason, *notes]),
-        rows=judgement.rows,
+        verdict=result.state,
+        reason="; ".join([result.reason, *notes]),
+        rows=result.rows,
         log_rows=result.log_rows,
         run_id=result.run.run_id,
         run_url=result.run.url,
-        figures=dict(judgement.figures),
-        evidence=judgement.evidence.to_json(),
+        figures=dict(result.figures),
+        evidence=result.evidence.to_json(),
     )
 
 

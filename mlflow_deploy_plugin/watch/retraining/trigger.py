@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.processes.durable_work import next_fire
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -35,9 +34,7 @@ class _NeedsAPerson(InvalidConfig):
     """An alarm cannot start a retraining before a user acts: the budget is used up, or the project is missing."""
 
 
-def retrain_on_alarm(
-    deployments: Deployments, result: MonitorResult, run: LoggedRun, spec: MonitorSpec
-) -> Retraining | None:
+def retrain_on_alarm(deployments: Deployments, result: MonitorResult, spec: MonitorSpec) -> Retraining | None:
     """Start a retraining if the result is an alarm and the monitor's spec has `retrain`.
 
     If an earlier call with the same result has started the retraining, return this retraining. Return None if the
@@ -57,8 +54,8 @@ def retrain_on_alarm(
         "revision": result.revision,
         "verdict": result.state,
         "version": result.version,
-        "run_id": run.run_id,
-        "report": run.url or f"run {run.run_id}",
+        "run_id": result.run.run_id,
+        "report": result.run.url or f"run {result.run.run_id}",
         "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
     }
     for earlier in retrainings.find(plan.endpoint, plan.model):
@@ -76,7 +73,7 @@ def retrain_on_alarm(
         return _add(store, plan, cause)
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
         if isinstance(error, _NeedsAPerson):
-            announce(store, plan.endpoint, result.monitor, f"{plan.endpoint}: {error.message}", run.url)
+            announce(store, plan.endpoint, result.monitor, f"{plan.endpoint}: {error.message}", result.run.url)
         event = AuditEvent(store.now(), actor, "retrain.refused", plan.endpoint, plan.model, why=error.message)
         _record_refusal(store, replace(event, detail=_cause_detail(cause)))
         return None

@@ -1,13 +1,14 @@
 """A store with a fake clock, and a web server that receives alerts."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -75,7 +76,7 @@ def see(store: Store, settings: Settings) -> Callable[..., Any]:
     """Record a result, and send due alerts."""
 
     def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
-        record_result(store, settings, result, RUN, spec)
+        record_result(store, settings, replace(result, run=LoggedRun("abc", "onnxserve/flights", RUN)), spec)
         return send_due(store, settings)
 
     return take

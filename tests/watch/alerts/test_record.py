@@ -87,7 +87,7 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
 ) -> None:
     trained = MonitorSpec.model_validate({"alert": "ops", "retrain": {"project": "."}})
     for monitor, spec in (("daily", trained), ("hourly", OPS)):
-        record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), RUN, spec)
+        record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), spec)
     send_due(store, settings)
 
     told = receiver.got["/ops"][0]["message"]
@@ -199,7 +199,7 @@ def test_a_second_shift_is_told_as_worse(see: Callable[..., Any], receiver: Rece
 def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
     found = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
 
-    record_result(store, settings, result_of(findings=(found,), reason="because " * 1000), RUN, OPS)
+    record_result(store, settings, result_of(findings=(found,), reason="because " * 1000), OPS)
     send_due(store, settings)
 
     assert len(receiver.got["/ops"][0]["message"]) < 1500

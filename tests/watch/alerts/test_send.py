@@ -47,8 +47,8 @@ def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
 ) -> None:
     science = MonitorSpec(alert=("science",))
     for monitor, spec in (("daily", OPS), ("hourly", OPS), ("weekly", science)):
-        record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), RUN, spec)
-    record_result(store, settings, result_of(0, endpoint="taxis", temperature=6.0), RUN, OPS)
+        record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), spec)
+    record_result(store, settings, result_of(0, endpoint="taxis", temperature=6.0), OPS)
 
     send_due(store, settings)
 
@@ -60,7 +60,7 @@ def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
 
 
 def test_those_of_one_round_are_waited_for(store: Store, settings: Settings, receiver: Receiver, clock: Clock) -> None:
-    record_result(store, settings, result_of(0, temperature=6.0), RUN, OPS)
+    record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     assert send_due(store, settings, wait=timedelta(seconds=5)) == 0
     clock.pass_by(seconds=5)
@@ -99,7 +99,7 @@ def test_a_clock_that_goes_back_holds_up_nothing(
     see(result_of(ahead, temperature=6.0))
     receiver.is_broken = True
     see(result_of(0, monitor="hourly", temperature=6.0))
-    record_result(store, settings, result_of(0, monitor="weekly", temperature=6.0), RUN, OPS)
+    record_result(store, settings, result_of(0, monitor="weekly", temperature=6.0), OPS)
     receiver.is_broken = False
 
     clock.now = true_now
@@ -145,7 +145,7 @@ def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see: Callabl
 
 
 def test_two_that_tell_at_the_same_time_tell_once(store: Store, settings: Settings, receiver: Receiver) -> None:
-    record_result(store, settings, result_of(0, temperature=6.0), RUN, OPS)
+    record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     with ThreadPoolExecutor(4) as pool:
         sent = list(pool.map(lambda _: send_due(store, settings), range(4)))

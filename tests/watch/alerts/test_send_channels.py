@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
@@ -74,7 +75,7 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
     found = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
 
-    record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+    record_result(store, settings, result_of(findings=(found,)), MonitorSpec())
     send_due(store, settings)
 
     message = receiver.got["/html"][0]["message"]
@@ -94,7 +95,8 @@ def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
 
     match what:
         case "a finding":
-            record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+            run = LoggedRun("abc", "onnxserve/flights", RUN)
+            record_result(store, settings, result_of(findings=(found,), run=run), MonitorSpec())
         case "a failure":
             record_failure(store, settings, "flights", "hourly", f"no number: {value!r}")
         case _:

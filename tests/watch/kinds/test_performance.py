@@ -12,7 +12,9 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.watch.kinds.performance import judge
+from mlflow_deploy_plugin.watch.result import MonitorResult
 from tests.support.refusals import mentions
+from tests.support.results import past_of
 from tests.watch.kinds.conftest import EndpointWorld, classify, finding
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
@@ -692,7 +694,10 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endp
     endpoint.serve(CLASSIFIER)
     for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
         flights(endpoint, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
-    found = [run_monitor(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY))[0] for day in (1, 2, 3, 4, 5)]
+    found: list[MonitorResult] = []
+    for day in (1, 2, 3, 4, 5):
+        request = replace(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY), past=past_of(*found))
+        found.append(run_monitor(request))
 
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
     assert "since" not in found[2].reason

@@ -62,7 +62,7 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     monitors.accept("flights", "daily", {"z": SINCE})
     judged(store, CALM + 9 * DAY, SHIFTED)
     judged(store, CALM + 9.5 * DAY, Evidence("other", {"w/level": 1.0}, ("w",)))  # not a window of the schedule
-    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+    record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
 
@@ -88,7 +88,7 @@ def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_o
     series = ["x/level", "carrier=AA/x/level", "y/level", "a/x/level"]
     alarms = ("x", "carrier=AA/x", "y", "a/x")
     judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
-    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+    record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
     start = (CALM + 9 * DAY).isoformat()
 
     first = accept_alarms(deployments, "flights", "daily", columns=["x"])
@@ -123,7 +123,7 @@ def test_the_alert_continues_while_a_requirement_is_violated(deployments: Deploy
     store = deployments.store
     configure(store, {"alarms.false_per_year": 1})
     judged(store, CALM + 9 * DAY, replace(SHIFTED, alarms=("x", "y", "missing(x)")))
-    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+    record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily")
 

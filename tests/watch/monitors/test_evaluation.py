@@ -16,8 +16,12 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
-from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log, judging_worker, window_request, with_past
-from mlflow_deploy_plugin.watch.monitors.window_runner import unsaved_window
+from mlflow_deploy_plugin.watch.monitors.evaluation import (
+    SelectedMonitor,
+    judge_and_log,
+    judging_worker,
+    request_from_store,
+)
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.ecs import read_line
@@ -82,10 +86,9 @@ BUDGET = {"alarms.false_per_year": 3}
 
 def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> WindowRequest:
     """Return the request for a window with the budget and the earlier windows from the store."""
-    endpoint = world.store.require_endpoint("flights")
-    unsaved = unsaved_window("flights", monitor, window, NOON)
-    request = window_request(unsaved, endpoint.spec.monitors[monitor], world.settings, endpoint, ["an agent is silent"])
-    return with_past(request, endpoint, world.monitors)
+    spec = world.store.require_endpoint("flights").spec
+    selected = SelectedMonitor("flights", monitor, spec.monitors[monitor], spec.capture)
+    return request_from_store(world.store, world.settings, selected, window, notes=["an agent is silent"])
 
 
 def judged(world: MonitoredWorld, number: float, monitor: str = "hourly", **fields: Any) -> None:

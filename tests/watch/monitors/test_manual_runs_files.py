@@ -15,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.kinds import drift
-from mlflow_deploy_plugin.watch.monitors.evaluation import EvaluatedWindow, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 from mlflow_deploy_plugin.watch.result import MonitorResult
 from tests.support.refusals import mentions, refused
@@ -37,7 +36,7 @@ def folder(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pyt
         yield tmp_path
 
 
-def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> EvaluatedWindow:
+def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> MonitorResult:
     rows.to_parquet("rows.parquet")
     reference.to_csv("reference.csv", index=False)
     settings = load_settings()
@@ -53,11 +52,11 @@ def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
 def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(folder: Path) -> None:
     calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
 
-    assert calm.result.state == "no drift"
-    assert mentions(calm.result.notes[0], "neither file")
-    assert shifted.result.state == "drift"
-    assert shifted.result.reason.startswith("x: mean ")
-    assert (shifted.result.model, shifted.result.rows) == ("", 300)
+    assert calm.state == "no drift"
+    assert mentions(calm.notes[0], "neither file")
+    assert shifted.state == "drift"
+    assert shifted.reason.startswith("x: mean ")
+    assert (shifted.model, shifted.rows) == ("", 300)
     run = mlflow.MlflowClient().get_run(shifted.run.run_id)
     assert run.data.tags["onnxserve.tried"] == "rows=rows.parquet, reference=reference.csv"
     assert "onnxserve.verdict" not in run.data.tags
@@ -67,28 +66,28 @@ def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_b
 def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() -> None:
     answer = judged(table(144, 3.0, "2024-03-01"), table(144 * 40, 0.0, "2024-01-01"), min_rows=100)
 
-    assert str(answer.result.window) == "2024-03-01/2024-03-02"
-    assert answer.result.state == "drift"
-    assert "windows" in answer.result.reason
-    assert not any("independent" in note for note in answer.result.notes)
+    assert str(answer.window) == "2024-03-01/2024-03-02"
+    assert answer.state == "drift"
+    assert "windows" in answer.reason
+    assert not any("independent" in note for note in answer.notes)
 
 
 def test_times_on_one_side_alone_are_said() -> None:
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
-    assert answer.result.notes[0].startswith("only one file (not the dataset rows.parquet) has event times")
+    assert answer.notes[0].startswith("only one file (not the dataset rows.parquet) has event times")
 
 
 def test_too_few_rows_are_not_judged() -> None:
     answer = judged(table(50), table(2000))
 
-    assert (answer.result.state, answer.result.reason) == ("not judged", "the window has 50 rows; min_rows is 200")
+    assert (answer.state, answer.reason) == ("not judged", "the window has 50 rows; min_rows is 200")
 
 
 def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.watch.drift.references.rows.MAX_ROWS", 400)
 
-    notes = judged(table(1000), table(300)).result.notes
+    notes = judged(table(1000), table(300)).notes
 
     assert any(mentions(note, "rows.parquet", "1,000 rows", "400") for note in notes)
 
@@ -110,11 +109,7 @@ def test_what_cannot_be_judged_is_said(folder: Path, name: str, rows: str, error
 
 def compared(rows: str, reference: str, **bounds: Any) -> MonitorResult:
     """Return the verdict on a file without a report."""
-
-    def judge(request: Any) -> EvaluatedWindow:
-        return EvaluatedWindow(drift.judge(request), LoggedRun("", "", ""), 0)
-
-    return run_files("mine", rows, reference, load_settings(), judge, **bounds)[1].result
+    return run_files("mine", rows, reference, load_settings(), drift.judge, **bounds)[1]
 
 
 def with_times(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,10 +7,10 @@ import pytest
 
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator
-from mlflow_deploy_plugin.watch.monitors.window_runner import Idle, WindowRunner, consecutive_alarms, unsaved_window
+from mlflow_deploy_plugin.watch.monitors.window_runner import Idle, WindowRunner, consecutive_alarms
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
@@ -63,7 +63,9 @@ def test_alarms_are_counted_for_the_same_column(alarms: list[str], count: int) -
     """Each text is the columns with an alarm in a window, one letter each."""
     windows = []
     for number, columns in enumerate(alarms):
-        window = unsaved_window("flights", "hourly", Window(NOON + number * HOUR, NOON + (number + 1) * HOUR), NOON)
+        window = MonitorWindow(
+            0, "flights", "hourly", NOON + number * HOUR, NOON + (number + 1) * HOUR, 1, False, "judged", NOON, NOON
+        )
         evidence = {} if columns == "old" else Evidence(alarms=tuple(columns.strip("?"))).to_json()
         verdict = {"": "no drift", "?": "not judged"}.get(columns, "drift")
         windows.append(replace(window, verdict=verdict, evidence=evidence))

@@ -38,7 +38,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
 ) -> None:
     world.capture()
     spec = world.spec(parameters={"does": "wait"})
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), spec) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), spec) is not None
     for state in ("running", "registered", "gated"):
         controller = start_controller(world)
         try:

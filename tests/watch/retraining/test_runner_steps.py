@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> None:
     world.capture()
     spec = world.spec(parameters={"does": does}, **fields)
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), spec) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), spec) is not None
 
 
 def story(world: RetrainingWorld) -> list[str]:

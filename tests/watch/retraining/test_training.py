@@ -82,7 +82,7 @@ def history(world: RetrainingWorld) -> tuple[str, str]:
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
     world.capture(share_labelled=share)
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert mentions(failed.reason, f"{share * 600:g} labelled rows", "100")
@@ -92,7 +92,7 @@ def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
 @pytest.mark.long
 def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec(parameters={"does": "nothing"}))
     running = world.take()
     assert (running.state, running.figures.rows) == ("running", 300)
     failed = world.until("failed")
@@ -101,7 +101,7 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
 
 def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
     world.capture(change=lambda rows: {**rows, "label": np.ones_like(rows["label"])})
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert mentions(failed.reason, "600 labels", "2026-06-02", "'1'")
@@ -216,7 +216,7 @@ def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> N
     store = world.deployments.store
     store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))  # No server is started.
     world.capture()
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec(parameters={"does": "nothing"}))
     running = world.take()
     end_training(running)
     world.context.fail(running, "nothing more is to be seen")
@@ -228,7 +228,7 @@ def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
     store = world.deployments.store
     store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.keys": "b"}))
     world.capture()
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec(parameters={"does": "nothing"}))
     running = world.take()
     end_training(running)
     world.context.fail(running, "nothing more is to be seen")

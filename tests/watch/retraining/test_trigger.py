@@ -30,7 +30,7 @@ def refusals(world: RetrainingWorld) -> list[str]:
 
 
 def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorld) -> None:
-    begun = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(mode="incremental"))
+    begun = retrain_on_alarm(world.deployments, world.result(), world.spec(mode="incremental"))
     assert begun is not None
     assert (begun.endpoint, begun.model, begun.state) == (ENDPOINT, MODEL, "waiting")
     assert begun.spec["mode"] == "incremental"
@@ -42,67 +42,67 @@ def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorl
 
 def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWorld) -> None:
     for state in ("kept", "cannot tell"):
-        assert retrain_on_alarm(world.deployments, world.result(state), world.run(), world.spec()) is None
+        assert retrain_on_alarm(world.deployments, world.result(state), world.spec()) is None
     without = world.spec().model_copy(update={"retrain": None})
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), without) is None
+    assert retrain_on_alarm(world.deployments, world.result(), without) is None
     assert refusals(world) == []
 
 
 def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(world: RetrainingWorld) -> None:
-    first = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
+    first = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
     ended(world)
-    again = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
+    again = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
     assert first is not None
     assert again == world.latest()
     assert again.id == first.id
 
 
 def test_a_model_is_trained_once_at_a_time(world: RetrainingWorld) -> None:
-    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
+    retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
     world.ahead = timedelta(days=2)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is None
     assert refusals(world) == [f"model {MODEL} is already being trained: retraining 1 is waiting"]
 
 
 def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -> None:
-    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec())
+    retrain_on_alarm(world.deployments, world.result(), world.spec())
     ended(world)
     for _ in range(2):
-        assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
+        assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is not None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is not None
 
 
 def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     spec = world.spec(max_runs=1)
-    retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
+    retrain_on_alarm(world.deployments, world.result(), spec)
     ended(world)
     world.ahead = timedelta(days=29)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is None
     assert mentions(refusals(world)[0], "1 times", "30 days", "max_runs is 1")
     world.ahead = timedelta(days=31)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
 
 
 def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of_the_budget(
     world: RetrainingWorld,
 ) -> None:
     spec = world.spec(max_runs=1)
-    retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
+    retrain_on_alarm(world.deployments, world.result(), spec)
     assert world.take().state == "failed"  # No rows were captured.
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is None
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
 
 
 def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(world: RetrainingWorld) -> None:
     spec = world.spec()
     (world.project / "MLproject").rename(world.project / "gone")
     for _ in range(2):
-        assert retrain_on_alarm(world.deployments, world.result(), world.run(), spec) is None
+        assert retrain_on_alarm(world.deployments, world.result(), spec) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"the model cannot be trained: project: {world.project} has no MLproject")
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
@@ -135,7 +135,7 @@ def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_onc
 
 def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:
     world.monitor(max_runs=1)
-    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1))
+    retrain_on_alarm(world.deployments, world.result(), world.spec(max_runs=1))
     ended(world)
     asked = request_retraining(world.deployments, ENDPOINT, mode="incremental", why="new carrier", actor="ada")
     assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == ("waiting", "incremental", "1")
@@ -175,7 +175,7 @@ def test_while_a_rollout_is_under_way_nothing_is_started_and_a_schedule_waits_fo
     now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
     schedule.request_due(now)
     schedule.request_due(now + timedelta(days=3))
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is None
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is None
     under_way = f"rollout 1 of endpoint '{ENDPOINT}' is live"
     assert refusals(world) == [under_way]
     with pytest.raises(AlreadyExists, match=under_way):
@@ -191,7 +191,7 @@ def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world:
     ended(world)
     world.ahead = timedelta()  # The clock is corrected.
 
-    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1)) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), world.spec(max_runs=1)) is not None
     ended(world)
     schedule.request_due()
     assert len(world.retrainings.find()) == 2
