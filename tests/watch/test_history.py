@@ -9,9 +9,9 @@ import pytest
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.history import with_history
-from mlflow_deploy_plugin.watch.kinds.intervals import overall_state
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, State, WindowRequest, describe_span
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+from mlflow_deploy_plugin.watch.statistics.intervals import overall_state
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
 
