@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions, ServerSpec
 from mlflow_deploy_plugin.serve.device import require_device
-from mlflow_deploy_plugin.serve.runtime.binding import BoundSession
+from mlflow_deploy_plugin.serve.runtime.binding import GraphSession
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
 from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
@@ -66,22 +66,17 @@ def ways(module: nn.Module, file: Path, device: Device) -> dict[str, Run]:
     provider = Placement(device).providers[0][0]
     bare = onnxruntime.InferenceSession(str(file), providers=[provider])
     plain = open_session(file, Placement(device))
-    bound = bind(file, Placement(device, io_binding=True))
-    graphs = bind(file, Placement(device, options=ProviderOptions(enable_cuda_graph=True)))
+    placement = Placement(device, options=ProviderOptions(enable_cuda_graph=True))
+    graphs = GraphSession(open_session(file, placement), placement)
     placed = module.to("cpu" if device == "cpu" else "cuda")
     compiled = torch.compile(placed)
     return {
         "ONNX Runtime": lambda x: bare.run(["y"], {"x": x})[0],
         "onnxserve": lambda x: plain.run(["y"], {"x": x})[0],
-        "onnxserve, io_binding": lambda x: bound.run(["y"], {"x": x})[0],
         "onnxserve, CUDA graphs": lambda x: graphs.run(["y"], {"x": x})[0],
         "torch eager": lambda x: in_torch(placed, x),
         "torch.compile": lambda x: in_torch(compiled, x),
     }
-
-
-def bind(file: Path, placement: Placement) -> BoundSession:
-    return BoundSession(open_session(file, placement), placement)
 
 
 def in_torch(module: Any, x: np.ndarray) -> np.ndarray:
@@ -139,7 +134,7 @@ def main() -> None:
     else:
         where = f"{platform.processor() or 'a CPU'}: a dry run"
     print(f"{where}; onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, {options.rounds} rounds\n")
-    names = ["ONNX Runtime", "onnxserve", "io_binding", "CUDA graphs", "torch eager", "torch.compile"]
+    names = ["ONNX Runtime", "onnxserve", "CUDA graphs", "torch eager", "torch.compile"]
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for name in MODELS:
         if name.startswith(options.models):

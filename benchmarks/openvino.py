@@ -19,7 +19,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
 BUILD = "onnxruntime-openvino==1.24.1"
+Build = Literal["cpu", "openvino"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
 MODELS: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "resnet18": (3, 224, 224)}
 ROWS = (1, 8, 32)
 WARM_RUNS, LEAST_RUNS, SECONDS = 5, 3, 0.5
@@ -49,7 +51,7 @@ def rows_of(model: str, rows: int) -> np.ndarray:
     return np.random.default_rng(0).random((rows, *MODELS[model]), dtype=np.float32)
 
 
-def answer(folder: Path, device: Any, threads: int) -> None:
+def answer(folder: Path, device: Build, threads: int) -> None:
     """Measure each case that arrives at standard input as a line [model, rows], until the input ends."""
     import onnxruntime
 
@@ -57,7 +59,8 @@ def answer(folder: Path, device: Any, threads: int) -> None:
     from mlflow_deploy_plugin.serve.runtime.session import Placement
 
     print(json.dumps(onnxruntime.__version__), flush=True)
-    models = {name: OnnxModel.load(folder / name, Placement(device), threads) for name in MODELS}
+    placement = Placement(listed=({PROVIDERS[device]: {}},))
+    models = {name: OnnxModel.load(folder / name, placement, threads) for name in MODELS}
     for line in sys.stdin:
         name, rows = json.loads(line)
         model, x = models[name], rows_of(name, rows)
@@ -119,7 +122,7 @@ def compare_servers(folder: Path, environments: dict[str, dict[str, str]], threa
         for device, environment in environments.items():
             urls[device] = f"http://127.0.0.1:{free_port()}"
             command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", str(folder / "digits")]
-            command += ["--device", device, "-p", urls[device].rpartition(":")[2]]
+            command += ["-C", f"server.providers={PROVIDERS[device]}", "-p", urls[device].rpartition(":")[2]]
             command += ["-C", f"server.intra_op_num_threads={threads}", "--state-dir", str(folder / f"{device}-state")]
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             stack.callback(process.wait)

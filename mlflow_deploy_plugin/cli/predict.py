@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names
+from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names, usage_errors
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
 from mlflow_deploy_plugin.core.tabular.files import (
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.core.tabular.files import (
 )
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.spec.parts import Device
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.ship.batch.run import BatchProgress
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch, RowFile
@@ -250,6 +251,14 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
         yield with_bar()
 
 
+def _to_device(_context: click.Context, _parameter: click.Parameter, text: str) -> "Device":
+    """Return the value of --device. Raise UsageError for an unknown device."""
+    from mlflow_deploy_plugin.serve.runtime.session import Placement
+
+    with usage_errors():
+        return Placement(cast("Device", text)).device
+
+
 @click.command()
 @option("-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay@champion.")
 @option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
@@ -264,7 +273,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     help="Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its file.",
 )
 @option("--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use.")
-@option("--device", type=click.Choice(["cpu", "cuda", "tensorrt", "openvino"]), default="cpu", help="Device.")
+@option("--device", metavar="DEVICE", callback=_to_device, default="cpu", help="Device: cpu, cuda or tensorrt.")
 @engine_option("Engine: this machine, or the cluster from the Spark configuration.")
 @option("--restart", is_flag=True, help="Delete the output of an earlier batch, and start from the beginning.")
 @option(

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
-from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, load_stored_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 from mlflow_deploy_plugin.serve.cloud import read_cloud
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
     "--device",
     metavar="DEVICE",
     show_default="cpu",
-    help="Device of ONNX Runtime: cpu, cuda, tensorrt or openvino. There is no fallback to another device.",
+    help="Device of ONNX Runtime: cpu, cuda or tensorrt. There is no fallback to another device.",
 )
 @option(
     "--insecure",
@@ -87,7 +87,9 @@ def serve(
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError("--name requires -m; a spec contains the names of its endpoints")
-            first, *others = load_specs(read_text(file, "the spec"))
+            is_stored = state_dir is not None and file.absolute() == absolute_path(state_dir) / SPEC
+            load = load_stored_specs if is_stored else load_specs
+            first, *others = load(read_text(file, "the spec"))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
     # A cloud platform specifies the port and sends requests from outside the container.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, SPOOL
 from mlflow_deploy_plugin.serve.cloud import read_cloud
@@ -68,7 +68,7 @@ def open_server(state_dir: Path) -> Server:
         )
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     engines = state_dir / _ENGINE_CACHE
-    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding, spec.providers)
+    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.providers)
     memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
     memory = MemoryLimit(memory_bytes)
@@ -133,4 +133,4 @@ def read_server_spec(state_dir: Path) -> ServerSpec:
         text = (state_dir / SPEC).read_text()
     except FileNotFoundError:
         return ServerSpec()
-    return load_specs(text)[0].server
+    return load_stored_specs(text)[0].server

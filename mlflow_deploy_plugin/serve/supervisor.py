@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.processes.child import (
     signal_group,
 )
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.core.statedir import files
@@ -67,7 +67,7 @@ def supervise(
         RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, which is not installed.
         DeploymentFailed: the server did not become ready, or gunicorn exited.
     """
-    server = load_specs((state_dir / files.SPEC).read_text())[0].server
+    server = load_stored_specs((state_dir / files.SPEC).read_text())[0].server
     check_exposure(server, announce)
     if server.certfile is not None and server.keyfile is not None:
         open_tls(server.certfile, server.keyfile, server.ca_certs)

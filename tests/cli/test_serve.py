@@ -13,6 +13,7 @@ import pytest
 import requests
 from click.testing import CliRunner
 
+from mlflow_deploy_plugin.cli import serve as serve_command
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state, read_workers
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -21,6 +22,22 @@ from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.waiting import wait_until
+
+
+def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_command, "supervise", lambda *_: None)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("name: flights\nvariants: {flights: {model: m}}\nserver: {io_binding: true}\n")
+
+    refused = CliRunner().invoke(main, ["serve", "--spec", str(spec)])
+    restarted = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)])
+
+    assert refused.exit_code == 1
+    assert mentions(refused.stderr, "server.io_binding was removed", "enable_cuda_graph")
+    assert restarted.exit_code == 0, restarted.output
+    assert "io_binding" not in spec.read_text()
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ import requests
 from mlflow_deploy_plugin.core.errors import DeviceUnavailable
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions, ServerSpec
 from mlflow_deploy_plugin.serve.device import require_device
-from mlflow_deploy_plugin.serve.runtime.binding import BoundSession, pinned_empty
+from mlflow_deploy_plugin.serve.runtime.binding import GraphSession, pinned_empty
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session, operators_of
 from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
@@ -28,7 +28,6 @@ HALF_TEXTS = """half (float[N] x, string[N] text) => (float[N] double, string[N]
 }"""
 WAYS = {
     "plain": Placement("cuda", options=ProviderOptions(use_tf32=False)),
-    "bound": Placement("cuda", options=ProviderOptions(use_tf32=False), io_binding=True),
     "graphs": Placement("cuda", options=ProviderOptions(use_tf32=False, enable_cuda_graph=True)),
 }
 
@@ -40,7 +39,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runner(graph: Path, placement: Placement) -> Callable[[Any], Any]:
     session = open_session(graph, placement)
-    run = BoundSession(session, placement).run if placement.is_bound else session.run
+    run = GraphSession(session, placement).run if placement.options.enable_cuda_graph else session.run
     return lambda x: run(["y"], {"x": x})[0]
 
 
@@ -131,7 +130,7 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
 
 @pytest.mark.skipif("TensorrtExecutionProvider" not in onnxruntime.get_available_providers(), reason="no TensorRT")
 def test_tensorrt_keeps_its_engine(graph: Path, tmp_path: Path) -> None:
-    placement = Placement("tensorrt", options=ProviderOptions(trt_fp16_enable=True), engine_cache=tmp_path / "engines")
+    placement = Placement("tensorrt", options=ProviderOptions(use_tf32=False), engine_cache=tmp_path / "engines")
     try:
         run = runner(graph, placement)
     except DeviceUnavailable as error:

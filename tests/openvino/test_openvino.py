@@ -34,7 +34,7 @@ if OPENVINO not in onnxruntime.get_available_providers():
     pytest.skip("this is not ONNX Runtime's OpenVINO build, which test_build.py uses", allow_module_level=True)
 
 CPU = "CPUExecutionProvider"
-ON_OPENVINO = Placement("openvino")
+ON_OPENVINO = Placement(listed=({OPENVINO: {}},))
 MIXED = Placement(listed=({OPENVINO: {}}, {CPU: {}}))
 SIDE = 64
 DOUBLES = "doubles (double[N,1] x) => (double[N,1] y) { y = Add(x, x) }"
@@ -91,7 +91,7 @@ def test_a_run_uses_as_many_threads_as_it_is_given(layer: Path) -> None:
 
 
 def test_a_graph_that_openvino_cannot_compute_is_refused_with_its_operators_and_two_remedies(tmp_path: Path) -> None:
-    with refused(DeviceUnavailable, "--device openvino", "Add", "--device cpu", f"{OPENVINO},{CPU}"):
+    with refused(DeviceUnavailable, "server.providers", "Add", "--device cpu", f"{OPENVINO},{CPU}"):
         open_session(save_graph(tmp_path, DOUBLES), ON_OPENVINO)
 
 
@@ -116,7 +116,7 @@ def test_the_options_of_a_listed_provider_are_passed_on(layer: Path, tmp_path: P
 
 
 def test_hardware_that_is_missing_is_named_before_the_start() -> None:
-    require_device(ServerSpec(device="openvino"))
+    require_device(ServerSpec(providers=({OPENVINO: {}},)))
     require_device(ServerSpec(providers=({OPENVINO: {}}, {CPU: {}})))
     with refused(DeviceUnavailable, "server.providers", OPENVINO, "GPU.7"):
         require_device(ServerSpec(providers=({OPENVINO: {"device_type": "GPU.7"}}, {CPU: {}})))
@@ -161,22 +161,21 @@ def test_zeros_are_not_compared_because_the_old_cpu_provider_crashes_at_a_divisi
     assert load_warm(one_tensor(tmp_path, graph, "int64"), ON_OPENVINO, 1).predictor.artifact
 
 
-@pytest.mark.parametrize("placement", [ON_OPENVINO, Placement(listed=({OPENVINO: {}},))], ids=str)
 @pytest.mark.parametrize("value", [None, 2**31])
-def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(
-    tmp_path: Path, placement: Placement, value: int | None
-) -> None:
+def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(tmp_path: Path, value: int | None) -> None:
     graph, dtype = (FLOATS, "float32") if value is None else (INTEGERS, "int64")
     with refused(InvalidArtifact, INPUT_EXAMPLE, "'x'", "OpenVINO"):
-        load_warm(one_tensor(tmp_path, graph, dtype, example=[[1], [value]]), placement, 1)
+        load_warm(one_tensor(tmp_path, graph, dtype, example=[[1], [value]]), ON_OPENVINO, 1)
 
 
 def test_a_server_answers_over_http_and_does_not_start_if_a_node_remains(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
-    served = serve("-m", str(one_tensor(tmp_path / "model", FLOATS, "float32")), "--device", "openvino").wait_ready()
+    served = serve(
+        "-m", str(one_tensor(tmp_path / "model", FLOATS, "float32")), "-C", f"server.providers={OPENVINO}"
+    ).wait_ready()
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
     model = str(one_tensor(tmp_path / "doubles", DOUBLES, "float64"))
-    unserved = serve("-m", model, "--device", "openvino", state="other")
+    unserved = serve("-m", model, "-C", f"server.providers={OPENVINO}", state="other")
     assert unserved.process.wait(60) == 1
-    assert mentions(unserved.log.read_text().splitlines()[-1], "Error", "--device openvino", "Add")
+    assert mentions(unserved.log.read_text().splitlines()[-1], "Error", "server.providers", "Add")

@@ -35,7 +35,10 @@ def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(name: De
 @pytest.mark.parametrize(
     ("server", "names"),
     [
-        (ServerSpec(device="openvino"), ["--device openvino", "OpenVINO build", "mlflow-onnxserve[openvino]"]),
+        (
+            ServerSpec(providers=({"OpenVINOExecutionProvider": {}},)),
+            ["server.providers", "OpenVINO build", "mlflow-onnxserve[openvino]"],
+        ),
         (ServerSpec(providers=({"FooExecutionProvider": {}},)), ["server.providers", "CPUExecutionProvider"]),
     ],
 )

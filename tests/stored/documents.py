@@ -29,15 +29,12 @@ server:
   ca_certs: flights-tls/ca.crt
   device: tensorrt
   device_ids: [0, 1]
-  io_binding: true
   provider_options:
     gpu_mem_limit: 2147483648
     arena_extend_strategy: kSameAsRequested
     cudnn_conv_algo_search: HEURISTIC
     use_tf32: false
     enable_cuda_graph: true
-    trt_fp16_enable: true
-    trt_engine_cache_path: /var/cache/tensorrt
   intra_op_num_threads: 2
   max_worker_memory_bytes: 1073741824
   max_body_bytes: 1048576

@@ -83,13 +83,13 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
             return registered_model_names(stored.spec)
-    from mlflow_deploy_plugin.core.spec.document import load_specs  # pydantic and YAML take 0.1 s.
+    from mlflow_deploy_plugin.core.spec.document import load_stored_specs  # pydantic and YAML take 0.1 s.
 
     names: list[str] | None = None
     for event in store.events(endpoint, newest_first=True):
         if text := event.detail.get("spec"):
             try:
-                (spec,) = load_specs(text, may_be_empty=True)
+                (spec,) = load_stored_specs(text)
             except InvalidConfig:
                 return None
             names = registered_model_names(spec)

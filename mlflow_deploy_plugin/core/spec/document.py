@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     StickySpec,
     VariantSpec,
 )
+from mlflow_deploy_plugin.core.spec.removed import removal_reason, without_removed
 from mlflow_deploy_plugin.core.spec.types import PATTERNS_IN_WORDS, field_descriptions
 
 _EXPECTED = {
@@ -62,21 +63,38 @@ _PARTS: Mapping[str, type[BaseModel]] = {
 _RETRAIN = ".retrain."
 
 
-def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
-    """Return the endpoints of a YAML text, one per document. All endpoints share the server of the first document.
+def load_specs(text: str) -> list[EndpointSpec]:
+    """Return the endpoints of a user's YAML text, one per document, which share the server of the first document.
 
-    Raises InvalidConfig for any other text. With `may_be_empty`, an endpoint may have no variants.
+    Raises InvalidConfig for any other text.
     """
+    specs = [validate_spec(document) for document in _documents(text)]
+    if empty := [spec.name for spec in specs if not spec.variants]:
+        raise InvalidConfig(f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`")
+    return _sharing_a_server(specs)
+
+
+def load_stored_specs(text: str) -> list[EndpointSpec]:
+    """Return the endpoints of a text that a version of onnxserve has written, without removed fields.
+
+    Raises InvalidConfig like `load_specs`, but endpoints may have no variants.
+    """
+    return _sharing_a_server([validate_spec(without_removed(document)) for document in _documents(text)])
+
+
+def _documents(text: str) -> list[object]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
         raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
-    specs = [validate_spec(document) for document in documents]
-    if not specs:
+    if not documents:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
+    return documents
+
+
+def _sharing_a_server(specs: list[EndpointSpec]) -> list[EndpointSpec]:
+    """Return the specs. Raise InvalidConfig for a repeated endpoint, or an endpoint with another server."""
     names = [spec.name for spec in specs]
-    if not may_be_empty and (empty := [spec.name for spec in specs if not spec.variants]):
-        raise InvalidConfig(f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`")
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidConfig(f"endpoint {doubled[0]!r} is repeated in the spec")
     for spec in specs[1:]:
@@ -108,6 +126,8 @@ def validate_spec(document: object) -> EndpointSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        if removal := removal_reason(where, first["input"]):
+            raise InvalidConfig(removal) from None
         if first["type"] == "extra_forbidden":
             known = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
             raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
@@ -179,7 +199,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
         if not (field in known or is_model or is_parameter or is_removed_sample):
             hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
-            raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
+            raise InvalidConfig(removal_reason(dotted) or f"unknown config key {dotted!r}{hint}")
         *parents, leaf = path
         target = document
         for parent in parents:

@@ -36,7 +36,7 @@ DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
 NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
-Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
+Device = Literal["cpu", "cuda", "tensorrt"]
 ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
 Provider = Annotated[
     dict[ProviderName, dict[str, str | bool | int | float]],
@@ -75,10 +75,6 @@ class ProviderOptions(SpecPart):
     """false: multiply in full float32, for which parity was proven. ONNX Runtime's default is true."""
     enable_cuda_graph: bool = False
     """Replay captured CUDA graphs for the batch sizes of the warm-up. Runs are then sequential."""
-    trt_fp16_enable: bool | None = None
-    """Let TensorRT compute in float16."""
-    trt_engine_cache_path: str | None = Field(default=None, min_length=1)
-    """Folder of TensorRT's engines. Default: a folder in the server's state folder."""
 
 
 class ServerSpec(SpecPart):
@@ -115,7 +111,7 @@ class ServerSpec(SpecPart):
     """Certificate authorities in PEM format. Callers need a client certificate from one of these authorities (mutual
     TLS). Requires certfile."""
     device: Device = "cpu"
-    """Device of ONNX Runtime. cuda, tensorrt and openvino do not fall back to another device."""
+    """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
     providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
     """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
     In a spec file, each may have options. All except CPUExecutionProvider must compute a part of every model."""
@@ -123,8 +119,6 @@ class ServerSpec(SpecPart):
         default=(), max_length=64
     )
     """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
-    io_binding: bool = False
-    """Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."""
     provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: int | None = Field(default=None, ge=1)
     """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc. Default: the available cores
@@ -223,18 +217,14 @@ class ServerSpec(SpecPart):
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
         fields = [f"provider_options.{name}" for name in self.provider_options.model_dump(exclude_defaults=True)]
-        fields += [name for name in ("device_ids", "io_binding") if getattr(self, name)]
+        fields += ["device_ids"] if self.device_ids else []
         others = (["device"] if self.device != "cpu" else []) + fields
         if self.providers and others:
             raise ValueError(f"{others[0]} and providers are both set: providers replaces device, with all options")
         if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(self.providers):
             raise ValueError("each entry of providers is a single provider, which no other entry repeats")
-        if self.device in ("cpu", "openvino") and fields:
-            raise ValueError(
-                f"{fields[0]} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected"
-            )
-        if self.device == "cuda" and (name := next((name for name in fields if ".trt_" in name), "")):
-            raise ValueError(f"{name} requires device tensorrt, but device is cuda")
+        if self.device == "cpu" and fields:
+            raise ValueError(f"{fields[0]} requires a GPU, but device is cpu: device cuda or tensorrt is expected")
         if self.device_ids and (
             len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
         ):
@@ -281,10 +271,9 @@ class ContainerSpec(SpecPart):
         """Return the image of the server. Raise InvalidConfig if none of our images has the server's providers."""
         if self.image or server.is_on_nvidia:
             return self.image or "onnxserve:gpu"
-        if server.device == "cpu" and not server.providers:
+        if not server.providers:
             return "onnxserve:cpu"
-        name = "providers" if server.providers else f"device {server.device}"
-        raise InvalidConfig(f"server.{name} needs an image with its build of ONNX Runtime: -C container.image=…")
+        raise InvalidConfig("server.providers needs an image with its build of ONNX Runtime: -C container.image=…")
 
 
 _RESERVED = ("_", "output.")

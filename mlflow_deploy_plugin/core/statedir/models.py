@@ -1,11 +1,12 @@
 """The pydantic models of the files in a server's state folder."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, StickySpec
+from mlflow_deploy_plugin.core.spec.removed import without_removed
 
 
 class State(BaseModel):
@@ -73,7 +74,7 @@ class Control(State):
     """The changes that commands have made to the spec: endpoints that were unloaded, and endpoints that were added."""
 
     unloaded: tuple[str, ...] = ()
-    added: dict[str, EndpointSpec] = Field(default_factory=dict)
+    added: dict[str, Annotated[EndpointSpec, BeforeValidator(without_removed)]] = Field(default_factory=dict)
 
 
 Scope = Literal["infer", "read", "admin"]

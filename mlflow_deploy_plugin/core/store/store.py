@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_line
-from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs
+from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -476,7 +476,7 @@ def _read_spec(text: str) -> EndpointSpec:
 
     Without the cache, reading 10,000 endpoints takes 2.4 s instead of 0.2 s.
     """
-    (spec,) = load_specs(text, may_be_empty=True)
+    (spec,) = load_stored_specs(text)
     return spec
 
 

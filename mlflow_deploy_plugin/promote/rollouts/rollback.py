@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri
 from mlflow_deploy_plugin.core.registry.tags import tag_version
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -250,7 +250,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
         elif event.detail.get("undone") and models:
             models.pop()  # The previous change failed and was undone.
         elif text := event.detail.get("spec"):
-            (spec,) = load_specs(text, may_be_empty=True)
+            (spec,) = load_stored_specs(text)
             served = [spec.variants[main].model] if main in spec.variants else []
             if served != models[-1:]:
                 taken_back.difference_update(served)

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
     set_service_timeouts,
 )
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
@@ -139,7 +139,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
         )
-        server = load_specs((state_dir / SPEC).read_text())[0].server
+        server = load_stored_specs((state_dir / SPEC).read_text())[0].server
         record: Recorder = record_nothing
         if server.authenticates and settings.keys_file is None:  # A server with a keys file has no audit trail.
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")

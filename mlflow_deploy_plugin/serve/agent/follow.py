@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
@@ -135,7 +135,7 @@ class Follower:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
                 self._spec_text = text
-                self._control.specs = load_specs(text)
+                self._control.specs = load_stored_specs(text)
                 self.resolver.set_pyfunc_policy(PyfuncPolicy(self._control.specs))
                 self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,9 @@
-"""ONNX Runtime's IO binding: a session runs with its inputs in buffers at fixed addresses.
+"""CUDA graphs: a complete run of a session that the GPU replays with one call.
 
-On the host, an input is in page-locked ("pinned") memory, which a GPU reads without an additional copy by the driver.
-CUDA graphs need inputs and outputs at fixed addresses, which only one run at a time can use. Each input shape has a
-CUDA graph, identified by the run option `gpu_graph_id`; -1 runs without a CUDA graph. See `benchmarks/gpu.py`.
+A CUDA graph needs its inputs and outputs at fixed addresses, which only one run at a time can use. ONNX Runtime binds
+them with its IO binding. Each input shape has a CUDA graph, identified by the run option `gpu_graph_id`; -1 runs
+without a CUDA graph. On the host, an input is in page-locked ("pinned") memory, which a GPU reads without an additional
+copy by the driver. See `benchmarks/gpu.py`.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -11,7 +12,6 @@ import ctypes
 import math
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from functools import cache
@@ -28,112 +28,85 @@ if TYPE_CHECKING:
 
 MAX_GRAPHS = 16
 """The maximum number of shapes with a CUDA graph. Each graph keeps its memory. The warm-up creates the first graphs."""
-MAX_IDLE_BUFFERS = 32
-_GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
+_GRAPH_ID = "gpu_graph_id"
+_NO_GRAPH = -1
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
 
-class Buffers:
-    """Buffers for inputs of one shape, used by one run at a time. All inputs are bound in `binding`."""
+class CudaGraph:
+    """A CUDA graph for inputs of one shape, with its inputs and outputs at fixed addresses."""
 
     def __init__(
-        self, session: "ort.InferenceSession", placement: Placement, feeds: Feeds, names: Sequence[str]
+        self, session: "ort.InferenceSession", placement: Placement, feeds: Feeds, names: Sequence[str], number: int
     ) -> None:
+        """Run the session once without a CUDA graph, which finds the shapes of the outputs."""
+        self._session = session
         self._memory = "cpu" if placement.device == "cpu" else "cuda"
         self._device_id = placement.device_id
-        self.binding = session.io_binding()
-        self._names = names
-        self._outputs: list[ort.OrtValue] = []  # Outputs at fixed addresses; empty if each run allocates its outputs.
+        self._options = _run_options(number)
+        self._binding = session.io_binding()
         self._inputs: dict[str, tuple[Array, ort.OrtValue]] = {}
         for name, array in feeds.items():
-            shape, dtype = array.shape, array.dtype
+            shape = array.shape
+            dtype = array.dtype
             value = self._value(shape, dtype)
             host = np.empty(shape, dtype) if self._memory == "cpu" else pinned_empty(shape, dtype, self._device_id)
             self._inputs[name] = host, value
-            self.binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_input(name, value)
         for name in names:
-            self.binding.bind_output(name)
+            self._binding.bind_output(name)
+        self._fill(feeds)
+        session.run_with_iobinding(self._binding, _run_options(_NO_GRAPH))
+        self._outputs: list[ort.OrtValue] = []
+        for name, array in zip(names, self._binding.copy_outputs_to_cpu(), strict=True):
+            value = self._value(array.shape, array.dtype)
+            self._outputs.append(value)
+            self._binding.bind_ortvalue_output(name, value)
 
-    def fill(self, feeds: Feeds) -> None:
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Compute the outputs. The first call captures the CUDA graph, and later calls replay it."""
+        self._fill(feeds)
+        self._session.run_with_iobinding(self._binding, self._options)
+        arrays = [value.numpy() for value in self._outputs]
+        return arrays if self._memory == "cuda" else [array.copy() for array in arrays]  # On a CPU, these are views.
+
+    def _fill(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
             host, value = self._inputs[name]
             np.copyto(host, array)
             value.update_inplace(host)
 
-    def fix_outputs(self, computed: Sequence[Array]) -> None:
-        """Bind the outputs to fixed addresses, with the shapes and dtypes of the `computed` arrays."""
-        self._outputs = [self._value(array.shape, array.dtype) for array in computed]
-        for name, value in zip(self._names, self._outputs, strict=True):
-            self.binding.bind_ortvalue_output(name, value)
-
-    def read(self) -> list[Array]:
-        if self._outputs:
-            arrays = [value.numpy() for value in self._outputs]  # On a CPU, copy the arrays: they are views.
-            return arrays if self._memory == "cuda" else [array.copy() for array in arrays]
-        return list(self.binding.copy_outputs_to_cpu())
-
     def _value(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
         return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
 
 
-class BoundSession:
-    """A session that runs with IO binding, for tensors of numbers (`can_bind`). All threads may call `run`."""
+class GraphSession:
+    """A session that runs with CUDA graphs, for tensors of numbers (`can_bind`). All threads may call `run`."""
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
         self._placement = placement
         self._lock = threading.Lock()
-        self._graph_lock = threading.Lock()
-        self._idle: OrderedDict[Hashable, list[Buffers]] = OrderedDict()
-        self._graphs: dict[Hashable, tuple[Buffers, ort.RunOptions]] = {}
-        self._without_graph = self._run_options(_NO_GRAPH)
+        self._graphs: dict[Hashable, CudaGraph] = {}
+        self._without_graph = _run_options(_NO_GRAPH)
 
     def run(self, names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None) -> list[Array]:
         """Compute the named outputs. Raises the errors of `InferenceSession.run`. `options` are ignored."""
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
-        if not self._placement.options.enable_cuda_graph:
-            return self._run_buffers(key, names, feeds)
-        with self._graph_lock:  # A capture fails if another thread allocates memory at the same time.
-            may_have_graph = key in self._graphs or len(self._graphs) < MAX_GRAPHS
-            return (self._run_graph if may_have_graph else self._run_buffers)(key, names, feeds)
+        with self._lock:  # A capture fails if another thread allocates memory at the same time.
+            if key not in self._graphs:
+                if len(self._graphs) == MAX_GRAPHS:
+                    return list(self._session.run(names, feeds, self._without_graph))
+                number = len(self._graphs) + 1
+                self._graphs[key] = CudaGraph(self._session, self._placement, feeds, names, number)
+            return self._graphs[key].run(feeds)
 
-    def _run_buffers(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Run with buffers that no other thread uses."""
-        with self._lock:
-            idle = self._idle.pop(key, [])
-            buffers = idle.pop() if idle else None
-            if idle:
-                self._idle[key] = idle
-        if buffers is None:
-            buffers = Buffers(self._session, self._placement, feeds, names)
-        buffers.fill(feeds)
-        self._session.run_with_iobinding(buffers.binding, self._without_graph)
-        computed = buffers.read()
-        with self._lock:
-            self._idle.setdefault(key, []).append(buffers)
-            self._idle.move_to_end(key)  # The shape that was least recently used is dropped first.
-            if sum(map(len, self._idle.values())) > MAX_IDLE_BUFFERS:
-                self._idle.popitem(last=False)
-        return computed
 
-    def _run_graph(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Replay the CUDA graph of this input shape. The first run has no CUDA graph and finds the output shapes."""
-        if key not in self._graphs:
-            buffers = Buffers(self._session, self._placement, feeds, names)
-            buffers.fill(feeds)
-            self._session.run_with_iobinding(buffers.binding, self._without_graph)
-            buffers.fix_outputs(buffers.read())
-            self._graphs[key] = buffers, self._run_options(str(len(self._graphs) + 1))
-        buffers, options = self._graphs[key]
-        buffers.fill(feeds)
-        self._session.run_with_iobinding(buffers.binding, options)
-        return buffers.read()
-
-    @staticmethod
-    def _run_options(graph_id: str) -> "ort.RunOptions":
-        options = import_onnxruntime().RunOptions()
-        options.add_run_config_entry(_GRAPH_ID, graph_id)
-        return options
+def _run_options(number: int) -> "ort.RunOptions":
+    """Return the options of a run with the CUDA graph of this number."""
+    options = import_onnxruntime().RunOptions()
+    options.add_run_config_entry(_GRAPH_ID, str(number))
+    return options
 
 
 def can_bind(session: "ort.InferenceSession") -> bool:

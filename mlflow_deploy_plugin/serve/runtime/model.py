@@ -22,11 +22,11 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.runtime import session as sessions
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
-from mlflow_deploy_plugin.serve.runtime.binding import BoundSession, can_bind
+from mlflow_deploy_plugin.serve.runtime.binding import GraphSession, can_bind
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
-from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, OPENVINO, Arena, Placement, describe_error, quiet_options
+from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Arena, Placement, describe_error, quiet_options
 from mlflow_deploy_plugin.serve.runtime.tokenizer import Run, TextBudget, TextTokenizer
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
@@ -170,12 +170,11 @@ class OnnxModel:
         )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
         self.limit_values(sys.maxsize)
-        is_on_openvino = dict(placement.providers).keys() == {OPENVINO}
-        self._run_once: Run = partial(sessions.run_on_openvino, session) if is_on_openvino else session.run
+        self._run_once: Run = partial(sessions.run_on_openvino, session) if placement.is_on_openvino else session.run
         self._compute = self._compute_large = self._run_once
         self._small_run = None
-        if placement.is_bound and can_bind(session):
-            self._compute = self._compute_large = BoundSession(session, placement).run
+        if placement.options.enable_cuda_graph and can_bind(session):
+            self._compute = self._compute_large = GraphSession(session, placement).run
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).
             own = getattr(session, "_sess", session)

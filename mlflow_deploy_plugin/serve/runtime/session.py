@@ -17,9 +17,16 @@ from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, OnnxserveError, RuntimeMissing
+from mlflow_deploy_plugin.core.errors import (
+    DeviceUnavailable,
+    InvalidArtifact,
+    InvalidConfig,
+    OnnxserveError,
+    RuntimeMissing,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
+from mlflow_deploy_plugin.core.spec.removed import removal_reason
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -30,12 +37,11 @@ _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
 }
-_CPU, OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
+_CPU = _PROVIDERS["cpu"]
+OPENVINO = "OpenVINOExecutionProvider"
 _BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
 """The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same name in lower case."""
-_OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
@@ -58,9 +64,7 @@ class Placement:
     Attributes:
         device_id: the CUDA index of the GPU.
         options: the provider options. An option that is None has ONNX Runtime's default.
-        engine_cache: the default folder for TensorRT engines. With None, engines are not stored.
-        io_binding: True to copy inputs into page-locked buffers first (`serve/runtime/binding.py`), as CUDA graphs
-            require.
+        engine_cache: the folder for TensorRT engines. With None, engines are not stored.
         listed: the providers by ONNX Runtime's names, with their options, instead of a device.
     """
 
@@ -68,15 +72,21 @@ class Placement:
     device_id: int = 0
     options: ProviderOptions = field(default_factory=ProviderOptions)
     engine_cache: Path | None = None
-    io_binding: bool = False
     listed: Sequence[Mapping[str, Mapping[str, object]]] = ()
 
     def __str__(self) -> str:
         return "server.providers" if self.listed else f"--device {self.device}"
 
+    def __post_init__(self) -> None:
+        """Raise InvalidConfig for an unknown device."""
+        if self.device not in _PROVIDERS:
+            choices = f"device: {self.device!r} is not one of {', '.join(_PROVIDERS)}"
+            raise InvalidConfig(removal_reason("server.device", self.device) or choices)
+
     @property
-    def is_bound(self) -> bool:
-        return self.io_binding or self.options.enable_cuda_graph
+    def is_on_openvino(self) -> bool:
+        """True if OpenVINO computes all operators, so that its inputs and outputs are checked."""
+        return {*dict(self.providers)} == {OPENVINO}
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
@@ -86,19 +96,14 @@ class Placement:
             return [(name, {key: str(value) for key, value in options.items()}) for name, options in entries]
         if self.device == "cpu":
             return [(_CPU, {})]
-        if self.device == "openvino":
-            return [(OPENVINO, {"device_type": "CPU", "precision": "FP32"})]
         options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
-        texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
-        cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
+        cuda = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
         cuda["device_id"] = str(self.device_id)
         if self.device == "cuda":
             return [(_PROVIDERS["cuda"], cuda | ({"enable_cuda_graph": "1"} if self.options.enable_cuda_graph else {}))]
-        tensorrt = {name: text for name, text in texts.items() if name.startswith(_OF_TENSORRT)}
-        tensorrt["device_id"] = str(self.device_id)
-        folder = self.options.trt_engine_cache_path or self.engine_cache
-        if folder is not None:
-            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+        tensorrt = {"device_id": str(self.device_id)}
+        if self.engine_cache is not None:
+            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(self.engine_cache)}
         if self.options.enable_cuda_graph:
             tensorrt["trt_cuda_graph_enable"] = "1"
         return [(_PROVIDERS["tensorrt"], tensorrt), (_PROVIDERS["cuda"], cuda)]
@@ -187,6 +192,7 @@ def open_session(
     names = list(providers)
     if OPENVINO in providers and providers[OPENVINO].get("device_type", "CPU") == "CPU":
         providers[OPENVINO].setdefault("num_of_threads", str(intra_op_num_threads))
+        providers[OPENVINO].setdefault("precision", "FP32")
     options = session_options(module, intra_op_num_threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if _CPU in names else "1")
     try:

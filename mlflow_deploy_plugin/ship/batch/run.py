@@ -60,7 +60,7 @@ class BatchPlan:
         output_format: the format of the output; if it is None, each part keeps its format.
         on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
         workers: the number of cores of this machine to use; None means all cores. Spark has a separate setting.
-        device: the device of each process: `cpu`, `cuda`, `tensorrt` or `openvino`.
+        device: the device of each process: `cpu`, `cuda` or `tensorrt`.
         engine: `local`, the processes of this machine, or `spark`.
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the batch is not recorded.

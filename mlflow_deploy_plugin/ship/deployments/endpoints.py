@@ -16,7 +16,7 @@ import yaml
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs
+from mlflow_deploy_plugin.core.spec.document import apply_config, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, locked
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
@@ -233,7 +233,9 @@ def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSp
     specs: list[tuple[Path, EndpointSpec]] = []
     for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):
         with contextlib.suppress(OSError, UnicodeDecodeError, InvalidConfig):
-            specs += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
+            specs += [
+                (folder, spec) for spec in load_stored_specs((folder / SPEC).read_text()) if spec.name == endpoint
+            ]
     return specs
 
 

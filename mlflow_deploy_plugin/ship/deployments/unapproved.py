@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.approved_files import approval_of
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_names
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.served_files import served_files
@@ -230,7 +230,7 @@ def has_answered(store: Store, endpoint: str, model_uri: str) -> bool:
         if event.detail.get("undone"):
             answered = answered[:-1]
         elif text := event.detail.get("spec"):
-            (spec,) = load_specs(text, may_be_empty=True)
+            (spec,) = load_stored_specs(text)
             lacking = {entry["model_uri"] for entry in event.detail.get(UNAPPROVED, ())}
             answered.append(model_uri in _shares(spec).keys() - lacking)
     return any(answered)

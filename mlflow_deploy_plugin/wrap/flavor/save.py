@@ -287,7 +287,7 @@ def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int
 
     Args:
         model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a folder.
-        device: "cpu", "cuda", "tensorrt" or "openvino".
+        device: "cpu", "cuda" or "tensorrt".
         intra_op_num_threads: the threads of one run of the graph.
     """
     repository, path = open_repository(model_uri)
@@ -334,7 +334,6 @@ class PyfuncModel:
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
     """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown `device` in `model_config`."""
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
-    device = str(config["device"])
-    check_choice("model_config: device", device, Device)
+    placement = Placement(cast(Device, str(config["device"])))
     threads = int(cast(int | None, config["intra_op_num_threads"]) or available_cores())
-    return PyfuncModel(OnnxModel.load(Path(path), Placement(cast(Device, device)), threads))
+    return PyfuncModel(OnnxModel.load(Path(path), placement, threads))

@@ -66,8 +66,7 @@ def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> N
         ({}, "onnxserve:cpu"),
         ({"server.device": "tensorrt"}, "onnxserve:gpu"),
         ({"server.providers": f"CUDAExecutionProvider,{CPU}"}, "onnxserve:gpu"),
-        ({"server.device": "openvino", "container.image": "own:1"}, "own:1"),
-        ({"server.device": "openvino"}, None),
+        ({"server.providers": OPENVINO, "container.image": "own:1"}, "own:1"),
         ({"server.providers": OPENVINO}, None),
     ],
 )
@@ -91,12 +90,8 @@ def test_a_container_gets_an_image_with_its_providers(config: dict[str, str], im
         ({"server.metrics_port": "8080"}, "port and metrics_port are both 8080"),
         ({"server.grpc_port": "9100", "server.metrics_port": "9100"}, "grpc_port and metrics_port are both 9100"),
         ({"server.device_ids": "0"}, "device_ids requires a GPU, but device is cpu"),
-        (
-            {"server.device": "openvino", "server.io_binding": "true"},
-            "io_binding requires a GPU, but device is openvino",
-        ),
         ({"server.device": "cuda", "server.providers": "CPUExecutionProvider"}, "device and providers are both set"),
-        ({"server.io_binding": "1", "server.providers": "CUDAExecutionProvider"}, "io_binding and providers"),
+        ({"server.device_ids": "0", "server.providers": "CUDAExecutionProvider"}, "device_ids and providers"),
         ({"server.device": "cuda", "server.device_ids": "0,0"}, "device_ids"),
         ({"server.device": "cuda", "server.device_ids": "0,1,2"}, "device_ids"),
         ({"capture.keys": "customer_id,_row"}, "'_row'"),

@@ -30,7 +30,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a number out of bounds": (_with(capture__fraction="1.5"), "capture.fraction: at most 1.0 is expected (got '1.5')"),
     "an unknown choice": (
         _with(server__device="tpu"),
-        "server.device: 'cpu', 'cuda', 'tensorrt' or 'openvino' is expected (got 'tpu')",
+        "server.device: 'cpu', 'cuda' or 'tensorrt' is expected (got 'tpu')",
     ),
     "a wrong duration": (
         _with(monitors__daily__every="soon"),

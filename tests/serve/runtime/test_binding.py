@@ -1,4 +1,4 @@
-"""Tests that runs with IO binding answer as plain runs do. They use CPU memory; tests/gpu tests a GPU."""
+"""Tests that runs with CUDA graphs answer as plain runs do. They use CPU memory; tests/gpu tests a GPU."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,13 +10,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.serve.runtime import binding
-from mlflow_deploy_plugin.serve.runtime.binding import (
-    MAX_GRAPHS,
-    MAX_IDLE_BUFFERS,
-    BoundSession,
-    can_bind,
-    pinned_empty,
-)
+from mlflow_deploy_plugin.serve.runtime.binding import MAX_GRAPHS, GraphSession, can_bind, pinned_empty
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
 from tests.support.models import parse_graph, write_model
@@ -31,11 +25,8 @@ two (float[N,4] x, int64[N] k) => (float[N,4] y, int64[N,1] best, float[N] total
   total = ReduceSum<keepdims=0>(y, axis)
 }"""
 NAMES = ["y", "best", "total"]
-BOUND = {
-    "buffers": Placement(io_binding=True),
-    # A CPU does not capture graphs, but the outputs are fixed.
-    "graphs": Placement(options=ProviderOptions(enable_cuda_graph=True)),
-}
+# A CPU does not capture graphs, but the inputs and outputs are at fixed addresses.
+PLACEMENT = Placement(options=ProviderOptions(enable_cuda_graph=True))
 random = np.random.default_rng(0)
 
 
@@ -49,9 +40,8 @@ def session(tmp_path: Path) -> Any:
     return open_session(tmp_path / "two.onnx")
 
 
-@pytest.mark.parametrize("placement", BOUND.values(), ids=BOUND)
-def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: Any, placement: Placement) -> None:
-    bound = BoundSession(session, placement)
+def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: Any) -> None:
+    bound = GraphSession(session, PLACEMENT)
     kept = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
         given = feeds(rows)
@@ -63,9 +53,8 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: An
             np.testing.assert_array_equal(array, expected)
 
 
-@pytest.mark.parametrize("placement", BOUND.values(), ids=BOUND)
-def test_many_threads_do_not_read_each_others_buffers(session: Any, placement: Placement) -> None:
-    bound = BoundSession(session, placement)
+def test_many_threads_do_not_read_each_others_buffers(session: Any) -> None:
+    bound = GraphSession(session, PLACEMENT)
 
     def ask(number: int) -> bool:
         given = feeds(1 + number % 3)
@@ -80,17 +69,15 @@ def test_inputs_need_not_be_contiguous(session: Any) -> None:
         "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
         "k": np.arange(10)[::2],
     }
-    np.testing.assert_array_equal(
-        BoundSession(session, BOUND["buffers"]).run(["y"], given)[0], session.run(["y"], given)[0]
-    )
+    np.testing.assert_array_equal(GraphSession(session, PLACEMENT).run(["y"], given)[0], session.run(["y"], given)[0])
 
 
-def test_neither_graphs_nor_idle_buffers_grow_without_end(session: Any) -> None:
-    bound = BoundSession(session, BOUND["graphs"])
-    for rows in range(1, MAX_GRAPHS + 2 * MAX_IDLE_BUFFERS):
-        assert len(bound.run(["total"], feeds(rows))[0]) == rows
+def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
+    bound = GraphSession(session, PLACEMENT)
+    for rows in range(1, MAX_GRAPHS + 3):
+        given = feeds(rows)
+        np.testing.assert_array_equal(bound.run(["total"], given), session.run(["total"], given))
     assert len(bound._graphs) == MAX_GRAPHS
-    assert sum(map(len, bound._idle.values())) == MAX_IDLE_BUFFERS
 
 
 def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
@@ -101,7 +88,7 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 4], "role": "values"}],
         "prediction": ["y"],
     }
-    model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), BOUND["buffers"])
+    model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), PLACEMENT)
     x = random.random((2, 4), dtype=np.float32)
     np.testing.assert_array_equal(model.run({"x": x})["y"], x + x)
     model.try_out({"x": x}, 10)

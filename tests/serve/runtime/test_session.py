@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, InvalidConfig, RuntimeMissing
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.session import OPENVINO, Placement, available_cores, open_session
@@ -43,7 +44,7 @@ CUDA = {
 }
 """All that the CUDA provider of onnxruntime-gpu 1.31.1 does not answer by "Unknown provider option": every word of its
 library was tried, behind an empty libcuda.so.1, since options are parsed before a GPU is looked for."""
-TENSORRT = {"device_id", "trt_cuda_graph_enable", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_fp16_enable"}
+TENSORRT = {"device_id", "trt_cuda_graph_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
 """The option names in the TensorRT provider's library that onnxserve uses."""
 ALL = ProviderOptions(
     gpu_mem_limit=2**31,
@@ -51,7 +52,6 @@ ALL = ProviderOptions(
     cudnn_conv_algo_search="HEURISTIC",
     use_tf32=False,
     enable_cuda_graph=True,
-    trt_fp16_enable=True,
 )
 
 
@@ -180,8 +180,7 @@ def test_what_is_not_said_is_left_to_onnx_runtime() -> None:
 
 
 def test_cuda_gets_its_options_as_texts() -> None:
-    options = ALL.model_copy(update={"trt_fp16_enable": None})
-    ((name, given),) = Placement("cuda", 3, options, Path("/engines")).providers
+    ((name, given),) = Placement("cuda", 3, ALL, Path("/engines")).providers
     assert name == "CUDAExecutionProvider"
     assert given == {
         "device_id": "3",
@@ -194,9 +193,13 @@ def test_cuda_gets_its_options_as_texts() -> None:
     assert set(given) <= CUDA
 
 
-def test_openvino_computes_in_float32_on_the_cpu() -> None:
-    ((name, options),) = Placement("openvino").providers
-    assert (name, options) == (OPENVINO, {"device_type": "CPU", "precision": "FP32"})
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("openvino", "server.providers=OpenVINOExecutionProvider"), ("tpu", "'tpu' is not one of cpu, cuda, tensorrt")],
+)
+def test_an_unknown_or_removed_device_is_refused(device: Any, expected: str) -> None:
+    with refused(InvalidConfig, expected):
+        Placement(device)
 
 
 def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> None:
@@ -238,7 +241,6 @@ def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:
         "TensorrtExecutionProvider",
         {
             "device_id": "1",
-            "trt_fp16_enable": "1",
             "trt_cuda_graph_enable": "1",
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": "/state/engines",
@@ -248,8 +250,6 @@ def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:
     assert "enable_cuda_graph" not in cuda[1]
     assert set(tensorrt[1]) <= TENSORRT
     assert set(cuda[1]) <= CUDA
-    own = ProviderOptions(trt_engine_cache_path="/fast/disk")
-    assert Placement("tensorrt", 0, own, Path("/state")).providers[0][1]["trt_engine_cache_path"] == "/fast/disk"
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU build")

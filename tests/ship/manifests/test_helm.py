@@ -105,7 +105,7 @@ TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "serve
             "kubernetes.service_monitor": "true",
             "kubernetes.service_monitor_key": "prometheus/key",
         },
-        {"server.device": "openvino", "container.image": "registry.example/onnxserve:openvino"},
+        {"server.providers": "OpenVINOExecutionProvider", "container.image": "registry.example/onnxserve:openvino"},
     ],
 )
 def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str, str]) -> None:
@@ -237,7 +237,7 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
         ({"variants": None}, ["variants"]),
         ({"server": {"certfile": "/c.pem"}}, ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"]),
         ({"container": {"image": "bad image"}}, ["/endpoints/flights/container/image", "'bad image'"]),
-        ({"server": {"device": "openvino"}}, ["endpoints.flights.server.device", "container.image"]),
+        ({"server": {"device": "openvino"}}, ["/endpoints/flights/server/device", "'cuda'"]),
         ({"server": {"providers": ["MIGraphXExecutionProvider"]}}, ["server.providers", "container.image"]),
         ({"server": {"providers": ["cuda"]}}, ["/endpoints/flights/server/providers/0", "'cuda'"]),
         ({"server": {"providers": [{}]}}, ["/endpoints/flights/server/providers/0", "minProperties"]),

@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.settings import Settings, workspace_environment
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import is_loopback
 from mlflow_deploy_plugin.core.statedir.files import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED
@@ -363,7 +363,7 @@ class KubernetesBackend:
         try:
             files = json.loads(self._cluster.execute(pod["metadata"]["name"], command))
             return ServedState(
-                spec=load_specs(files[SPEC])[0] if SPEC in files else None,
+                spec=load_stored_specs(files[SPEC])[0] if SPEC in files else None,
                 agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
                 wanted=Wanted.model_validate_json(files[WANTED]) if WANTED in files else Wanted(),
                 workers=tuple(

@@ -15,7 +15,7 @@ import requests
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir import files
@@ -178,7 +178,7 @@ def _server_state(
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
     try:
-        (spec,) = load_specs((state_dir / files.SPEC).read_text())
+        (spec,) = load_stored_specs((state_dir / files.SPEC).read_text())
     except (OSError, OnnxserveError):
         return None
     return spec

@@ -1,0 +1,59 @@
+"""Tests that removed fields are refused in a user's spec, and dropped from stored specs."""
+
+import logging
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec import removed
+from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, load_stored_specs, new_endpoint
+from mlflow_deploy_plugin.core.statedir.models import Control
+
+SPEC = new_endpoint("flights", "models:/flights/1")
+REMOVED = [
+    ("server.device", "openvino", "server.providers=OpenVINOExecutionProvider"),
+    ("server.io_binding", True, "server.provider_options.enable_cuda_graph"),
+    ("server.provider_options.trt_fp16_enable", True, "server.providers"),
+    ("server.provider_options.trt_engine_cache_path", "/engines", "server.providers"),
+]
+
+
+def document(dotted: str, value: object) -> dict[str, object]:
+    """Return a spec with this field."""
+    for name in reversed(dotted.split(".")):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return {"name": "flights", "variants": {"flights": {"model": "models:/flights/1"}}, **value}
+
+
+@pytest.mark.parametrize(("dotted", "value", "replacement"), REMOVED)
+def test_a_user_gets_the_replacement_of_a_removed_field(dotted: str, value: object, replacement: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"^{dotted}.* was removed: .*{replacement}"):
+        load_specs(yaml.safe_dump(document(dotted, value)))
+    with pytest.raises(InvalidConfig, match=f"^{dotted}.* was removed: .*{replacement}"):
+        apply_config(SPEC, {dotted: str(value)})
+
+
+@pytest.mark.parametrize(("dotted", "value", "replacement"), REMOVED)
+def test_a_stored_spec_is_read_without_a_removed_field(
+    dotted: str, value: object, replacement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    removed._warn_once.cache_clear()
+    text = yaml.safe_dump(document(dotted, value))
+
+    with caplog.at_level(logging.WARNING):
+        specs = [*load_stored_specs(text), *load_stored_specs(text)]
+        control = Control.model_validate({"added": {"flights": document(dotted, value)}})
+
+    providers: tuple[object, ...] = ({"OpenVINOExecutionProvider": {}},) if value == "openvino" else ()
+    expected = SPEC.model_copy(update={"server": SPEC.server.model_copy(update={"providers": providers})})
+    assert [*specs, *control.added.values()] == [expected] * 3
+    (warning,) = caplog.messages
+    assert f"{dotted}" in warning
+    assert replacement in warning
+
+
+def test_an_unset_field_is_dropped_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_stored_specs(yaml.safe_dump(document("server.io_binding", False))) == [SPEC]
+    assert not caplog.messages
