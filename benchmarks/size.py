@@ -41,7 +41,7 @@ from benchmarks.serving import models
 from benchmarks.serving.servers import CLIENT_CORE, Server, free_port, running
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.ship.sizing.load import open_loop, post, random_times
+from mlflow_deploy_plugin.ship.sizing.load import open_loop, post, random_times, tail_latency
 from mlflow_deploy_plugin.ship.sizing.measure import highest_rate, measure_pod, request_bodies
 from mlflow_deploy_plugin.ship.sizing.plan import PodMeasurement
 
@@ -128,7 +128,8 @@ def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[by
     def send(server: Server, rate: float, seconds: float) -> bool:
         for seed in (100, 101, 102):  # A load that fails is repeated, like in `size`.
             times = random_times(rate, seconds, seed)
-            p99, error = client.call(open_loop, server.port, requests, times, seconds=600.0)
+            latencies, error = client.call(open_loop, server.port, requests, times, seconds=600.0)
+            p99 = tail_latency(latencies)
             _say(f"{name}: real load of {rate:,.0f} requests/s, p99 {p99 * 1e3:.3g} ms {error}")
             if not error and p99 <= P99:
                 return True

@@ -1,11 +1,9 @@
-"""A load client with a closed loop (the next request follows the response) and an open loop (requests at fixed times).
+"""A load client with a closed loop: the next request follows the response. `size` has the client with an open loop.
 
 It reads responses on uvloop without a library, so that one core sends requests faster than any of the servers answers.
 It never sleeps: on a virtual machine, waking a sleeping core costs the server tens of microseconds, which only servers
 that are slow enough to keep the client busy avoid (the same server: 6,800 requests/s with a sleeping client, 9,200 with
-this client). Every response is checked: its status is 200 and it contains the expected bytes. In the open loop, latency
-counts from the scheduled time of a request, and not from the time at which a connection was free. A server that stalls
-is therefore charged for all waiting requests (Gil Tene's "coordinated omission").
+this client). Every response is checked: its status is 200 and it contains the expected bytes.
 """
 
 import asyncio
@@ -13,13 +11,14 @@ import json
 import subprocess
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import uvloop
+
+from mlflow_deploy_plugin.ship.sizing.load import open_loop
 
 _LEAST_ANSWERS = 5
 _PATIENCE = 30.0
@@ -71,9 +70,10 @@ def closed_loop(target: Target, connections: int, seconds: float, warm_up: float
     return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
 
 
-def open_loop(target: Target, connections: int, seconds: float, rate: float) -> Measured:
+def constant_rate(target: Target, seconds: float, rate: float) -> Measured:
     """Send `rate` requests per second at equal intervals, independently of the server."""
-    return uvloop.run(_open_loop(target, connections, seconds, rate))
+    latencies, error = open_loop(target.port, [target.raw], np.arange(int(seconds * rate)) / rate)
+    return _measured(latencies, 1 if error else 0, seconds)
 
 
 def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
@@ -198,48 +198,8 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
     return _measured(latencies, wrong, last - begin)
 
 
-async def _open_loop(target: Target, count: int, seconds: float, rate: float) -> Measured:
-    latencies: list[float] = []
-    wrong = 0
-    clock = time.perf_counter
-    idle: deque[_Connection] = deque()
-    waiting: deque[float] = deque()
-
-    def on_answer(connection: _Connection, is_right: bool) -> None:
-        nonlocal wrong
-        latencies.append(clock() - connection.begun)
-        wrong += not is_right
-        if waiting:
-            connection.send(waiting.popleft())
-        else:
-            idle.append(connection)
-
-    connections = await _open(target, count, on_answer)
-    idle.extend(connections)
-    begin, sent, planned = clock(), 0, int(seconds * rate)
-    while sent < planned:
-        now = clock()
-        while sent < planned and begin + sent / rate <= now:
-            due = begin + sent / rate
-            sent += 1
-            if idle:
-                idle.popleft().send(due)
-            else:
-                waiting.append(due)
-        await asyncio.sleep(0)
-    _stay_awake()
-    give_up = clock() + _PATIENCE
-    while len(latencies) < planned and clock() < give_up:
-        await asyncio.sleep(0.01)
-    for connection in connections:
-        connection.close()
-    missing = planned - len(latencies)
-    latencies += [_PATIENCE] * missing
-    return _measured(latencies, wrong + missing, seconds)
-
-
-def _measured(latencies: list[float], wrong: int, seconds: float) -> Measured:
-    if not latencies:
+def _measured(latencies: Sequence[float] | np.ndarray, wrong: int, seconds: float) -> Measured:
+    if len(latencies) == 0:
         raise TimeoutError("no response was received")
     p50, p99 = np.percentile(latencies, [50, 99])
     return Measured(len(latencies) - wrong, seconds, float(p50), float(p99), wrong)

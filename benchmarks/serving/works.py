@@ -14,7 +14,7 @@ import numpy as np
 
 from . import models, table
 from .environments import NotInstalled, environment, versions
-from .load import Measured, Target, closed_loop, open_loop, post, wrk_loop
+from .load import Measured, Target, closed_loop, constant_rate, post, wrk_loop
 from .peers import BENTOML, ECHO, FASTAPI, FLASK, HERE, LITSERVE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
 from .servers import NotStarted, Server, free_port, running
 
@@ -91,7 +91,7 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         )
         half = 0.5 * float(np.median([m.rate for m in measured[0]]))
         asked_openly = [ours, *(others[peer] for peer in (ECHO,) if peer in others)]
-        opened = _rounds(bench, asked_openly, lambda asked: open_loop(asked.target, 64, bench.seconds, half))
+        opened = _rounds(bench, asked_openly, lambda asked: constant_rate(asked.target, bench.seconds, half))
     for client, rounds in (("", measured), (" (wrk)", by_wrk)):
         by_peer = dict(zip(others, rounds[3:], strict=True)) if rounds else {}
         if rounds:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.serving.load import Measured, Target, answer_length, closed_loop, open_loop, post
+from benchmarks.serving.load import Measured, Target, answer_length, closed_loop, constant_rate, post
 from benchmarks.serving.table import compared, markdown, times_less
 from tests.support.waiting import free_port, wait_until
 
@@ -62,11 +62,12 @@ def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     assert measured.wrong == 0
 
 
-def test_the_open_loop_charges_the_time_spent_waiting_for_a_connection() -> None:
-    with listening(*slow()) as port:
-        measured = open_loop(Target(port, post("/", b"body"), b"ok"), connections=1, seconds=0.5, rate=100)
-    assert measured.requests == 50
-    assert measured.p99 > 0.2  # 50 responses per second for 100 requests: the last requests waited for half of it
+@pytest.mark.parametrize(("status", "wrong"), [(200, 0), (503, 1)])
+def test_a_constant_rate_reports_the_requests_and_a_wrong_response(status: int, wrong: int) -> None:
+    with listening(*slow(status)) as port:
+        measured = constant_rate(Target(port, post("/", b"body"), b"ok"), seconds=0.5, rate=100)
+    assert (measured.requests, measured.wrong) == (50 - wrong, wrong)
+    assert 0.02 <= measured.p50 <= measured.p99
 
 
 @pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])

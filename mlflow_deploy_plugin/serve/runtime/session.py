@@ -210,16 +210,17 @@ def open_session(
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
         raise DeviceUnavailable(f"the model does not run with {placement} ({names[0]}): {reason}") from None
-    used = [name for name in session.get_providers() if not placement.listed or operators_of(session, name)]
+    loaded = session.get_providers()
+    if _CPU not in names and {*names} <= {*loaded} and (on_cpu := operators_of(session, _CPU)):
+        raise DeviceUnavailable(
+            f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
+            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}"
+        )
+    used = [name for name in loaded if not placement.listed or operators_of(session, name)]
     if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
             f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: its hardware, driver or "
             "libraries are missing, one of its options is wrong, or it has no operator of the model"
-        )
-    if _CPU not in names and (on_cpu := operators_of(session, _CPU)):
-        raise DeviceUnavailable(
-            f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
-            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}"
         )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(

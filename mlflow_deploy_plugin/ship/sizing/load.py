@@ -53,16 +53,16 @@ def random_times(rate: float, seconds: float, seed: int) -> Times:
     return np.sort(np.random.default_rng(seed).uniform(0, seconds, max(1, round(rate * seconds))))
 
 
-def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[float, str]:
+def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
     """Send the requests in turn to a server on this machine at `times` [N], in seconds after the start.
 
-    Return the 99th percentile of the latency in seconds, and the status and body of the first answer with another
-    status than 200, if any. Requests without an answer count with their waiting time.
+    Return the latencies [N] in seconds, and the status and body of the first answer with another status than 200, if
+    any. Requests without an answer count with their waiting time.
     """
     return uvloop.run(_open_loop(port, requests, times))
 
 
-async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[float, str]:
+async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
     clock, loop = time.perf_counter, asyncio.get_running_loop()
     latencies, wrong, idle = list[float](), list[bytes](), deque[_Connection]()
 
@@ -92,4 +92,9 @@ async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tupl
     latencies += [clock() - scheduled for scheduled in due[len(latencies) :]]
     for connection in connections:
         connection.transport.close()
-    return float(np.quantile(latencies, 0.99, method="higher")), error
+    return np.array(latencies), error
+
+
+def tail_latency(latencies: Times) -> float:
+    """Return the 99th percentile of the latencies [N]."""
+    return float(np.quantile(latencies, 0.99, method="higher"))

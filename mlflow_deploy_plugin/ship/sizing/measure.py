@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
-from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random_times
+from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random_times, tail_latency
 from mlflow_deploy_plugin.ship.sizing.plan import Load, PodMeasurement, count_pods
 from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
 
@@ -122,7 +122,7 @@ class _Pod:
     """A running server, and `open_loop` in a process on another core."""
 
     process: psutil.Process
-    send: Callable[[Times], tuple[float, str]]
+    send: Callable[[Times], tuple[Times, str]]
 
     def highest_load(self, p99: float, first_rate: float, progress: ProgressCallback) -> Load:
         """Return the highest load that holds, or the load at the first rate (by default a fifth of the pod's rate)."""
@@ -135,7 +135,9 @@ class _Pod:
             progress(f"{rate:,.1f} requests/s: p99 {load.p99 * 1e3:.3g} ms")
             return load.holds(p99)
 
-        first_rate = first_rate or _FIRST_UTILIZATION * _FIRST_REQUESTS / self.send(np.zeros(_FIRST_REQUESTS))[0]
+        if not first_rate:
+            latencies, _ = self.send(np.zeros(_FIRST_REQUESTS))
+            first_rate = _FIRST_UTILIZATION * _FIRST_REQUESTS / tail_latency(latencies)
         return loads[highest_rate(holds, first_rate) or first_rate]
 
     def load(self, rate: float, seconds: float, p99: float) -> Load:
@@ -143,9 +145,9 @@ class _Pod:
         loads: list[Load] = []
         while len(loads) < _TRIES and not (loads and loads[-1].holds(p99)):
             before, began = self._cpu_seconds(), time.monotonic()
-            sent = self.send(random_times(rate, seconds, len(loads)))
+            latencies, error = self.send(random_times(rate, seconds, len(loads)))
             cpus, other_cpus = ((self._cpu_seconds() - before) / (time.monotonic() - began)).tolist()
-            loads.append(Load(rate, *sent, cpus, max(0.0, other_cpus)))
+            loads.append(Load(rate, tail_latency(latencies), error, cpus, max(0.0, other_cpus)))
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:
