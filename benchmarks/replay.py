@@ -5,7 +5,7 @@
 
 The rows have the 19 columns of the demo's flights model: four texts, ten doubles, four integers and a boolean. The
 candidate is a logistic regression with one-hot encoded texts. The served version was trained on other rows, so some
-answers differ. Each row has a label. The command runs in a separate process, as `onnxserve replay flights --window …
+answers differ. Each row has a label. The command runs in a separate process, as `onnxserve backtest flights --window …
 --against FOLDER -o json` runs it; its time includes the start of Python and its memory is the largest resident memory.
 """
 
@@ -137,7 +137,7 @@ def main() -> None:
         settings["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
         MlflowClient().create_registered_model("flights")
         MlflowClient().create_model_version("flights", served.as_uri())
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "replay", "flights", "--window", "2026-01-01/1d"]
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "backtest", "flights", "--window", "2026-01-01/1d"]
         command += ["--against", str(candidate), "--max-rows", str(rows), "-o", "json"]
         start = time.perf_counter()
         done = subprocess.run(command, env={**os.environ, **settings}, stdout=subprocess.PIPE, check=True, cwd=root)

@@ -22,7 +22,7 @@ PICTURES = Path(__file__).parent / "pictures"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 _BEFORE_SECONDS, _ROLLOUT_SECONDS = 240, 110
-_ROLLOUT = "rollout flights --to models:/flight-delay/{} --steps 10,50,100 --every 60s"
+_ROLLOUT = "rollout start flights --to models:/flight-delay/{} --steps 10,50,100 --every 60s"
 
 
 def take(page: Page, url: str, name: str, height: int, *, width: int = 1100, example: bool = False) -> None:

@@ -22,6 +22,7 @@ _GROUPS = {
     "Wrap": {
         "wrap": ("wrap", "Convert a model to checked ONNX as a new registered version."),
         "optimize": ("evaluation", "Make a version smaller or faster, and measure the loss."),
+        "auto-optimize": ("evaluation", "Make all forms of a version, and register the fastest."),
         "profile": ("evaluation", "Show which nodes of a version take the most time."),
         "explain": ("evaluation", "Measure how much each column contributes to predictions."),
         "robustness": ("evaluation", "Measure how much the metric drops when rows are disturbed."),
@@ -61,10 +62,12 @@ _GROUPS = {
         "drift": ("monitor", "Judge captured traffic against the model's reference."),
         "log": ("log", "Query, count, compact and expire captured rows."),
         "errors": ("log", "Group the failed requests of the endpoint NAME by cause."),
-        "replay": ("replay", "Compute captured requests again."),
+        "replay": ("replay", "Compute a captured request again."),
+        "backtest": ("replay", "Compare a candidate with the captured answers."),
         "feedback": ("predict", "Import labels of earlier predictions from a file."),
         "silence": ("monitor", "Silence the alerts of an endpoint for a limited time."),
         "retrain": ("controller", "Retrain the served model on captured, labelled rows."),
+        "retrainings": ("controller", "List the retrainings, oldest first."),
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
@@ -72,6 +75,13 @@ _GROUPS = {
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that users need instead."""
+_REMOVED_OPTIONS = {
+    "log query --sql": "onnxserve log sql NAME STATEMENT",
+    "optimize --auto": "onnxserve auto-optimize MODEL_URI",
+    "replay --against": "onnxserve backtest NAME --against URI",
+    "retrain --list": "onnxserve retrainings",
+}
+"""A removed option with its command → the command that replaces the option."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -127,6 +137,8 @@ class _LazyCommands(Commands):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise _with_replacement(error, ctx) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:
@@ -144,6 +156,15 @@ class _LazyCommands(Commands):
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
+
+
+def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.UsageError:
+    """Return the error for an unknown option, or for a removed option an error that names the new command."""
+    command = error.ctx.command_path.removeprefix(f"{root.command_path} ") if error.ctx else ""
+    replacement = _REMOVED_OPTIONS.get(f"{command} {error.option_name}")
+    if replacement is None:
+        return error
+    return click.UsageError(f"{error.option_name} was removed: use `{replacement}`", error.ctx)
 
 
 def _where_to_get(module: str) -> str:

@@ -1,4 +1,4 @@
-"""`onnxserve controller`, `retrain` and `migrate`: the process that works over time, retrainings, and the store."""
+"""Commands of the controller and its retrainings, and the migration of the store."""
 
 import logging
 import os
@@ -11,12 +11,12 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     NumberRange,
-    list_output_option,
     opened_deployments,
     opened_store,
     option,
-    show_json,
+    output_option,
     show_lines,
+    show_result,
     usage_errors,
     why_option,
     working,
@@ -107,7 +107,7 @@ def migrate() -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name")
 @option("--monitor", metavar="MONITOR", show_default="the only monitor with `retrain`", help="Monitor with `retrain`.")
 @option(
     "--mode",
@@ -123,9 +123,7 @@ def migrate() -> None:
 )
 @why_option
 @option("--wait", is_flag=True, help="Show the progress until the retraining ends or its rollout begins.")
-@option("--list", "listed", is_flag=True, help="List the retrainings (of NAME), oldest first.")
-@list_output_option
-def retrain(name: str | None, window: str | None, wait: bool, listed: bool, output: str, **request: Any) -> None:
+def retrain(name: str, window: str | None, wait: bool, **request: Any) -> None:
     """Retrain the served model on captured, labelled rows.
 
     The `retrain` settings of the monitor specify how the model of the endpoint NAME is trained. The gate compares the
@@ -134,15 +132,8 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
 
     \b
       onnxserve retrain flights --mode incremental --why 'new carrier'
-      onnxserve retrain --list
+      onnxserve retrainings flights
     """
-    if not listed and name is None:
-        raise click.UsageError("specify the endpoint NAME, or --list")
-    if listed and (window or wait or any(request.values())):
-        raise click.UsageError("--list can be combined only with NAME and -o")
-    if not listed and output != "text":
-        raise click.UsageError("-o requires --list")
-    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
     from mlflow_deploy_plugin.promote.rollouts.commands import controller_status
     from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
@@ -150,17 +141,6 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
     from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 
     with opened_deployments(quiet=True) as deployments:
-        if name is None or listed:
-            retrainings = Retrainings(deployments.store).find(name)
-            if output == "json":
-                show_json([{**vars(entry), "figures": entry.figures.as_json()} for entry in retrainings])
-                return
-            if not retrainings:
-                click.echo(f"endpoint {name!r} has no retrainings" if name else "there are no retrainings")
-            for retraining in retrainings:
-                line = f"{retraining.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(retraining)}"
-                show_lines([line, f"    why: {retraining.cause['why']}"])
-            return
         with usage_errors():
             rows = parse_window(window) if window else None
         begun = request_retraining(deployments, name, window=rows, **request)
@@ -168,7 +148,29 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
             _wait_for_retraining(deployments, begun)
         else:
             show_lines([retraining_summary(begun)])
-            click.echo(controller_status(deployments.store, STORE_LEASE, "onnxserve retrain --list"), err=True)
+            click.echo(controller_status(deployments.store, STORE_LEASE, "onnxserve retrainings"), err=True)
+
+
+@click.command()
+@click.argument("name", required=False)
+@output_option
+def retrainings(name: str | None, output: str) -> None:
+    """List the retrainings, oldest first.
+
+    With NAME, list only the retrainings of the endpoint NAME.
+    """
+    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
+    from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
+
+    with opened_store() as store:
+        found = Retrainings(store).find(name)
+    lines: list[str] = []
+    for entry in found:
+        lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
+        lines.append(f"    why: {entry.cause['why']}")
+    empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
+    documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in found]
+    show_result(output, documents, lines or [empty])
 
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:

@@ -1,4 +1,4 @@
-"""`onnxserve robustness`, `explain`, `optimize` and `profile`: measurements of a version."""
+"""`onnxserve robustness`, `explain`, `optimize`, `auto-optimize` and `profile`: measurements of a version."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,6 +10,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     NumberRange,
     align_columns,
+    combine_options,
     option,
     output_option,
     show_json,
@@ -158,6 +159,38 @@ def explain(
     _show_places(files, folder, result.run, "explain")
 
 
+_optimization_options = combine_options(
+    option(
+        "--data",
+        default="",
+        metavar="FILE",
+        show_default="the dataset of the gate policy, otherwise the reference of the model",
+        help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to measure the loss.",
+    ),
+    option("--target", default="", metavar="COLUMN", help="Label column of --data."),
+    metric_option,
+    option(
+        "--max-loss",
+        type=NumberRange(min=0),
+        metavar="LOSS",
+        default=0.01,
+        help="Largest loss of the metric. Without labels: largest share of changed classes, or mean difference "
+        "of numbers as a share of their spread.",
+    ),
+    option(
+        "--original",
+        default="",
+        metavar="URI",
+        show_default="the model that the version names",
+        help="Torch model in MLflow that MODEL_URI was made from; a pruned form is then fine-tuned.",
+    ),
+    option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Training epochs of pruned forms."),
+    option("--register", metavar="NAME", show_default="same as MODEL_URI", help="Registered model of the new version."),
+    output_option,
+)
+"""The options of the rows, the limit and the result of an optimization."""
+
+
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
 @option("--int8", type=click.Choice(["dynamic", "static"]), help="Use 8-bit weights; with `static` also activations.")
@@ -168,56 +201,48 @@ def explain(
     metavar="SHARE",
     help="Share of each layer's weights to set to zero, smallest weights first.",
 )
-@option("--auto", is_flag=True, help="Try all forms, and register the fastest form within --max-loss if it is faster.")
+@_optimization_options
+def optimize(model_uri: str, output: str, **options: Any) -> None:
+    """Make a version smaller or faster, and measure the loss.
+
+    The command compares size, load time, latency and agreement of the new form with the version MODEL_URI. If the loss
+    is within --max-loss, the form is registered as a new version. Exit status 1 if the loss is larger.
+
+    \b
+      onnxserve optimize models:/digits-cnn/1 --int8 static
+    """
+    if not (options["int8"] or options["fp16"] or options["prune"] is not None):
+        raise click.UsageError(
+            "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` tries all"
+        )
+    _optimize(model_uri, output, **options)
+
+
+@click.command()
+@click.argument("model_uri", metavar="MODEL_URI")
 @option(
     "--rows",
     type=int,
     metavar="ROWS",
     show_default="all three",
-    help="Rows per request (1, 8 or 1000) whose latency --auto compares.",
+    help="Rows per request (1, 8 or 1000) whose latency is compared.",
 )
-@option(
-    "--data",
-    default="",
-    metavar="FILE",
-    show_default="the dataset of the gate policy, otherwise the reference of the model",
-    help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to measure the loss.",
-)
-@option("--target", default="", metavar="COLUMN", help="Label column of --data.")
-@metric_option
-@option(
-    "--max-loss",
-    type=NumberRange(min=0),
-    metavar="LOSS",
-    default=0.01,
-    help="Largest loss of the metric. Without labels: largest share of changed classes, or mean difference of numbers "
-    "as a share of their spread.",
-)
-@option(
-    "--original",
-    default="",
-    metavar="URI",
-    show_default="the model that the version names",
-    help="Torch model in MLflow that MODEL_URI was made from; --prune then fine-tunes it.",
-)
-@option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Training epochs after --prune.")
-@option("--register", metavar="NAME", show_default="same as MODEL_URI", help="Registered model of the new version.")
-@output_option
-def optimize(model_uri: str, output: str, **options: Any) -> None:
-    """Make a version smaller or faster, and measure the loss.
+@_optimization_options
+def auto_optimize(model_uri: str, output: str, **options: Any) -> None:
+    """Make all forms of a version, and register the fastest.
 
-    The command compares size, load time, latency and agreement of the new form with the version MODEL_URI. If the loss
-    is within --max-loss, the form is registered as a new version. Exit status 1 if the loss is larger. With --auto, the
-    fastest form is registered. If no form is faster, no version is registered, and the exit status is 0.
+    The forms are those of `onnxserve optimize`. The fastest form within --max-loss is registered as a new version of
+    MODEL_URI if it is faster than MODEL_URI. If no form is faster, no version is registered, and the exit status is 0.
 
     \b
-      onnxserve optimize models:/digits-cnn/1 --int8 static
-      onnxserve optimize models:/digits-cnn/1 --auto --data test.parquet --target digit --max-loss 0.005
+      onnxserve auto-optimize models:/digits-cnn/1 --data test.parquet --target digit --max-loss 0.005
     """
+    _optimize(model_uri, output, auto=True, **options)
+
+
+def _optimize(model_uri: str, output: str, **options: Any) -> None:
     from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize as optimize_version
 
-    if options["auto"] == bool(options["int8"] or options["fp16"] or options["prune"] is not None):
-        raise click.UsageError("specify --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all")
     done = optimize_version(model_uri, **options, raises=False, progress=show_progress)
     show_result(output, asdict(done), _optimization_lines(done))
     done.raise_if_refused()

@@ -13,6 +13,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     Commands,
+    combine_options,
     opened_store,
     option,
     output_option,
@@ -68,48 +69,39 @@ def log() -> None:
     """Query, count, compact and expire captured rows."""
 
 
+_row_options = combine_options(
+    click.argument("file", default="-"),
+    since_option,
+    until_option,
+    option("--labels/--no-labels", default=True, help="Include the columns _label and _label_number."),
+    option("--shadows", is_flag=True, help="Include the answers of shadows."),
+    option("--failed", is_flag=True, help="Show only the requests that failed, with the reason."),
+    option(
+        "--limit",
+        type=click.IntRange(min=0),
+        metavar="ROWS",
+        show_default=f"{_TABLE_ROWS} in a table",
+        help="Maximum number of rows.",
+    ),
+    option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
+        show_default="from the name of FILE, otherwise table",
+        help="Format of the rows.",
+    ),
+)
+"""The options that select the captured rows, and that write the result."""
+
+
 @log.command()
 @click.argument("name")
-@click.argument("file", default="-")
-@since_option
-@until_option
+@_row_options
 @option("--where", metavar="SQL", default="", help="WHERE condition.")
 @option("--select", metavar="SQL", default="", show_default="all columns", help="Columns and expressions.")
 @option("--order-by", metavar="SQL", default="", show_default="by hour", help="Order, e.g. _event_time DESC.")
-@option("--sql", metavar="SQL", default="", help="Complete SELECT over log; replaces the three options above.")
-@option("--labels/--no-labels", default=True, help="Include the columns _label and _label_number.")
-@option("--shadows", is_flag=True, help="Include the answers of shadows.")
-@option("--failed", is_flag=True, help="Show only the requests that failed, with the reason.")
-@option(
-    "--limit",
-    type=click.IntRange(min=0),
-    metavar="ROWS",
-    show_default=f"{_TABLE_ROWS} in a table",
-    help="Maximum number of rows.",
-)
-@option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
-    show_default="from the name of FILE, otherwise table",
-    help="Format of the rows.",
-)
-def query(
-    name: str,
-    file: str,
-    since: str | None,
-    until: str | None,
-    where: str,
-    select: str,
-    order_by: str,
-    sql: str,
-    labels: bool,
-    shadows: bool,
-    failed: bool,
-    limit: int | None,
-    output: str | None,
-) -> None:
-    """Query the captured rows of the endpoint NAME in SQL.
+def query(name: str, where: str, select: str, order_by: str, **rows: Any) -> None:
+    """Query the captured rows of the endpoint NAME.
 
     Write the rows to FILE or to standard output, each row once.
 
@@ -117,13 +109,44 @@ def query(
       onnxserve log query flights --since 1h
       onnxserve log query flights --since 2013-07-01/1d --where "carrier = 'UA'" -o csv
       onnxserve log query flights labelled.parquet --where "_label IS NOT NULL"
-      onnxserve log query flights --sql "SELECT _version, count(*) FROM log GROUP BY ALL"
 
-    The SQL dialect is DuckDB's, and the only table is log. The label of a row is the latest label for its prediction
-    id or key. A column name that contains a dot must be quoted: "output.probabilities".
+    The SQL dialect is DuckDB's. The label of a row is the latest label for its prediction id or key. A column name that
+    contains a dot must be quoted: "output.probabilities".
     """
-    if sql and (where or select or order_by):
-        raise click.UsageError("--sql is the complete statement: omit --where, --select and --order-by")
+    _show_rows(name, **rows, where=where, columns=select, order_by=order_by)
+
+
+@log.command()
+@click.argument("name")
+@click.argument("statement")
+@_row_options
+def sql(name: str, statement: str, **rows: Any) -> None:
+    """Run a SELECT over the captured rows of the endpoint NAME.
+
+    The only table of STATEMENT is log. Its dialect and its columns are those of `onnxserve log query`. Write the rows
+    of the result to FILE or to standard output.
+
+    \b
+      onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL"
+      onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL" versions.csv --since 7d
+    """
+    _show_rows(name, **rows, statement=statement)
+
+
+def _show_rows(
+    name: str,
+    file: str,
+    since: str | None,
+    until: str | None,
+    labels: bool,
+    shadows: bool,
+    failed: bool,
+    limit: int | None,
+    output: str | None,
+    columns: str = "",
+    **clauses: str,
+) -> None:
+    """Write the captured rows that a query with these clauses selects to the file, in the output format."""
     output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
@@ -137,7 +160,7 @@ def query(
     labels = labels and not failed
     if is_table:
         hidden = _HIDDEN_COLUMNS_OF_FAILED if failed else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
-        select = select or f"* EXCLUDE ({hidden})"
+        columns = columns or f"* EXCLUDE ({hidden})"
         limit = _TABLE_ROWS if limit is None else limit
     with usage_errors():
         view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
@@ -149,7 +172,8 @@ def query(
             click.echo(f"no failed request of {name} is in the log", err=True)
             return
     # Read one extra row, so that the table can report that more rows exist.
-    request = Query(view, select or "*", where, order_by, sql, limit + 1 if is_table and limit is not None else limit)
+    most = limit + 1 if is_table and limit is not None else limit
+    request = Query(view, columns or "*", **clauses, limit=most)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
             show_lines(table_lines(result, limit, _WIDEST_REASON if failed else _WIDEST_CELL))

@@ -53,6 +53,17 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     return click.option(*names, **attributes)
 
 
+def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return the options and arguments of several commands as one decorator, in the order of the help."""
+
+    def add(command: _Command) -> _Command:
+        for decorate in reversed(decorators):
+            command = decorate(command)
+        return command
+
+    return add
+
+
 def path_option(*names: str, metavar: str = "FILE", **attributes: Any) -> Callable[[_Command], _Command]:
     """Return an option for the path of a file or folder, which need not exist."""
     return option(*names, type=click.Path(path_type=Path), metavar=metavar, **attributes)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names, usage_errors
+from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
+from mlflow_deploy_plugin.core.spec.removed import removal_reason
 from mlflow_deploy_plugin.core.tabular.files import (
     FILE_FORMATS,
     FileFormat,
@@ -26,7 +27,6 @@ from mlflow_deploy_plugin.core.tabular.files import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.spec.parts import Device
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.ship.batch.run import BatchProgress
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch, RowFile
@@ -251,12 +251,13 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
         yield with_bar()
 
 
-def _to_device(_context: click.Context, _parameter: click.Parameter, text: str) -> "Device":
-    """Return the value of --device. Raise UsageError for an unknown device."""
-    from mlflow_deploy_plugin.serve.runtime.session import Placement
+class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of click have no generic type.
+    """The devices of a batch. The error for a removed device names the replacement."""
 
-    with usage_errors():
-        return Placement(cast("Device", text)).device
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if reason := removal_reason("server.device", value):
+            self.fail(reason, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command()
@@ -273,7 +274,7 @@ def _to_device(_context: click.Context, _parameter: click.Parameter, text: str) 
     help="Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its file.",
 )
 @option("--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use.")
-@option("--device", metavar="DEVICE", callback=_to_device, default="cpu", help="Device: cpu, cuda or tensorrt.")
+@option("--device", type=_Devices(["cpu", "cuda", "tensorrt"]), default="cpu", help="Device.")
 @engine_option("Engine: this machine, or the cluster from the Spark configuration.")
 @option("--restart", is_flag=True, help="Delete the output of an earlier batch, and start from the beginning.")
 @option(

@@ -1,4 +1,4 @@
-"""`onnxserve replay`: captured requests, computed again."""
+"""`onnxserve replay` and `backtest`: captured requests, computed again by their own version or by a candidate."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,49 +26,26 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport
     from mlflow_deploy_plugin.promote.replay.prediction import Replay
 
-_PREDICTION_OPTIONS = {"endpoint", "row", "nodes", "pdb"}
-
 
 @click.command()
-@click.argument("subject", metavar="PREDICTION_ID|NAME")
-@option("--against", metavar="URI", default=None, help="Candidate that predicts the rows of the endpoint NAME.")
+@click.argument("prediction_id")
 @option("--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction.")
 @option("--row", type=click.IntRange(0), default=0, metavar="ROW", help="Row of the request to explain.")
 @option("--nodes", type=click.IntRange(0), default=20, metavar="NUMBER", help="Maximum number of graph nodes.")
 @option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
-@since_option
-@until_option
-@option("--max-rows", type=click.IntRange(min=1), default=100_000, metavar="ROWS", help="Maximum number of rows.")
-@metric_option
 @output_option
-@click.pass_context
-def replay(context: click.Context, /, subject: str, against: str | None, output: str, **options: Any) -> None:
-    """Compute captured requests again.
+def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, output: str) -> None:
+    """Compute a captured request again.
 
-    With PREDICTION_ID, the X-Prediction-Id of a response, compute the request again with the version that answered,
+    Compute the request of PREDICTION_ID, the X-Prediction-Id of a response, again with the version that answered,
     compare the outputs bit by bit, explain the prediction, and print the intermediate values of the graph. The exit
-    status is 0 if all outputs are equal, and 1 if they differ. With --against, predict the captured rows of the
-    endpoint NAME with a candidate, and compare its predictions with the captured answers.
+    status is 0 if all outputs are equal, and 1 if they differ.
 
     \b
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
-      onnxserve replay flights --window 2013-07-01/7d --against models:/flight-delay/8
     """
-    wrong = options.keys() - _PREDICTION_OPTIONS if against is None else _PREDICTION_OPTIONS
-    for name in sorted(wrong):
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            shown = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{shown} does not apply {'without' if against is None else 'with'} --against")
-    options = {name: value for name, value in options.items() if name not in wrong}
-    if against is None:
-        _replay_prediction(subject, output, **options)
-    else:
-        _backtest(subject, against, output, **options)
-
-
-def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int, nodes: int, pdb: bool) -> None:
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.promote.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
@@ -127,10 +104,25 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
     yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
-def _backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
-    """Back-test a candidate on the captured rows of an endpoint."""
+@click.command()
+@click.argument("name")
+@option("--against", metavar="URI", required=True, help="Candidate that predicts the rows of the endpoint NAME.")
+@since_option
+@until_option
+@option("--max-rows", type=click.IntRange(min=1), default=100_000, metavar="ROWS", help="Maximum number of rows.")
+@metric_option
+@output_option
+def backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
+    """Compare a candidate with the captured answers.
+
+    Predict the captured rows of the endpoint NAME with the candidate, and compare its predictions with the captured
+    answers and with the labels.
+
+    \b
+      onnxserve backtest flights --window 2013-07-01/7d --against models:/flight-delay/8
+    """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
-    from mlflow_deploy_plugin.promote.replay.backtest import backtest
+    from mlflow_deploy_plugin.promote.replay.backtest import backtest as compare_answers
     from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
     from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version, load_version
@@ -140,7 +132,7 @@ def _backtest(name: str, against: str, output: str, since: str | None, until: st
     with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
         traffic = open_traffic(name, store.endpoint(name))
     with downloaded_version(resolve(against)) as folder:
-        report = backtest(traffic, times, load_version(folder), against, **options)
+        report = compare_answers(traffic, times, load_version(folder), against, **options)
     show_result(output, asdict(report), _backtest_lines(report))
     warn_of_unreadable(traffic.log)
 

@@ -2,13 +2,22 @@
 
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, option, show_lines, usage_errors, why_option, working
+from mlflow_deploy_plugin.cli.options import (
+    Commands,
+    opened_deployments,
+    option,
+    show_lines,
+    usage_errors,
+    why_option,
+    working,
+)
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 
 if TYPE_CHECKING:
@@ -21,9 +30,29 @@ _QUIET_SECONDS = 5.0
 _PLACE_SECONDS = 3.0
 
 
-@click.command()
+_wait_option = option(
+    "--wait", is_flag=True, help="Show progress until the rollout ends. Without a controller, run it here."
+)
+
+
+@click.group(cls=Commands)
+def rollout() -> None:
+    """Roll out a new version in steps, with automatic rollback.
+
+    Each step moves more traffic of an endpoint to the new version and compares its live metrics with the current
+    version. After the last step, the new version is promoted. `onnxserve controller` runs the rollout. Without a
+    controller, use --wait.
+    """
+
+
+@rollout.command()
 @click.argument("name")
-@option("--to", metavar="URI|VERSION", help="New version: models:/flight-delay/7, or only 7 for the served model.")
+@option(
+    "--to",
+    metavar="URI|VERSION",
+    required=True,
+    help="New version: models:/flight-delay/7, or only 7 for the served model.",
+)
 @option(
     "--steps", default="1,10,50,100", metavar="PERCENT,…", help="Traffic share of the new version per step, in percent."
 )
@@ -42,70 +71,132 @@ _PLACE_SECONDS = 3.0
     help="Minimum number of requests to the new version in each step.",
 )
 @why_option
-@option("--wait", is_flag=True, help="Show progress until the rollout ends. Without a controller, run it here.")
-@option("--status", "action", flag_value="status", help="Show the state of the last rollout.")
-@option("--pause", "action", flag_value="pause", help="Keep the current traffic. Criteria of --abort-on still apply.")
-@option("--resume", "action", flag_value="resume", help="Continue after --pause.")
-@option("--abort", "action", flag_value="abort", help="Go back to the version that was served before.")
-def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None, **plan: Any) -> None:
-    """Roll out a new version in steps, with automatic rollback.
+@_wait_option
+def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
+    """Start a rollout of the endpoint NAME.
 
-    Each step moves more traffic of the endpoint NAME to the new version and compares its live metrics with the current
-    version. After the last step, the new version is promoted. A version that meets a criterion of --abort-on is rolled
-    back. `onnxserve controller` runs the rollout. Without a controller, use --wait. Exit status 1 if a rollout with
-    --wait does not end with the promotion.
+    A version that meets a criterion of --abort-on is rolled back. Exit status 1 if a rollout with --wait does not end
+    with the promotion.
 
     \b
-      onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
+      onnxserve rollout start flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
           --abort-on 'error_rate>1%,p99>2x,disagreement>20%'
-      onnxserve rollout flights --status
+      onnxserve rollout status flights
     """
-    if (to is None) == (action is None) and not (to is None and wait):
-        raise click.UsageError("specify exactly one of --to MODEL, --status, --pause, --resume, --abort, --wait")
+    from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
     from mlflow_deploy_plugin.promote.rollouts.commands import (
         RolloutRequest,
-        command_rollout,
-        controller_status,
         describe_rollout,
-        last_rollout,
         require_controller,
-        stall_reason,
+        start_rollout,
     )
-    from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 
     with usage_errors():
-        request = None if to is None else RolloutRequest(to, **plan, why=why)
-    with opened_deployments(quiet=action != "abort") as deployments:
+        request = RolloutRequest(to, **plan, why=why)
+    with _opened(name) as deployments:
+        import_mlflow_without_pandas()
+
+        def check() -> None:
+            if not wait:
+                require_controller(deployments.store, _lease(deployments, name))
+
+        begun = start_rollout(deployments, name, request, before_it_starts=check)
+        show_lines(describe_rollout(begun).split("\n"))
+        _show_progress(deployments, name, wait)
+
+
+@rollout.command()
+@click.argument("name")
+def status(name: str) -> None:
+    """Show the last rollout of the endpoint NAME."""
+    from mlflow_deploy_plugin.promote.rollouts.commands import describe_rollout, last_rollout, stall_reason
+
+    with _opened(name) as deployments:
+        last = last_rollout(deployments.store, name)
+        show_lines(describe_rollout(last).split("\n"))
+        if last.is_live and (missing := stall_reason(deployments, name)):
+            click.echo(missing, err=True)
+
+
+@rollout.command()
+@click.argument("name")
+@why_option
+def pause(name: str, why: str) -> None:
+    """Pause the rollout of the endpoint NAME.
+
+    The current traffic is kept. The criteria of --abort-on still apply.
+    """
+    _command(name, "pause", why)
+
+
+@rollout.command()
+@click.argument("name")
+@why_option
+@_wait_option
+def resume(name: str, why: str, wait: bool) -> None:
+    """Resume the paused rollout of the endpoint NAME."""
+    from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
+
+    with _opened(name) as deployments:
+        click.echo(command_rollout(deployments, name, "resume", why))
+        _show_progress(deployments, name, wait)
+
+
+@rollout.command()
+@click.argument("name")
+@why_option
+def abort(name: str, why: str) -> None:
+    """Go back to the version before the rollout.
+
+    The rollout of the endpoint NAME ends. This does not need a controller.
+    """
+    _command(name, "abort", why)
+
+
+@rollout.command()
+@click.argument("name")
+def wait(name: str) -> None:
+    """Show the progress of a rollout until its end.
+
+    The rollout is the last one of the endpoint NAME. Without a controller, it is run here. Exit status 1 if it does not
+    end with the promotion.
+    """
+    with _opened(name) as deployments:
+        _show_progress(deployments, name, wait=True)
+
+
+@contextmanager
+def _opened(name: str, quiet: bool = True) -> Iterator["Deployments"]:
+    """Open the deployments. Raise NotFound if there is neither an endpoint nor a rollout of this name."""
+    with opened_deployments(quiet=quiet) as deployments:
         if not deployments.store.rollouts(name, limit=1):  # The rollouts of a deleted endpoint are kept.
             deployments.store.require_endpoint(name)
+        yield deployments
 
-        def lease() -> str:
-            return rollouts_lease_name(deployments.place(name))
 
-        if request is not None:
-            from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
-            from mlflow_deploy_plugin.promote.rollouts.commands import start_rollout
+def _command(name: str, action: str, why: str) -> None:
+    from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 
-            import_mlflow_without_pandas()
+    with _opened(name, quiet=action != "abort") as deployments:
+        click.echo(command_rollout(deployments, name, action, why))
 
-            def check() -> None:
-                if not wait:
-                    require_controller(deployments.store, lease())
 
-            show_lines(describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)).split("\n"))
-        elif action == "status":
-            last = last_rollout(deployments.store, name)
-            show_lines(describe_rollout(last).split("\n"))
-            if last.is_live and (missing := stall_reason(deployments, name)):
-                click.echo(missing, err=True)
-        elif action is not None:
-            click.echo(command_rollout(deployments, name, action, why))
-        if wait:
-            _wait_for_rollout(deployments, last_rollout(deployments.store, name))
-        elif to is not None or action == "resume":
-            stalled = stall_reason(deployments, name)
-            look = f"onnxserve rollout {name} --status"
-            click.echo(stalled or controller_status(deployments.store, lease(), look), err=True)
+def _lease(deployments: "Deployments", name: str) -> str:
+    from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
+
+    return rollouts_lease_name(deployments.place(name))
+
+
+def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
+    """Show the progress of the last rollout until its end, or without `wait`, whether a controller runs it."""
+    from mlflow_deploy_plugin.promote.rollouts.commands import controller_status, last_rollout, stall_reason
+
+    if wait:
+        _wait_for_rollout(deployments, last_rollout(deployments.store, name))
+        return
+    stalled = stall_reason(deployments, name)
+    look = f"onnxserve rollout status {name}"
+    click.echo(stalled or controller_status(deployments.store, _lease(deployments, name), look), err=True)
 
 
 @click.command()
@@ -155,7 +246,10 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
                     break
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
-            click.echo("the rollout continues if a controller runs; --abort rolls it back", err=True)
+            click.echo(
+                f"the rollout continues if a controller runs; `onnxserve rollout abort {begun.endpoint}` rolls it back",
+                err=True,
+            )
             raise
     if current.state != "promoted":
         raise SystemExit(1)

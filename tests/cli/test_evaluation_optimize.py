@@ -58,7 +58,8 @@ def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(n
 
 @pytest.mark.long
 def test_auto_shows_every_form_as_json(net: Command) -> None:
-    done = net("models:/net/1", "--auto", "--max-loss", "0", "--rows", "1", "-o", "json")
+    arguments = ("models:/net/1", "--max-loss", "0", "--rows", "1", "-o", "json")
+    done = CliRunner().invoke(main, ["auto-optimize", *arguments])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert [form["name"] for form in document["forms"]] == ["base", "int8 dynamic", "int8 static", "fp16", "prune 0.5"]

@@ -128,7 +128,14 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
     types = {
         **dict.fromkeys(("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat),
         **dict.fromkeys(
-            ("explain --metric", "robustness --metric", "optimize --metric", "replay --metric"), MetricName
+            (
+                "explain --metric",
+                "robustness --metric",
+                "optimize --metric",
+                "auto-optimize --metric",
+                "backtest --metric",
+            ),
+            MetricName,
         ),
         "wrap --predict-fn": PredictFunction,
         "wrap --parity": ParityPolicy,
@@ -161,7 +168,7 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
 def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
     from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest
 
-    defaults = {one.name: one.default for one in ALL["onnxserve rollout"].params}
+    defaults = {one.name: one.default for one in ALL["onnxserve rollout start"].params}
     assert {
         field.name: field.default for field in fields(RolloutRequest) if field.default not in (MISSING, "")
     }.items() <= defaults.items()

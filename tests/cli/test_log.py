@@ -203,7 +203,7 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     assert message in log("query", "flights", "--failed").stdout
     found = log("query", "flights", "--failed", "--where", "_column = 'hour'", "-o", "json").stdout
     assert [(one["_error_code"], one["_message"]) for one in json.loads(found)] == [("BAD_REQUEST", message)]
-    assert "--failed" in said(log("query", "flights", "--sql", "SELECT * FROM failed"))
+    assert "--failed" in said(log("sql", "flights", "SELECT * FROM failed"))
 
     LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [500]}, endpoint="never-well")
     assert log("query", "never-well", "--failed", "--select", "_status", "-o", "csv").stdout == '"_status"\n500\n'
@@ -227,7 +227,7 @@ def test_small_files_become_one(writer: LogWriter) -> None:
     for file in writer.root.rglob("*.parquet"):
         os.utime(file, (0, 0))
     assert mentions(log("compact", "flights").stdout, "flights", "2 files", "1")
-    assert log("query", "flights", "--sql", "SELECT count(*) AS n FROM log", "-o", "csv").stdout == '"n"\n31\n'
+    assert log("sql", "flights", "SELECT count(*) AS n FROM log", "-o", "csv").stdout == '"n"\n31\n'
 
 
 def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
@@ -235,7 +235,7 @@ def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.cli.log._MEMORY_BYTES", 200 * 2**20)
     sql = "SELECT repeat('x', 100000000 + x::INT) FROM log"
-    assert mentions(said(log("query", "flights", "--sql", sql, "-o", "csv")), "SQL", "memory")
+    assert mentions(said(log("sql", "flights", sql, "-o", "csv")), "SQL", "memory")
 
 
 @pytest.mark.parametrize(

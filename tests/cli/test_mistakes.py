@@ -71,7 +71,7 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
             for line in (
                 "endpoint get nope",
                 "monitor list nope",
-                "rollout nope --status",
+                "rollout status nope",
                 "rollback nope",
                 "silence nope --for 2h",
                 "silence nope --list",
@@ -100,11 +100,15 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, names
         ("predict", ["-m MODEL_URI", "-n DEPLOYMENT"]),
         ("predict -m x -n y", ["-m MODEL_URI", "-n DEPLOYMENT"]),
         ("render --for helm", ["-m MODEL_URI", "--spec FILE", "-n NAME"]),
-        ("log query flights --sql x --where y", ["--sql", "--where", "--select", "--order-by"]),
+        ("log query flights --sql x", ["--sql", "onnxserve log sql NAME STATEMENT"]),
+        ("replay flights --against m", ["--against", "onnxserve backtest NAME --against URI"]),
+        ("batch -m m -i i -o o --device openvino", ["--device", "server.providers=OpenVINOExecutionProvider"]),
+        ("retrain --list", ["--list", "onnxserve retrainings"]),
+        ("rollout flights --to 2", ["'flights'", "start", "status"]),
         ("monitor run flights --due -o json", ["--due", "--window", "-o", "--engine"]),
         ("monitor run flights --due --engine spark", ["--due", "--window", "-o", "--engine"]),
-        ("optimize models:/m/1", ["--int8", "--fp16", "--prune SHARE", "--auto"]),
-        ("optimize models:/m/1 --auto --fp16", ["--int8", "--fp16", "--prune SHARE", "--auto"]),
+        ("optimize models:/m/1", ["--int8", "--fp16", "--prune SHARE", "auto-optimize"]),
+        ("optimize models:/m/1 --auto", ["--auto", "onnxserve auto-optimize MODEL_URI"]),
     ],
 )
 def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: str, names: list[str]) -> None:
@@ -114,11 +118,11 @@ def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: 
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("rollout flights --to 2 --steps 0,50", ["--steps 0,50", "1", "100"]),
-        ("rollout flights --to 2 --steps 50,10", ["--steps 50,10", "1", "100"]),
-        ("rollout flights --to 2 --every 5", ["--every", "'5'", "30s"]),
-        ("rollout flights --to 2 --every soon", ["--every", "'soon'", "30s"]),
-        ("rollout flights --to 2 --abort-on errors>1%", ["--abort-on", "'errors>1%'"]),
+        ("rollout start flights --to 2 --steps 0,50", ["--steps 0,50", "1", "100"]),
+        ("rollout start flights --to 2 --steps 50,10", ["--steps 50,10", "1", "100"]),
+        ("rollout start flights --to 2 --every 5", ["--every", "'5'", "30s"]),
+        ("rollout start flights --to 2 --every soon", ["--every", "'soon'", "30s"]),
+        ("rollout start flights --to 2 --abort-on errors>1%", ["--abort-on", "'errors>1%'"]),
         ("optimize models:/m/1 --prune 1.5", ["'--prune'", "1.5", "0<x<1"]),
         ("optimize models:/m/1 --fp16 --max-loss -1", ["'--max-loss'", "-1.0", "x>=0"]),
         ("promote m 1 --to Production --force", ["--force", "--why REASON"]),
@@ -159,7 +163,7 @@ def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
         ("silence --list", ["no silence", "`onnxserve silence NAME --for 2h`"]),
         ("silence flights --list", ["no silence", "`onnxserve silence flights --for 2h`"]),
         ("monitor list", ["no monitors", "onnxserve monitor add NAME MONITOR"]),
-        ("retrain --list", ["no retrainings"]),
+        ("retrainings", ["no retrainings"]),
         ("logs flights", ["flights", "empty"]),
     ],
 )

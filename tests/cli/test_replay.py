@@ -107,15 +107,9 @@ def test_bad_input_gives_a_line(identity: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (["p", "--max-rows", "9"], "--max-rows"),
-        (["flights", "--against", "models:/toy/2", "--row", "0"], "--row"),
-        (["flights", "--against", "models:/toy/2", "--pdb"], "--pdb"),
-        (["p", "--row", "-1"], "--row"),
-    ],
+    ("arguments", "name"), [(["p", "--max-rows", "9"], "--max-rows"), (["p", "--row", "-1"], "--row")]
 )
-def test_options_that_do_not_go_together_are_refused(arguments: list[str], name: str) -> None:
+def test_unknown_options_and_rows_are_refused(arguments: list[str], name: str) -> None:
     result = replay(*arguments)
     assert result.exit_code == 2
     assert mentions(result.stderr, name)

@@ -1,4 +1,4 @@
-"""`onnxserve replay NAME --against URI`. See tests/promote/replay for the figures."""
+"""`onnxserve backtest NAME --against URI`. See tests/promote/replay for the figures."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -37,12 +37,12 @@ def served(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pyt
         yield
 
 
-def replay(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["replay", "flights", *arguments])
+def backtest(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["backtest", "flights", *arguments])
 
 
 def test_the_lines_have_all_results_and_rows_to_look_at() -> None:
-    result = replay("--window", "2013-07-01/1d", "--against", "worse")
+    result = backtest("--window", "2013-07-01/1d", "--against", "worse")
 
     assert result.exit_code == 0, result.output
     assert mentions(result.stdout, "300 of 300", "flight-delay version 1", "disagreement", "accuracy")
@@ -51,7 +51,7 @@ def test_the_lines_have_all_results_and_rows_to_look_at() -> None:
 
 
 def test_json_has_the_same_results() -> None:
-    report = json.loads(replay("--against", "equal", "--max-rows", "200", "--metric", "f1", "-o", "json").stdout)
+    report = json.loads(backtest("--against", "equal", "--max-rows", "200", "--metric", "f1", "-o", "json").stdout)
 
     assert (report["captured_rows"], report["rows"], report["disagreement"]) == (300, 200, 0)
     assert report["comparison"]["metric"] == "f1"
@@ -60,10 +60,10 @@ def test_json_has_the_same_results() -> None:
 
 def test_a_window_without_rows_and_an_unknown_candidate_are_one_line() -> None:
     assert mentions(
-        said(replay("--since", "2013-07-02", "--against", "equal")), "flights", "onnxserve log stats flights"
+        said(backtest("--since", "2013-07-02", "--against", "equal")), "flights", "onnxserve log stats flights"
     )
-    assert mentions(said(replay("--against", "models:/missing/8")), "missing")
-    assert replay("--window", "July", "--against", "equal").exit_code == 2
+    assert mentions(said(backtest("--against", "models:/missing/8")), "missing")
+    assert backtest("--window", "July", "--against", "equal").exit_code == 2
 
 
 def test_masked_columns_are_known_from_the_endpoint() -> None:
@@ -72,7 +72,7 @@ def test_masked_columns_are_known_from_the_endpoint() -> None:
     )
     with closing(open_store(load_settings().store_url)) as store:
         store.add_endpoint("onnxserve", spec)
-    assert mentions(said(replay("--against", "equal")), "b", "mask", "capture.mask")
+    assert mentions(said(backtest("--against", "equal")), "b", "mask", "capture.mask")
 
 
 def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(
@@ -80,4 +80,4 @@ def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/file/store.db")
-    assert mentions(said(replay("--against", "equal")), "store")
+    assert mentions(said(backtest("--against", "equal")), "store")

@@ -20,7 +20,7 @@ from tests.support.rollouts import PLAN as ROLLOUT
 def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Store, tmp_path: Path) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
     begun = store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--wait"]
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "wait", "flights"]
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:
@@ -41,7 +41,7 @@ def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Stor
     store.add_endpoint("onnxserve:/kubernetes/ml", stepping)
     store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
     store.acquire_lease("endpoint/flights", "controller@pod", 60)
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "flights", "--abort"]
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "abort", "flights"]
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as shown:

@@ -35,12 +35,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("promote m 1 --to Production --force", 2, "Error: --force requires --why REASON"),
         ("promote m 1 --to Production --wait nan", 2, "Error: Invalid value for '--wait': 'nan' is not a number"),
         (
-            "rollout flights --to 2 --every 5",
+            "rollout start flights --to 2 --every 5",
             2,
             "Error: --every '5' cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
         ),
-        ("rollout flights --to 2 --steps 50,10", 2, "Error: --steps 50,10: steps must ascend and be between 1 and 100"),
-        ("retrain", 2, "Error: specify the endpoint NAME, or --list"),
+        (
+            "rollout start flights --to 2 --steps 50,10",
+            2,
+            "Error: --steps 50,10: steps must ascend and be between 1 and 100",
+        ),
         ("start fligths", 1, "Error: there is no deployment 'fligths'; did you mean 'flights'?"),
         ("endpoint get nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
         (

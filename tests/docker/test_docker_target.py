@@ -399,7 +399,7 @@ def test_a_rollout_brings_a_version_into_the_container(
 
     with load(url) as answers:
         options = ["--steps", "50,100", "--every", "2s", "--min-requests", "20", "--abort-on", "error_rate>1%"]
-        said = CliRunner().invoke(main, ["rollout", name, "--to", "2", *options, "--wait"])
+        said = CliRunner().invoke(main, ["rollout", "start", name, "--to", "2", *options, "--wait"])
 
     assert said.exit_code == 0, said.output
     assert predictions(client, name) == [{"y": 6.0}]

@@ -79,7 +79,7 @@ class Arena:
 
     def begin_rollout(self, *arguments: str) -> None:
         """Start a rollout for the running controller."""
-        status, output = self.run("rollout", "arena", "--min-requests", "20", *arguments)
+        status, output = self.run("rollout", "start", "arena", "--min-requests", "20", *arguments)
         assert status == 0, output
 
     def stages(self) -> dict[str, str]:
@@ -158,7 +158,7 @@ def fresh(arena: Arena) -> Iterator[Arena]:
 @pytest.mark.long
 def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings_the_old_one_back(fresh: Arena) -> None:
     status, output = fresh.run(
-        *("rollout", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "20,100", "--every", "1s"),
+        *("rollout", "start", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "20,100", "--every", "1s"),
         *("--abort-on", "error_rate>1%,disagreement>20%", "--min-requests", "20", "--why", "it is new", "--wait"),
     )
 
@@ -191,9 +191,9 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
         start_rollout(
             deployments, "arena", RolloutRequest("2", why="it is new")
         )  # The controller that should do the rollout is gone.
-    assert mentions(fresh.run("rollout", "arena", "--status")[1], "version 1 → 2", "starting")
-    status, output = fresh.run("rollout", "arena", "--to", "2")
-    assert (status, mentions(output, "onnxserve rollout arena --abort")) == (1, True), output
+    assert mentions(fresh.run("rollout", "status", "arena")[1], "version 1 → 2", "starting")
+    status, output = fresh.run("rollout", "start", "arena", "--to", "2")
+    assert (status, mentions(output, "onnxserve rollout abort arena")) == (1, True), output
 
     status, output = fresh.run("rollback", "arena", "--why", "second thoughts")
 
@@ -208,12 +208,12 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nowhere", "--to", "2"), "there is no endpoint 'nowhere'"),
-        (("arena", "--to", "9"), "has no version 9"),
-        (("arena", "--to", "1"), "already serves {model} version 1"),
-        (("arena", "--to", "models:/other/1"), "there is no registered model other"),
-        (("arena", "--pause"), "has no live rollout"),
-        (("arena", "--abort"), "has no live rollout"),
+        (("start", "nowhere", "--to", "2"), "there is no endpoint 'nowhere'"),
+        (("start", "arena", "--to", "9"), "has no version 9"),
+        (("start", "arena", "--to", "1"), "already serves {model} version 1"),
+        (("start", "arena", "--to", "models:/other/1"), "there is no registered model other"),
+        (("pause", "arena"), "has no live rollout"),
+        (("abort", "arena"), "has no live rollout"),
     ],
 )
 def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments: tuple[str, ...], said: str) -> None:
@@ -229,7 +229,7 @@ def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_
     pass_gate(fresh.model, "1")
     client.update_deployment("arena", config={"require": "gate=passed"})
     try:
-        status, output = fresh.run("rollout", "arena", "--to", "2")
+        status, output = fresh.run("rollout", "start", "arena", "--to", "2")
         back_status, back_output = fresh.run("rollback", "arena", "--to", "2")
         stages = fresh.stages()
     finally:
@@ -253,7 +253,7 @@ def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh
     followed = f"models:/{fresh.model}{reference}"
     fresh.set_model(followed)
     try:
-        arguments = ("rollout", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "100", "--every", "1s")
+        arguments = ("rollout", "start", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "100", "--every", "1s")
         status, output = fresh.run(*arguments, "--min-requests", "20", "--wait")
         assert status == 0, output
         assert fresh.served() == (f"models:/{fresh.model}/2" if reference == "/1" else followed, "2")
@@ -317,7 +317,7 @@ def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) 
 )
 def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh: Arena, version: str, abort_on: str, said: str) -> None:
     status, output = fresh.run(
-        *("rollout", "arena", "--to", version, "--steps", "40,100", "--every", "5m"),
+        *("rollout", "start", "arena", "--to", version, "--steps", "40,100", "--every", "5m"),
         *("--abort-on", abort_on, "--min-requests", "20", "--wait"),
     )
 

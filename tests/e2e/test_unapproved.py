@@ -90,7 +90,7 @@ def test_a_version_without_an_approval_answers_only_within_the_limit(credit: Cre
 
 
 def no_version_answers_all_traffic(credit: Credit, second: str) -> None:
-    rollout = credit.run(f"rollout credit --to {second} --steps 100 --every 30d")
+    rollout = credit.run(f"rollout start credit --to {second} --steps 100 --every 30d")
     assert rollout.exit_code == 1
     assert mentions(rollout.stderr, second, "lacks the approval", "rollout of 100 %")
     for call in (

@@ -517,5 +517,5 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
 def _rollout_exists(endpoint: str) -> AlreadyExists:
     return AlreadyExists(
         f"endpoint {endpoint!r} already has a rollout: wait for its end, or abort it with "
-        f"`onnxserve rollout {endpoint} --abort`"
+        f"`onnxserve rollout abort {endpoint}`"
     )

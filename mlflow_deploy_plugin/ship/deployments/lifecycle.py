@@ -401,7 +401,7 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
     if not store.rollouts(endpoint, live=True):
         return None
     return Refused(
-        f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout {endpoint} --abort` "
+        f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout abort {endpoint}` "
         "aborts the rollout and restores the previous traffic"
     )
 

@@ -110,7 +110,7 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     elif plan.then == "rollout" and retraining.figures.compared is not False:
         _roll_out(context, retraining, plan)
     elif plan.then in ("rollout", "propose"):
-        how = f"`onnxserve rollout {plan.endpoint} --to {retraining.version}` rolls it out"
+        how = f"`onnxserve rollout start {plan.endpoint} --to {retraining.version}` rolls it out"
         if plan.then == "rollout":
             lacks = "not compared with the served version, because the labelled rows are too few, have only one label"
             how = f"{lacks}, or lack a column of the model: {how}"
@@ -174,7 +174,7 @@ def _wait_for_server(context: RetrainingContext, retraining: Retraining, why: st
         "proposed",
         f"{_passed_text(retraining)}, but the endpoint was not ready for a rollout "
         f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): "
-        f"`onnxserve rollout {retraining.endpoint} --to {retraining.version}` rolls it out",
+        f"`onnxserve rollout start {retraining.endpoint} --to {retraining.version}` rolls it out",
     )
 
 

@@ -244,7 +244,7 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
         ),
         (
             layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US,
-            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve optimize --auto` measures smaller numbers",
+            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures smaller numbers",
         ),
     )
     return tuple(text for holds, text in advice if holds)

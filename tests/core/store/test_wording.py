@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
         (
             lambda store: store.add_rollout("flights", {}, "starting"),
             "endpoint 'flights' already has a rollout: wait for its end, or abort it with `onnxserve rollout "
-            "flights --abort`",
+            "abort flights`",
         ),
         (
             lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}),

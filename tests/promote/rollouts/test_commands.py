@@ -68,7 +68,7 @@ def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(stor
     store.add_endpoint("onnxserve", apply_config(spec, {"variants.candidate.weight": 10}))
     store.add_rollout("flights", PLAN.to_json(), "stepping")
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
-    with refused(AlreadyExists, "onnxserve rollout flights --abort"):
+    with refused(AlreadyExists, "onnxserve rollout abort flights"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 

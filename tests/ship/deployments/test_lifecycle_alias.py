@@ -207,7 +207,7 @@ def _keep(deployments: Deployments, registry: MlflowClient) -> None:
         (_keep, ("sums", "latest"), InvalidConfig, ["@latest", "sum version 1", "reserved"]),
         (_pin, ("sums", "champion"), InvalidConfig, ["'sums'", "'main'", "models:/sum/3"]),
         (_archive, ("sums", "champion"), NotFound, ["model sum", "Production", "1 (Archived)"]),
-        (_start_rollout, ("sums", "champion"), AlreadyExists, ["'sums'", "rollout", "--abort"]),
+        (_start_rollout, ("sums", "champion"), AlreadyExists, ["'sums'", "rollout", "abort"]),
         (
             _give_alias_away,
             ("sums", "champion"),

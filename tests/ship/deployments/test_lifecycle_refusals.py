@@ -66,7 +66,7 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
         lambda: deployments.update_endpoint("flights", {"traffic.flights": 100}),
         lambda: deployments.update("flights", None, {"variants.flights.weight": "100"}),
     ):
-        with refused(InvalidConfig, "rollout", "`onnxserve rollout flights"):
+        with refused(InvalidConfig, "rollout", "`onnxserve rollout abort flights"):
             change()
 
 
@@ -83,7 +83,7 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deploy
             wait_until(_waits_for_a_lock)
             deployments.store.add_rollout("flights", {}, "stepping")
 
-        with refused(InvalidConfig, "rollout", "`onnxserve rollout flights"):
+        with refused(InvalidConfig, "rollout", "`onnxserve rollout abort flights"):
             waiting.result()
     assert [event.action for event in deployments.store.events()] == ["create"]
 

@@ -48,7 +48,7 @@ def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> 
     layers = (16, *[8] * 12, 3)  # The cost of a run is shared by many nodes, so that a slow machine does not matter.
     assert "is dispatch" in advice(write_network(tmp_path / "small", graph=network(layers)))
     large = write_network(tmp_path / "large", graph=network((16, 1024, 1024, 3)))
-    assert "`onnxserve optimize --auto`" in advice(large, rows=100)
+    assert "`onnxserve auto-optimize`" in advice(large, rows=100)
 
 
 def test_a_loop_is_named_and_does_not_count_what_runs_within_it(tmp_path: Path) -> None:
