@@ -226,16 +226,13 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
     """Return the parts of the processing of this body as functions without arguments."""
     from mlflow_deploy_plugin.serve.http.app import ServerApp
     from mlflow_deploy_plugin.serve.http.plan import PlanTable
-    from mlflow_deploy_plugin.serve.inference import protocol_table
     from mlflow_deploy_plugin.serve.messages import RawRequest
+    from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
+    from mlflow_deploy_plugin.serve.protocols.v2 import V2
     from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 
-    by_path = {
-        "/invocations": protocol_table.INVOCATIONS,
-        "/predict": protocol_table.PREDICT,
-        "/predict/batch": protocol_table.PREDICT_BATCH,
-    }
-    protocol = by_path.get(path, protocol_table.V2)
+    by_path = {written: protocol for protocol in PROTOCOLS for written in protocol.paths}
+    protocol = by_path.get(path, V2)
     headers = {"host": "127.0.0.1:8080", **given, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
     plans, app = PlanTable(server), ServerApp(server)

@@ -24,14 +24,13 @@ from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.inference import management as documents
 from mlflow_deploy_plugin.serve.inference.auth import UNNAMED, Need
-from mlflow_deploy_plugin.serve.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.serve.inference.pipeline import failure, infer
-from mlflow_deploy_plugin.serve.inference.protocol_table import DecodedRequest, EncodedResponse, Protocol
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.serve.observability.tracing import observe_request
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, EncodedResponse, InferResponse, Protocol
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5

@@ -10,8 +10,8 @@ import zstandard
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference.protocol_table import parse_accept
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.invocations import parse_accept
 
 COMPRESSED_FROM_BYTES = 16 * 1024
 """The size from which a response is compressed. Smaller responses fit into the first packets of a connection."""

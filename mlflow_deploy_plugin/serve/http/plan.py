@@ -8,28 +8,23 @@ general path (`routes.handle_direct`), which creates all error responses. A plan
 """
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
-from mlflow_deploy_plugin.serve.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.serve.inference.limits import RequestLimits
-from mlflow_deploy_plugin.serve.inference.protocol_table import (
-    INVOCATIONS,
-    PREDICT,
-    PREDICT_BATCH,
-    V2,
-    EncodedResponse,
-    Protocol,
-)
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, json_object
+from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.serve.protocols.mlflow import decode_document
+from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse, Protocol
+from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
@@ -45,6 +40,15 @@ _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
 """The largest body that a plan handles. A plan does not speed up larger bodies, and decodes invalid bodies twice."""
+
+
+_PATHS = {
+    re.sub(r"\[.*\]", "", path): protocol
+    for protocol in PROTOCOLS
+    if not protocol.may_name_endpoint
+    for path in protocol.paths
+}
+"""The paths of plans, which contain neither a version nor a label."""
 
 
 class PlanTable:
@@ -78,14 +82,11 @@ class PlanTable:
                 continue  # Another process or thread computes the predictions.
             if any(variant.shadows for variant in served.answering):
                 continue  # Each shadow needs a copy of the request.
-            paths = {
-                f"/endpoints/{endpoint}/invocations": INVOCATIONS,
-                f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
-                f"/v2/models/{endpoint}/infer": V2,
-            }
-            if endpoint == next(iter(table)):  # the default endpoint
-                paths |= {"/invocations": INVOCATIONS, "/predict": PREDICT, "/predict/batch": PREDICT_BATCH}
-            for path, protocol in paths.items():
+            is_default = endpoint == next(iter(table))
+            for path, protocol in _PATHS.items():
+                if "NAME" not in path and not is_default:
+                    continue
+                path = path.replace("NAME", endpoint)
                 if path not in self._server.cloud.paths:
                     plan = self._compose_choice(served.answering, protocol)
                     plans[path] = _within_places(plan, self._server.limits) if self._server.limits.has_places else plan

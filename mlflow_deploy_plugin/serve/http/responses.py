@@ -9,9 +9,9 @@ from http.client import responses
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.serve.inference.pipeline import failure
-from mlflow_deploy_plugin.serve.inference.protocol_table import OPENAI_ROUTES
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, error_reply, safe_headers
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json
+from mlflow_deploy_plugin.serve.protocols.openai import OPENAI_ROUTES
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -16,12 +16,15 @@ from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.serve.http.openapi import operations
 from mlflow_deploy_plugin.serve.http.openapi.operations import Operation
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, failure_response, http_response
-from mlflow_deploy_plugin.serve.inference import management, protocol_table
+from mlflow_deploy_plugin.serve.inference import management
 from mlflow_deploy_plugin.serve.inference.auth import Need
 from mlflow_deploy_plugin.serve.inference.pipeline import infer_async
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
 from mlflow_deploy_plugin.serve.protocols import v2
+from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
+from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
+from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 
 _SUGGESTED_PATHS = 3
 _ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")
@@ -47,7 +50,7 @@ class Route:
     method: str
     view: View
     operation: Operation
-    protocol: protocol_table.Protocol | None = None
+    protocol: Protocol | None = None
     is_direct: bool = False
     need: Need | None = None
     is_server_wide: bool = False
@@ -61,8 +64,17 @@ def _server_wide(path: str, view: View, operation: Operation, method: str = "GET
     return Route(path, method, view, operation, need="read", is_server_wide=True)
 
 
-def _predict(path: str, protocol: protocol_table.Protocol, operation: Operation) -> Route:
-    return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, True, "infer")
+def _predict(path: str, protocol: Protocol) -> Route:
+    view = views.predict_by_model if protocol.may_name_endpoint else views.predict
+    return Route(
+        path,
+        "POST",
+        partial(view, protocol=protocol),
+        operations.prediction(protocol),
+        protocol=None if protocol.may_name_endpoint else protocol,
+        is_direct=True,
+        need="infer",
+    )
 
 
 def _direct(path: str, method: str, view: View, operation: Operation, need: Need | None = None) -> Route:
@@ -101,19 +113,7 @@ ROUTES = (
         for suffix, operation in _OF_ASSETS.items()
         for file in sorted(_ASSETS.glob(f"*{suffix}"))
     ),
-    _predict("/invocations", protocol_table.INVOCATIONS, operations.INVOCATIONS),
-    _predict("/predict", protocol_table.PREDICT, operations.PREDICT),
-    _predict("/predict/batch", protocol_table.PREDICT_BATCH, operations.PREDICT_BATCH),
-    _predict("/score", protocol_table.AZURE, operations.AZURE_SCORE),
-    *(
-        _direct(start + path, "POST", partial(views.predict_by_model, protocol=protocol), operation, "infer")
-        for start in ("", "/v1", "/endpoints/NAME")
-        for path, protocol, operation in (
-            ("/responses", protocol_table.RESPONSES, operations.RESPONSES),
-            ("/chat/completions", protocol_table.CHAT_COMPLETIONS, operations.CHAT_COMPLETIONS),
-            ("/embeddings", protocol_table.EMBEDDINGS, operations.EMBEDDINGS),
-        )
-    ),
+    *(_predict(path, protocol) for protocol in PROTOCOLS for path in protocol.paths),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow also returns "\n".
@@ -127,28 +127,18 @@ ROUTES = (
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
     _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
-    _predict("/endpoints/NAME/invocations", protocol_table.INVOCATIONS, operations.INVOCATIONS),
-    _predict("/endpoints/NAME/predict/batch", protocol_table.PREDICT_BATCH, operations.PREDICT_BATCH),
     _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
-    _predict(_V2_MODEL + "/infer", protocol_table.V2, operations.V2_INFER),
     _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY, "describe"),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
     _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG, "describe"),
     Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
     Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
-    _direct(
-        _TF_MODEL + ":predict",
-        "POST",
-        partial(views.predict, protocol=protocol_table.TFSERVING),
-        operations.TF_PREDICT,
-        "infer",
-    ),
     _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
@@ -267,5 +257,5 @@ def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)
     if path == server.cloud.predict_route:
-        routes["POST"] = Route(path, "POST", views.vertex_predict, operations.INVOCATIONS, need="infer")
+        routes["POST"] = Route(path, "POST", views.vertex_predict, operations.prediction(INVOCATIONS), need="infer")
     return routes

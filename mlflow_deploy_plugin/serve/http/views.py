@@ -17,13 +17,15 @@ from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_respons
 from mlflow_deploy_plugin.serve.inference import explain as explanations
 from mlflow_deploy_plugin.serve.inference import management
 from mlflow_deploy_plugin.serve.inference.pipeline import infer
-from mlflow_deploy_plugin.serve.inference.protocol_table import INVOCATIONS, VERTEX, Protocol
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, request_id
 from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.serve.protocols import feedback as protocol
 from mlflow_deploy_plugin.serve.protocols import tfserving
+from mlflow_deploy_plugin.serve.protocols.clouds import VERTEX
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, json_object, media_name, media_type
+from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
+from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint
 
 _RETRY_SECONDS = 30

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.serve.messages import new_id, without_keys
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows, Metrics
+from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
@@ -50,21 +51,6 @@ class InferRequest:
     event_time: int | None = None
     body: OpaqueBody | None = None
     arrived: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(slots=True)
-class InferResponse:
-    """The outputs of exactly one version.
-
-    `prediction_id` is unique, because feedback is joined to predictions by this id. `body` is the encoded response to a
-    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
-    """
-
-    id: str
-    prediction_id: str
-    outputs: dict[str, Array]
-    body: bytes = b""
-    is_cached: bool | None = None
 
 
 @dataclass(eq=False)

@@ -8,11 +8,11 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.serve.inference.pipeline import RequestContext
-from mlflow_deploy_plugin.serve.inference.protocol_table import decode_rows
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, load_json_object, media_name
+from mlflow_deploy_plugin.serve.protocols.invocations import decode_rows
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.runtime.explained import check_explainable, explained_features
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count

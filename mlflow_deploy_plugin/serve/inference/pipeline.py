@@ -24,13 +24,14 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.serve import messages
-from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest, InferResponse
-from mlflow_deploy_plugin.serve.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
+from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, error_reply, event_time, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import predicted_labels
 from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import EVENTS, dump_json, media_type
+from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
+from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, InferResponse, Protocol
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, slice_feeds
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
@@ -225,6 +226,7 @@ def infer_async(
     protocol: Protocol,
     endpoint: str | None = None,
     version: str | None = None,
+    label: str | None = None,
 ) -> bool:
     """Submit the request to its version's batcher, without blocking.
 
@@ -236,7 +238,7 @@ def infer_async(
         return False
     context = RequestContext(server, request, protocol.name)
     try:
-        variant = context.select_variant(endpoint, version)
+        variant = context.select_variant(endpoint, version, label)
     except OnnxserveError:
         return False  # The caller then calls `infer`, which creates the error reply.
     if variant.loaded.batcher is None or variant.key is not None:

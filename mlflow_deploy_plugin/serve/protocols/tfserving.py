@@ -9,12 +9,31 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.serve.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
+from mlflow_deploy_plugin.serve.protocols.content import JSON, base64_text, dump_json, json_object, json_type, rows_of
+from mlflow_deploy_plugin.serve.protocols.examples import rows_example
+from mlflow_deploy_plugin.serve.protocols.protocol import (
+    DecodedRequest,
+    EncodedResponse,
+    InferResponse,
+    Protocol,
+    RequestBody,
+)
+from mlflow_deploy_plugin.serve.protocols.schemas import (
+    ARRAY_OR_OBJECT,
+    JsonSchema,
+    array_schema,
+    named_schema,
+    object_schema,
+    rows_schema,
+    unnamed_schemas,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
+from mlflow_deploy_plugin.serve.variants import ServedVariant
 
+TAG = "TensorFlow Serving"
 SIGNATURE = "serving_default"
 
 _DEEPEST = 32
@@ -125,3 +144,40 @@ def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, objec
         "tensor_shape": {"dim": dimensions, "unknown_rank": False},
         "name": name,
     }
+
+
+def tfserving_schema(schema: Schema) -> JsonSchema:
+    """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
+    by_column = {"anyOf": [named_schema(schema), *unnamed_schemas(schema)], "title": "tfserving columns"}
+    rows = rows_schema(schema)
+    if "anyOf" not in rows:  # OpenAPI Generator's Java code does not compile for a required list that has a name.
+        rows.pop("title", None)
+    forms = {"instances": rows, "inputs": by_column} if schema.names else {"instances": {}}
+    signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
+    return {
+        "oneOf": [object_schema({name: form}, signature, title=f"tfserving {name}") for name, form in forms.items()]
+    }
+
+
+def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+    """Decode a `:predict` request. Its content type is ignored: TensorFlow's own examples send curl's default."""
+    feeds, is_by_row = decode(body, variant.schema)
+
+    def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(encode(is_by_row, variant.loaded.predictor.artifact, response.outputs))
+
+    return DecodedRequest(feeds, respond)
+
+
+_ANSWER = object_schema(
+    {}, {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
+)
+TFSERVING = Protocol(
+    "tfserving",
+    _decode_tfserving,
+    paths=("/v1/models/NAME[/versions/V|/labels/L]:predict",),
+    summary="Predictions, by row (instances) or by column (inputs)",
+    request={JSON: RequestBody("tfserving", tfserving_schema, rows_example)},
+    response={JSON: _ANSWER},
+    tag=TAG,
+)

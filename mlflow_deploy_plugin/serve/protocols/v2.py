@@ -26,14 +26,40 @@ from mlflow_deploy_plugin.serve.protocols.content import (
     json_type,
     media_type,
 )
+from mlflow_deploy_plugin.serve.protocols.examples import Document, Example
 from mlflow_deploy_plugin.serve.protocols.large_json import load_infer_request
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, array_datatype, datatype_of, from_binary
+from mlflow_deploy_plugin.serve.protocols.protocol import (
+    DecodedRequest,
+    EncodedResponse,
+    InferResponse,
+    Protocol,
+    RequestBody,
+    ResponseBody,
+)
+from mlflow_deploy_plugin.serve.protocols.schemas import (
+    ANY_OBJECT,
+    BYTES,
+    SIZE,
+    STRING,
+    JsonSchema,
+    array_schema,
+    object_schema,
+)
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
+    DATATYPES,
+    TensorHeader,
+    array_datatype,
+    datatype_of,
+    from_binary,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import fits_shape, shape_text, short_repr
+from mlflow_deploy_plugin.serve.variants import ServedVariant
 
+TAG = "Open Inference Protocol V2"
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -294,3 +320,82 @@ def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> 
     if not isinstance(value, bool):
         raise InvalidRequest(f"{label}: the parameter {name} is {short_repr(value)}; true or false is expected")
     return value
+
+
+def v2_request_schema(schema: Schema) -> JsonSchema:
+    """Return the schema of a V2 infer request: the graph's inputs, or the columns of the signature."""
+    types = dict(schema.tensor_schema.dtypes) if schema.names else {}
+    if schema.columns:
+        types |= schema.dtypes
+    tensor = object_schema(
+        {
+            "name": {"type": "string", **({"enum": list(types)} if types else {})},
+            "shape": array_schema({**SIZE, "minimum": 0}),
+            "datatype": {"type": "string", "enum": list(DATATYPES)},
+        },
+        {
+            "data": array_schema(description="flat or nested; the number of values must match the shape"),
+            "parameters": ANY_OBJECT,
+        },
+        title="v2 input",
+    )
+    requested = {"type": ["array", "null"], "items": object_schema({"name": STRING}, title="v2 requested output")}
+    return object_schema(
+        {"inputs": array_schema(tensor, **({"minItems": 1} if types else {}))},
+        {
+            "id": {"type": ["string", "null"]},
+            "outputs": {**requested, "description": "the requested outputs; by default all"},
+            "parameters": ANY_OBJECT,
+        },
+    )
+
+
+def v2_response_schema(artifact: Artifact) -> JsonSchema:
+    names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
+    tensor = object_schema(
+        {
+            "name": {"type": "string", **({"enum": names} if names else {})},
+            "shape": array_schema(SIZE),
+            "datatype": STRING,
+        },
+        {"data": array_schema(), "parameters": {"type": "object"}},
+        title="v2 output",
+    )
+    return object_schema(
+        {"model_name": STRING, "model_version": STRING, "outputs": array_schema(tensor)}, {"id": STRING}
+    )
+
+
+def v2_example(schema: Schema, example: Example) -> Document:
+    """Return a V2 infer request with the columns as [N], or with the graph's inputs."""
+    if not example.values:
+        return {}
+    inputs = []
+    dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
+    for name, values in example.values.items():
+        shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
+        input_name = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
+        data = values if isinstance(values, list) else [values]
+        inputs.append({"name": input_name, "shape": shape, "datatype": datatype_of(dtypes[input_name]), "data": data})
+    return {"inputs": inputs}
+
+
+def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+    request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
+
+    def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        answer, headers = encode(request, variant.endpoint, response.id, variant.loaded.version, response.outputs)
+        return EncodedResponse(answer, OCTETS if headers else JSON, headers)
+
+    return DecodedRequest(request.feeds, respond, request.id, parameters=request.parameters)
+
+
+V2 = Protocol(
+    "v2",
+    _decode_v2,
+    paths=("/v2/models/NAME[/versions/V]/infer",),
+    summary="Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
+    request={JSON: RequestBody("v2", v2_request_schema, v2_example), OCTETS: BYTES},
+    response={JSON: ResponseBody("v2_answer", v2_response_schema), OCTETS: BYTES},
+    tag=TAG,
+)

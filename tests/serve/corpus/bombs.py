@@ -23,8 +23,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc import tensors
-from mlflow_deploy_plugin.serve.inference import protocol_table
-from mlflow_deploy_plugin.serve.protocols import arrow, feedback, jsonlines, mlflow, tfserving
+from mlflow_deploy_plugin.serve.protocols import arrow, clouds, feedback, jsonlines, mlflow, predict, tfserving
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
@@ -187,9 +186,9 @@ def read(bomb: Bomb, body: bytes) -> None:
     elif bomb.media == "tf":
         tfserving.decode(body, bomb.schema)
     elif bomb.media == "predict":
-        protocol_table.decode_records(JSON, body, bomb.schema)
+        predict.decode_records(JSON, body, bomb.schema)
     elif bomb.media == "vertex":
-        protocol_table.decode_vertex(JSON, body, bomb.schema)
+        clouds.decode_vertex(JSON, body, bomb.schema)
     elif bomb.media == "feedback":
         feedback.decode(JSON, body)
     else:

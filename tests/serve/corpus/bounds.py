@@ -69,7 +69,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "decompressed bytes": _answer(serve__http__routes__decode_body="lambda request, limit: original(request, 10**12)"),
     "gzip members": _answer(serve__http__encodings___MOST_MEMBERS="10**9"),
     "zstd window": _answer(serve__http__encodings___ZSTD_WINDOW="2**27"),
-    "JSON": _answer(serve__inference__protocol_table__load_json="lambda body: []"),
+    "JSON": _answer(serve__protocols__predict__load_json="lambda body: []"),
     "depth of JSON": (),  # orjson: 1,024 levels
     "depth around NaN": _answer(
         serve__protocols__content__DEEPEST="10**9", serve__protocols__content___TOO_DEEP="'too deep'"

@@ -189,7 +189,7 @@ CODINGS = _refused(
 CHUNKS = _refused(
     "chunks",
     400,
-    reading("dataframe_split", "v2", "tf rows", "csv", "parameters"),
+    reading("invocations", "v2", "tfserving", "csv", "parameters"),
     {
         "a chunk without a size": _chunks(b"\r\n\r\n"),
         "a chunk of 0x3": _chunks(b"0x3\r\nabc\r\n0\r\n\r\n"),
@@ -277,7 +277,7 @@ BODIES: list[AnyCase] = [
         "a request within a body",  # a smuggling attempt
         "lengths",
         lambda route: INVOCATIONS.request(),
-        reading("dataframe_split", "v2", "tf rows", "records"),
+        reading("invocations", "v2", "tfserving", "records"),
         words=("JSON",),
     ),
 ]

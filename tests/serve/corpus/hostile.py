@@ -96,7 +96,7 @@ _SOME = {
     )
 }
 """Languages that are read by the same functions as another language."""
-_ALL = {"dataframe_split", "inputs", "v2", "tf tensor"}
+_ALL = {"invocations", "inputs", "v2", "tf tensor"}
 
 
 def _columns(column: Callable[[int], bytes]) -> Fill:
@@ -306,7 +306,7 @@ def shapes(route: Route) -> dict[str, Fill]:
     found["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
     found["keys of parameters"] = lambda size: filled(size, _keys(b"1"), before + b'"parameters":{', b"}}")
     found["the field again and again"] = lambda size: _repeated(size, b'"%s":[1]' % field, b"{", b"}")
-    if route.reads in ("dataframe_split", "input_data"):
+    if route.reads in ("invocations", "azure"):
         found |= _within(field, _SPLITS)
     if route.reads == "v2":
         found |= _V2

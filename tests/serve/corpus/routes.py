@@ -1,16 +1,23 @@
 """The routes of a server with the endpoints flights (a table, the default), tensor and single, and valid responses.
 
-A record of `flights` is encoded in each language that a route reads, so that all receive the same mistake.
+A record of `flights` is encoded in each language that a route reads, so that all receive the same mistake. The language
+of a protocol's example has the name of the protocol, and is derived from the protocol, with its routes.
 """
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from mlflow_deploy_plugin.serve.http.routes import expand_path
+from mlflow_deploy_plugin.serve.protocols.examples import Example
+from mlflow_deploy_plugin.serve.protocols.protocol import RequestBody
+from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
+from mlflow_deploy_plugin.serve.runtime.artifact import Column
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.serve.corpus.case import Route
 
 JSON, JSONL, CSV = "application/json", "application/jsonl", "text/csv"
@@ -72,23 +79,33 @@ def _jsonl(records: Sequence[Record]) -> bytes:
     return b"".join(dump(record) + b"\n" for record in records)
 
 
+FLIGHTS = compile_schema(
+    (Column("carrier", "string"), Column("distance", "double"), Column("hour", "long"), Column("late", "boolean")),
+    (),
+    (),
+)
+
+
+def _in_form(body: RequestBody) -> Callable[[Sequence[Record]], bytes]:
+    """Return the function that writes records as in the example of the OpenAPI document."""
+    return lambda records: dump(body.example(FLIGHTS, Example(_columns(records), len(records))))
+
+
+_BODIES = {protocol: protocol.request[JSON] for protocol in PROTOCOLS if JSON in protocol.request}
 LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
-    "dataframe_split": lambda records: dump({"dataframe_split": _split(records)}),
+    **{protocol.name: _in_form(body) for protocol, body in _BODIES.items() if isinstance(body, RequestBody)},
     "dataframe_records": lambda records: dump({"dataframe_records": records}),
     "instances": lambda records: dump({"instances": records}),
     "inputs": lambda records: dump({"inputs": _columns(records)}),
-    "record": lambda records: dump(records[0]),
     "records": dump,
-    "input_data": lambda records: dump({"input_data": _split(records)}),
-    "v2": _v2,
-    "tf rows": lambda records: dump({"instances": records}),
+    "v2": _v2,  # The protocol's own example has no datatypes for unknown columns.
     "tf columns": lambda records: dump({"inputs": _columns(records)}),
     "jsonl": _jsonl,
 }
 """A table of flights in each JSON language."""
 
 _TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
-_UNTYPED = {"v2", "v2 binary", "tf rows", "tf columns", "tf tensor", "index", "parameters"}
+_UNTYPED = {"v2", "v2 binary", "tfserving", "tf columns", "tf tensor", "index", "parameters"}
 
 
 def _route(path: str, reads: str, good: bytes, right: bytes, **more: Any) -> Route:
@@ -118,31 +135,41 @@ BINARY = _route(
 )
 CSV_TEXT = b"carrier,distance,hour,late\nAA,100.5,3,true\n"
 
-INVOCATIONS = _flights("/invocations", "dataframe_split", YES)
+INVOCATIONS = _flights("/invocations", "invocations", YES)
 LINES = _flights("/invocations", "jsonl", b'"yes"\n')
-PREDICT = _flights("/predict", "record", b'{"prediction":"yes",')
-SCORE = _flights("/score", "input_data", b'["yes"]')
+PREDICT = _flights("/predict", "predict", b'{"prediction":"yes",')
+SCORE = _flights("/score", "azure", b'["yes"]')
 VERTEX_PREDICT = _flights(VERTEX, "instances", YES)
 INFER = _flights("/v2/models/flights/infer", "v2", b'"data":["yes"]')
-TF_PREDICT = _flights("/v1/models/flights:predict", "tf rows", b'{"predictions":[{"label":"yes",')
-RECORDS = (
+TF_PREDICT = _flights("/v1/models/flights:predict", "tfserving", b'{"predictions":[{"label":"yes",')
+
+
+def _derived() -> Iterator[Route]:
+    """Yield a route for each path of each protocol whose example depends on the model."""
+    for protocol in PROTOCOLS:
+        if protocol.name in LANGUAGES:
+            for path in protocol.paths:
+                for written in expand_path(path, "{{{}}}"):
+                    named = written.format(endpoint="flights", version="1", label="v")
+                    yield _flights(named, protocol.name, b"yes")
+
+
+_WRITTEN = (
     INVOCATIONS,
     _flights("/invocations", "dataframe_records", YES),
     _flights("/invocations", "instances", YES),
     _flights("/invocations", "inputs", YES),
     LINES,
-    _flights("/endpoints/flights/invocations", "dataframe_split", YES),
     PREDICT,
     _flights("/predict/batch", "records", b'{"predictions":["yes"],'),
-    _flights("/endpoints/flights/predict/batch", "records", b'{"predictions":["yes"],'),
     SCORE,
     VERTEX_PREDICT,
     INFER,
-    _flights("/v2/models/flights/versions/1/infer", "v2", b'"id":"7"'),
     TF_PREDICT,
-    _flights("/v1/models/flights/versions/1:predict", "tf rows", b'{"predictions":[{"label":"yes",'),
     _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
 )
+_NAMES = {route.name for route in _WRITTEN}
+RECORDS = _WRITTEN + tuple(route for route in _derived() if route.name not in _NAMES)
 """The routes that accept a table of flights in JSON."""
 
 ARROW = _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes")

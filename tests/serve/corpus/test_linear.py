@@ -31,7 +31,7 @@ _ROUTES = [
     next(route for route in POSTS if route.reads == "records"),
     next(route for route in POSTS if route.path.endswith("/load")),
     Route("POST", "/feedback", "feedback", headers=_JSON),
-    Route("POST", "/endpoints/single/invocations", "dataframe_split", dump({"inputs": [[1, 2, 3]]}), headers=_JSON),
+    Route("POST", "/endpoints/single/invocations", "invocations", dump({"inputs": [[1, 2, 3]]}), headers=_JSON),
     Route("POST", "/endpoints/single/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),

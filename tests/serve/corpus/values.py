@@ -1,5 +1,6 @@
 """Valid bodies that do not fit the model: rows, columns, types, numbers, strings, shapes."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def _split(columns: list[Any], *rows: Any) -> Callable[[Route], bytes]:
     """Return a table as columns and rows."""
 
     def body(route: Route) -> bytes:
-        return dump({route.reads: {"columns": columns, "data": list(rows)}})
+        return dump({next(iter(json.loads(route.good))): {"columns": columns, "data": list(rows)}})
 
     return body
 
@@ -76,9 +77,9 @@ def _uneven(route: Route) -> bytes:
     return route.good.replace(b"[100.5]", b"[100.5, 2]")
 
 
-_RECORD_ROUTES = reading("record")
+_RECORD_ROUTES = reading("predict")
 _ROW = list(RECORD.values())
-_SPLITS = reading("dataframe_split", "input_data")
+_SPLITS = reading("invocations", "azure")
 COLUMN_CASES: list[AnyCase] = [
     *[
         BodyCase(f"without the column {column}", "columns", _record(_without(column)), RECORDS, 400, (column,))
@@ -107,7 +108,7 @@ COLUMN_CASES: list[AnyCase] = [
         "a key that stands twice, the last time wrongly",
         "types",
         _doubled,
-        reading("dataframe_records", "instances", "record", "records", "tf rows", "jsonl"),
+        reading("dataframe_records", "instances", "predict", "records", "tfserving", "jsonl"),
         400,
         ("late",),
     ),
@@ -129,7 +130,7 @@ COLUMN_CASES: list[AnyCase] = [
         "a column of another length", "columns", _uneven, reading("inputs", "tf columns"), 400, ("distance", "2 values")
     ),
     BodyCase(
-        "a table without rows", "rows", lambda route: b'{"columns": ["a"]}', reading("dataframe_split"), 400, ("colu",)
+        "a table without rows", "rows", lambda route: b'{"columns": ["a"]}', reading("invocations"), 400, ("colu",)
     ),
 ]
 
@@ -219,7 +220,7 @@ SHAPES: list[AnyCase] = [
     BodyCase(name, "shapes", _image(value), reading("tensor", "tf tensor")) for name, value in _IMAGES.items()
 ]
 
-_TF = reading("tf rows")
+_TF = reading("tfserving")
 TF_CASES: list[AnyCase] = [
     BodyCase("instances and inputs", "TensorFlow", _document(instances=[RECORD], inputs={}), _TF),
     BodyCase("another signature", "TensorFlow", _document(signature_name="x", instances=[RECORD]), _TF),
@@ -231,15 +232,15 @@ TF_CASES: list[AnyCase] = [
         "base64 below a thousand arrays",
         "depth of base64",
         lambda route: b'{"instances": ' + b"[" * 1000 + b'{"b64": "QUE="}' + b"]" * 1000 + b"}",
-        tuple(route for route in reading("tf rows", "instances") if route.path != "/invocations"),
+        tuple(route for route in reading("tfserving", "instances") if route.path != "/invocations"),
         words=("32 levels",),
     ),
 ]
 
-_SINGLE = tuple(route for route in RECORDS if route.path == "/invocations" and route.reads == "dataframe_split")
+_SINGLE = tuple(route for route in RECORDS if route.path == "/invocations" and route.reads == "invocations")
 MLFLOW: list[AnyCase] = [
-    BodyCase("no field", "MLflow", _document(columns=COLUMNS, data=[]), reading("dataframe_split", "instances")),
-    BodyCase("two fields", "MLflow", _document(inputs=[], instances=[]), reading("dataframe_split", "instances")),
+    BodyCase("no field", "MLflow", _document(columns=COLUMNS, data=[]), reading("invocations", "instances")),
+    BodyCase("two fields", "MLflow", _document(inputs=[], instances=[]), reading("invocations", "instances")),
     BodyCase("params that are a list", "MLflow", _document(instances=[RECORD], params=[1]), _SINGLE),
     BodyCase("a key of the table that is unknown", "MLflow", _document(dataframe_split={"data": [], "x": 1}), _SINGLE),
     BodyCase(

@@ -13,9 +13,9 @@ import pytest
 from mlflow_deploy_plugin.core.errors import ClientDisconnected, InferenceError
 from mlflow_deploy_plugin.serve import assembly
 from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer, infer_lines
-from mlflow_deploy_plugin.serve.inference.protocol_table import DecodedRequest, Protocol
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, Protocol
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.handling import V2_ROW, ask

@@ -10,15 +10,16 @@ from urllib.parse import quote
 from mlflow_deploy_plugin.core.errors import NotReady
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.serve.http.openapi import examples, schemas
-from mlflow_deploy_plugin.serve.http.openapi.examples import Example
-from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Bodies, Operation, RequestBody
-from mlflow_deploy_plugin.serve.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Operation
 from mlflow_deploy_plugin.serve.http.responses import error_response
 from mlflow_deploy_plugin.serve.http.routes import list_routes
 from mlflow_deploy_plugin.serve.inference.auth import scopes_for
 from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.protocols import examples, schemas
 from mlflow_deploy_plugin.serve.protocols.content import EVENTS, JSON
+from mlflow_deploy_plugin.serve.protocols.examples import Example
+from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, RequestBody
+from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedVariant

@@ -1,43 +1,17 @@
 """The OpenAPI descriptions of the routes, and their request and response bodies."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from mlflow_deploy_plugin.serve.http.openapi import examples, schemas
-from mlflow_deploy_plugin.serve.http.openapi.schemas import STRING, JsonSchema, array_schema, object_schema
-from mlflow_deploy_plugin.serve.inference.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
-from mlflow_deploy_plugin.serve.protocols import feedback
-from mlflow_deploy_plugin.serve.protocols.content import CSV, EVENTS, JSON
-from mlflow_deploy_plugin.serve.protocols.v2 import OCTETS
+from mlflow_deploy_plugin.serve.protocols import feedback, tfserving, v2
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
+from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, Protocol
+from mlflow_deploy_plugin.serve.protocols.schemas import SIZE, STRING, JsonSchema, array_schema, object_schema
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import is_explainable
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
-
-@dataclass(frozen=True)
-class RequestBody:
-    """A request body whose form depends on the model.
-
-    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent an example.
-    """
-
-    name: str
-    schema: Callable[[Schema], JsonSchema]
-    example: Callable[[Schema, examples.Example], Any]
-
-
-@dataclass(frozen=True)
-class ResponseBody:
-    """A response body whose form depends on the model; `name` has the same meaning as in `RequestBody`."""
-
-    name: str
-    schema: Callable[[Artifact], JsonSchema]
-
-
-Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
-
-TAGS = ("Predictions", "Open Inference Protocol V2", "TensorFlow Serving", "Server", "Pages")
+TAGS = ("Predictions", v2.TAG, tfserving.TAG, "Server", "Pages")
 """The groups of operations, in their order on the page."""
 PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = TAGS
 
@@ -73,8 +47,16 @@ def _object_of(title: str, /, **types: str) -> JsonSchema:
     return object_schema(properties, title=title)
 
 
-def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Operation:
-    return Operation(summary, tag, response, request, _PREDICTION_ERRORS, is_prediction=True)
+def prediction(protocol: Protocol) -> Operation:
+    return Operation(
+        protocol.summary,
+        protocol.tag,
+        protocol.response,
+        protocol.request,
+        _PREDICTION_ERRORS,
+        is_prediction=True,
+        applies_to=protocol.applies_to,
+    )
 
 
 def _readable(summary: str, tag: str, response: Bodies) -> Operation:
@@ -82,36 +64,15 @@ def _readable(summary: str, tag: str, response: Bodies) -> Operation:
     return Operation(summary, tag, response, errors=(503,))
 
 
-_BYTES: JsonSchema = {"type": "string", "format": "binary"}
 HTML: Bodies = {"text/html": STRING}
 """A page; its errors are also pages."""
-_TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
-_EVENTS: Bodies = {EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"}}
-"""The events of models that stream their responses."""
-
-_INVOCATIONS = RequestBody("invocations", schemas.invocations_schema, examples.invocations_example)
-_PREDICT = RequestBody("predict", schemas.predict_schema, examples.predict_example)
-_BATCH = RequestBody("batch", schemas.batch_schema, examples.batch_example)
-_AZURE = RequestBody("azure", schemas.azure_schema, examples.azure_example)
-_TFSERVING = RequestBody("tfserving", schemas.tfserving_schema, examples.batch_example)
-_V2 = RequestBody("v2", schemas.v2_request_schema, examples.v2_example)
-_CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the column names, then the rows"}
-_CSV = RequestBody("csv", lambda schema: _CSV_TEXT, examples.csv_example)
-_INVOCATIONS_ANSWER = ResponseBody("invocations_answer", schemas.invocations_answer)
-_PREDICT_ANSWER = ResponseBody("predict_answer", schemas.predict_answer)
-_BATCH_ANSWER = ResponseBody("batch_answer", schemas.batch_answer)
-_AZURE_ANSWER = ResponseBody("azure_answer", schemas.predictions_schema)
-_V2_ANSWER = ResponseBody("v2_answer", schemas.v2_response_schema)
 
 _TENSORS = array_schema(
-    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(schemas.SIZE)}, title="v2 tensor")
+    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(SIZE)}, title="v2 tensor")
 )
 _V2_MODEL = object_schema(
     {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS},
     title="v2 model",
-)
-_TF_RESPONSE = object_schema(
-    {}, {"predictions": array_schema(), "outputs": schemas.ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
 )
 _EXPLANATION = object_schema(
     {
@@ -125,25 +86,11 @@ _EXPLANATION = object_schema(
     },
     title="explanation",
 )
-INVOCATIONS = _prediction(
-    "Predictions in the protocol of MLflow's scoring server; a table receives the same format, or that of Accept",
-    PREDICTIONS,
-    {JSON: _INVOCATIONS_ANSWER, **_TABLES, **_EVENTS},
-    {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
-)
-PREDICT = _prediction("The prediction for one record", PREDICTIONS, {JSON: _PREDICT_ANSWER}, {JSON: _PREDICT})
-PREDICT_BATCH = _prediction(
-    "Predictions for several records, with the probabilities of the classes",
-    PREDICTIONS,
-    {JSON: _BATCH_ANSWER},
-    {JSON: _BATCH, CSV: _CSV},
-)
-
 EXPLAIN = Operation(
     "The contribution of each column of each row to its prediction, computed by SHAP",
     PREDICTIONS,
     {JSON: _EXPLANATION},
-    {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
+    INVOCATIONS.request,
     errors=(*_PREDICTION_ERRORS, 501),
     applies_to=is_explainable,
 )
@@ -180,33 +127,12 @@ FEEDBACK = Operation(
     status=202,
 )
 
-AZURE_SCORE = _prediction("Predictions in the protocol of Azure ML", PREDICTIONS, {JSON: _AZURE_ANSWER}, {JSON: _AZURE})
-
-
-def _openai(route: str, input_name: str, of_input: JsonSchema) -> Operation:
-    summary, request = f"A response in the form of OpenAI's {route}", {JSON: object_schema({input_name: of_input})}
-    operation = _prediction(summary, PREDICTIONS, {JSON: {"type": "object"}, **_EVENTS}, request)
-    return replace(operation, applies_to=lambda artifact: OPENAI_ROUTES.get(artifact.task) == route)
-
-
-RESPONSES = _openai("/responses", "input", {"type": ["string", "array"], "items": {}})
-CHAT_COMPLETIONS = _openai("/chat/completions", "messages", array_schema({"type": "object"}))
-EMBEDDINGS = _openai("/embeddings", "input", {"type": ["string", "array"], "items": {}})
-TF_PREDICT = _prediction(
-    "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
-)
 _ENDPOINTS = _object_of("endpoints", data="array", models="array")
 MODELS = Operation("The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _ENDPOINTS})
 _TF_STATUS = _object_of("tfserving status", name="string", ready="boolean", model_version_status="array")
 TF_STATUS = _readable("The loaded versions", TENSORFLOW, {JSON: _TF_STATUS})
 _TF_METADATA = _object_of("tfserving metadata", model_spec="object", metadata="object")
 TF_METADATA = _readable("The inputs and outputs", TENSORFLOW, {JSON: _TF_METADATA})
-V2_INFER = _prediction(
-    "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
-    V2,
-    {JSON: _V2_ANSWER, OCTETS: _BYTES},
-    {JSON: _V2, OCTETS: _BYTES},
-)
 _V2_SERVER = _object_of("v2 server", name="string", version="string", extensions="array")
 V2_SERVER = Operation("The server's name and version", V2, {JSON: _V2_SERVER})
 V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of("v2 live", live="boolean")})

@@ -24,9 +24,8 @@ from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.serve.http.openapi import document, examples
+from mlflow_deploy_plugin.serve.http.openapi import document
 from mlflow_deploy_plugin.serve.http.openapi.document import DescribedEndpoint, describe_endpoint
-from mlflow_deploy_plugin.serve.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.serve.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.views import check_same_site
@@ -35,6 +34,9 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequest
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from mlflow_deploy_plugin.serve.protocols.examples import Example, invocations_example
+from mlflow_deploy_plugin.serve.protocols.invocations import csv_example
+from mlflow_deploy_plugin.serve.protocols.v2 import v2_example
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.serve.runtime.artifact import Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -123,11 +125,7 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
         "isTable": bool(schema.columns),
         "fields": [asdict(field) for field in fields],
     }
-    pasted = (
-        examples.csv_example(schema, example)
-        if schema.columns
-        else _json_text(examples.invocations_example(schema, example))
-    )
+    pasted = csv_example(schema, example) if schema.columns else _json_text(invocations_example(schema, example))
     return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.http.openapi.document import MAX_ENDPOINTS, document
-from mlflow_deploy_plugin.serve.http.openapi.schemas import invocations_answer, invocations_schema
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.routes import list_routes
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.invocations import invocations_answer
+from mlflow_deploy_plugin.serve.protocols.schemas import invocations_schema
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
 from tests.support import page_models

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.http.openapi.examples import Example
 from mlflow_deploy_plugin.serve.http.pages.views import ImageInput, form_fields, image_input
+from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 

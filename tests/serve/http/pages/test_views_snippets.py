@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.serve.http.openapi.examples import Example
 from mlflow_deploy_plugin.serve.http.pages.views import snippets
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
 from tests.support.handling import ask, handle
 from tests.support.servers import variant

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import DATATYPES, datatype_of
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import shape_text
@@ -20,9 +19,9 @@ JsonSchema = dict[str, Any]
 
 STRING: JsonSchema = {"type": "string"}
 ARRAY_OR_OBJECT: JsonSchema = {"type": ["array", "object"], "items": {}}
-_ANY_OBJECT: JsonSchema = {"type": ["object", "null"], "additionalProperties": True}
+ANY_OBJECT: JsonSchema = {"type": ["object", "null"], "additionalProperties": True}
 SIZE: JsonSchema = {"type": "integer", "format": "int64"}
-_VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
+BYTES: JsonSchema = {"type": "string", "format": "binary"}
 
 
 def object_schema(
@@ -87,100 +86,18 @@ def record_schema(schema: Schema) -> JsonSchema:
     return {**object_schema({}, properties, minProperties=1), "required": needed, "title": "record"}
 
 
-def predict_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/predict`: one record, or `features` in the signature's order."""
-    features = object_schema({"features": _row_schema(schema)}, title="features")
-    record = {**record_schema(schema), "title": "one record"}
-    if schema.columns:
-        record["required"] = [column.name for column in schema.columns if column.required]
-    return {"anyOf": [record, features]}
-
-
 def invocations_schema(schema: Schema) -> JsonSchema:
     """Return the schema of `/invocations`; a pyfunc whose inputs are not arrays accepts any object."""
     if not schema.names:
-        return _ANY_OBJECT
+        return ANY_OBJECT
     fields: dict[str, JsonSchema] = {
-        "dataframe_split": _split_schema(schema),
+        "dataframe_split": split_schema(schema),
         "dataframe_records": array_schema(record_schema(schema), minItems=1),
-        "instances": _named_or_rows(schema),
-        "inputs": _named_or_rows(schema),
+        "instances": named_or_rows(schema),
+        "inputs": named_or_rows(schema),
     }
-    params = {**_ANY_OBJECT, "description": "accepted, and ignored by an ONNX graph"}
+    params = {**ANY_OBJECT, "description": "accepted, and ignored by an ONNX graph"}
     return {"oneOf": [object_schema({name: field}, {"params": params}, title=name) for name, field in fields.items()]}
-
-
-def azure_schema(schema: Schema) -> JsonSchema:
-    forms = [_split_schema(schema), _named_or_rows(schema)]
-    data = {"anyOf": forms, "title": "azure data"} if schema.names else {}
-    return object_schema({"input_data": data}, {"params": _ANY_OBJECT})
-
-
-def tfserving_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
-    by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)], "title": "tfserving columns"}
-    rows = _rows_schema(schema)
-    if "anyOf" not in rows:  # OpenAPI Generator's Java code does not compile for a required list that has a name.
-        rows.pop("title", None)
-    forms = {"instances": rows, "inputs": by_column} if schema.names else {"instances": {}}
-    signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
-    return {
-        "oneOf": [object_schema({name: form}, signature, title=f"tfserving {name}") for name, form in forms.items()]
-    }
-
-
-def batch_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/predict/batch`: a bare list of rows, or a body of `/invocations`."""
-    return {"anyOf": [_rows_schema(schema), {**invocations_schema(schema), "title": "invocations"}]}
-
-
-def v2_request_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of a V2 infer request: the graph's inputs, or the columns of the signature."""
-    types = dict(schema.tensor_schema.dtypes) if schema.names else {}
-    if schema.columns:
-        types |= schema.dtypes
-    tensor = object_schema(
-        {
-            "name": {"type": "string", **({"enum": list(types)} if types else {})},
-            "shape": array_schema({**SIZE, "minimum": 0}),
-            "datatype": {"type": "string", "enum": list(DATATYPES)},
-        },
-        {
-            "data": array_schema(description="flat or nested; the number of values must match the shape"),
-            "parameters": _ANY_OBJECT,
-        },
-        title="v2 input",
-    )
-    requested = {"type": ["array", "null"], "items": object_schema({"name": STRING}, title="v2 requested output")}
-    return object_schema(
-        {"inputs": array_schema(tensor, **({"minItems": 1} if types else {}))},
-        {
-            "id": {"type": ["string", "null"]},
-            "outputs": {**requested, "description": "the requested outputs; by default all"},
-            "parameters": _ANY_OBJECT,
-        },
-    )
-
-
-def v2_response_schema(artifact: Artifact) -> JsonSchema:
-    names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
-    tensor = object_schema(
-        {
-            "name": {"type": "string", **({"enum": names} if names else {})},
-            "shape": array_schema(SIZE),
-            "datatype": STRING,
-        },
-        {"data": array_schema(), "parameters": {"type": "object"}},
-        title="v2 output",
-    )
-    return object_schema(
-        {"model_name": STRING, "model_version": STRING, "outputs": array_schema(tensor)}, {"id": STRING}
-    )
-
-
-def invocations_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of `{"predictions": …}`. A pyfunc may return records, or a chat without `predictions`."""
-    return {} if artifact.flavor == PYTHON_FUNCTION else object_schema({"predictions": predictions_schema(artifact)})
 
 
 def predictions_schema(artifact: Artifact) -> JsonSchema:
@@ -196,15 +113,6 @@ def predictions_schema(artifact: Artifact) -> JsonSchema:
     return by_name[names[0]] if len(names) == 1 else object_schema(by_name, title="predictions")
 
 
-def predict_answer(artifact: Artifact) -> JsonSchema:
-    return object_schema({"prediction": {}, **_VERSION}, _probabilities(artifact))
-
-
-def batch_answer(artifact: Artifact) -> JsonSchema:
-    more = {name: array_schema(row) for name, row in _probabilities(artifact).items()}
-    return object_schema({"predictions": ARRAY_OR_OBJECT, "count": {"type": "integer"}, **_VERSION}, more)
-
-
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
     kinds = {*map(type, artifact.classes)}
@@ -217,14 +125,7 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     }
 
 
-def _probabilities(artifact: Artifact) -> dict[str, JsonSchema]:
-    """Return the property with a probability per class; empty if the model does not name the class of each column."""
-    if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
-        return {}
-    return {"probabilities": {"type": "object", "additionalProperties": dtype_schema("float64")}}
-
-
-def _split_schema(schema: Schema) -> JsonSchema:
+def split_schema(schema: Schema) -> JsonSchema:
     """Return the schema of pandas' `to_dict(orient="split")`; without `columns`, rows are in the signature's order."""
     return object_schema(
         {"data": array_schema(minItems=1)},
@@ -238,11 +139,11 @@ def _split_schema(schema: Schema) -> JsonSchema:
     )
 
 
-def _named_or_rows(schema: Schema) -> JsonSchema:
-    return {"anyOf": [_named_schema(schema), _rows_schema(schema)], "title": "values"}
+def named_or_rows(schema: Schema) -> JsonSchema:
+    return {"anyOf": [named_schema(schema), rows_schema(schema)], "title": "values"}
 
 
-def _named_schema(schema: Schema) -> JsonSchema:
+def named_schema(schema: Schema) -> JsonSchema:
     named = object_schema({}, {column.name: {} for column in schema.columns}, title="values by name", minProperties=1)
     if schema.columns:
         named["required"] = [column.name for column in schema.columns if column.required]
@@ -252,24 +153,24 @@ def _named_schema(schema: Schema) -> JsonSchema:
     return named
 
 
-def _rows_schema(schema: Schema) -> JsonSchema:
+def rows_schema(schema: Schema) -> JsonSchema:
     if not schema.names:
         return array_schema(minItems=1)
     records = array_schema(record_schema(schema), minItems=1, title="records")
-    unnamed = _unnamed_schemas(schema)
+    unnamed = unnamed_schemas(schema)
     return {"anyOf": [records, *unnamed], "title": "values by row"} if unnamed else records
 
 
-def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:
+def unnamed_schemas(schema: Schema) -> list[JsonSchema]:
     """Return the schemas of rows as lists, or of the only tensor; empty if several tensors must be named."""
     if schema.columns:
-        return [array_schema(_row_schema(schema), minItems=1, title="rows")]
+        return [array_schema(row_schema(schema), minItems=1, title="rows")]
     if len(schema.tensors) == 1:
         return [{**tensor_schema(schema.tensors[0]), "title": "the tensor"}]
     return []
 
 
-def _row_schema(schema: Schema) -> JsonSchema:
+def row_schema(schema: Schema) -> JsonSchema:
     """Return the schema of a row without names, in the signature's order, or of a tensor without its batch."""
     if schema.columns:
         values = list(column_schemas(schema).values())

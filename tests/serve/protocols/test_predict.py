@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.serve import assembly
-from mlflow_deploy_plugin.serve.inference import protocol_table
-from mlflow_deploy_plugin.serve.inference.dataplane import InferResponse
-from mlflow_deploy_plugin.serve.inference.protocol_table import encode_record
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols import predict
+from mlflow_deploy_plugin.serve.protocols.predict import encode_record
+from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from tests.support import servers
 from tests.support.handling import handle
@@ -90,7 +90,7 @@ def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
 def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with_the_rows_that_may_be_sent(
     mixed: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol_table, "_MOST_PROBABILITIES", 7)
+    monkeypatch.setattr(predict, "_MOST_PROBABILITIES", 7)
 
     assert post(mixed, "/predict/batch", [RECORD] * 3)[0] == 200
     assert post(mixed, "/predict/batch", [RECORD] * 4) == (

@@ -3,8 +3,6 @@
 The example is the first rows of the model's own input example, or a row of zeros. A large tensor has no example.
 """
 
-import csv
-import io
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -15,7 +13,6 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import LoadedVersion
 
@@ -63,23 +60,7 @@ def invocations_example(schema: Schema, example: Example) -> Document:
     return {"inputs": only[0] if len(only) == 1 and isinstance(only[0], list) else example.values}
 
 
-def predict_example(schema: Schema, example: Example) -> Document:
-    """Return a body of `/predict`: the first row."""
-    if not example.values:
-        return {}
-    if not schema.has_rows:
-        return example.values
-    if schema.columns or len(example.values) > 1:
-        return example.record()
-    return {"features": next(iter(example.values.values()))[0]}
-
-
-def azure_example(schema: Schema, example: Example) -> Document:
-    body = invocations_example(schema, example)
-    return {"input_data": next(iter(body.values()))} if example.values else {}
-
-
-def batch_example(schema: Schema, example: Example) -> Document:
+def rows_example(schema: Schema, example: Example) -> Document:
     if not example.values:
         return {}
     if not schema.has_rows:
@@ -87,30 +68,6 @@ def batch_example(schema: Schema, example: Example) -> Document:
     if schema.columns or len(example.values) > 1:
         return {"instances": example.records()}
     return {"instances": next(iter(example.values.values()))}
-
-
-def v2_example(schema: Schema, example: Example) -> Document:
-    """Return a V2 infer request with the columns as [N], or with the graph's inputs."""
-    if not example.values:
-        return {}
-    inputs = []
-    dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
-    for name, values in example.values.items():
-        shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
-        input_name = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
-        data = values if isinstance(values, list) else [values]
-        inputs.append({"name": input_name, "shape": shape, "datatype": datatype_of(dtypes[input_name]), "data": data})
-    return {"inputs": inputs}
-
-
-def csv_example(schema: Schema, example: Example) -> str:
-    if not example.values or not schema.columns:
-        return ""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for line in (example.values, *(record.values() for record in example.records())):
-        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in line)
-    return text.getvalue()
 
 
 def _read(loaded: LoadedVersion) -> Example | None:

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
-from mlflow_deploy_plugin.serve.inference.protocol_table import CHAT_COMPLETIONS
+from mlflow_deploy_plugin.serve.protocols.openai import CHAT_COMPLETIONS
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support import servers
 from tests.support.keys import write_keys

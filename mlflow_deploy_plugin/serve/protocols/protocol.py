@@ -1,0 +1,111 @@
+"""The entry of a prediction protocol: its decoder, its paths, and its description.
+
+The routes (`serve/http/routes.py`), the plans (`serve/http/plan.py`), the OpenAPI document and the tests follow from
+the entries in `table.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.protocols.examples import Example
+from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.variants import ServedVariant
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """The outputs of exactly one version.
+
+    `prediction_id` is unique, because feedback is joined to predictions by this id. `body` is the encoded response to a
+    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
+    """
+
+    id: str
+    prediction_id: str
+    outputs: dict[str, Array]
+    body: bytes = b""
+    is_cached: bool | None = None
+
+
+class EncodedResponse(NamedTuple):
+    body: bytes
+    content_type: str = JSON
+    headers: Mapping[str, str] = _EMPTY
+
+
+class DecodedRequest(NamedTuple):
+    """The contents of a request's body, and the function that encodes its response.
+
+    `id` may be empty. For a pyfunc, `body` is set instead of `feeds`. `parameters` may have `timeout` in microseconds.
+    """
+
+    feeds: Feeds
+    encode: Callable[[ServedVariant, InferResponse], EncodedResponse]
+    id: str = ""
+    body: OpaqueBody | None = None
+    parameters: Mapping[str, Any] = _EMPTY
+
+
+Decode = Callable[[Mapping[str, str], bytes, ServedVariant, int], DecodedRequest]
+"""A function of the headers (names in lower case), the body, the variant, and the maximum size of a decompressed table
+in bytes."""
+
+
+@dataclass(frozen=True)
+class RequestBody:
+    """A request body whose form depends on the model.
+
+    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent an example.
+    """
+
+    name: str
+    schema: Callable[[Schema], JsonSchema]
+    example: Callable[[Schema, Example], Any]
+
+
+@dataclass(frozen=True)
+class ResponseBody:
+    """A response body whose form depends on the model; `name` has the same meaning as in `RequestBody`."""
+
+    name: str
+    schema: Callable[[Artifact], JsonSchema]
+
+
+Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
+"""The bodies by media type."""
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """A prediction protocol.
+
+    Attributes:
+        name: the label in metrics.
+        paths: the paths of its POST routes. `NAME` is an endpoint, `V` a version and `L` a label; a part in brackets
+            is optional. Without `NAME`, the default endpoint answers.
+        summary: one line for OpenAPI.
+        request: the bodies that the protocol accepts.
+        response: the bodies that the protocol returns.
+        tag: the group of the routes in the OpenAPI document.
+        may_name_endpoint: True if `model` in the body may name the endpoint, as in requests of OpenAI's clients.
+        applies_to: returns False for a model that the protocol rejects.
+    """
+
+    name: str
+    decode: Decode
+    paths: tuple[str, ...] = ()
+    summary: str = ""
+    request: Bodies = field(default_factory=dict)
+    response: Bodies = field(default_factory=dict)
+    tag: str = "Predictions"
+    may_name_endpoint: bool = False
+    applies_to: Callable[[Artifact], bool] = lambda artifact: True
