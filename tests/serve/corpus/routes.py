@@ -6,19 +6,18 @@ of a protocol's example has the name of the protocol, and is derived from the pr
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.serve.http.routes import expand_path
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.protocols.protocol import RequestBody
-from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.serve.corpus.case import Route
+from tests.support.protocols import JSON_FORMS, protocol_paths
 
 JSON, JSONL, CSV = "application/json", "application/jsonl", "text/csv"
 STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
@@ -91,9 +90,8 @@ def _in_form(body: RequestBody) -> Callable[[Sequence[Record]], bytes]:
     return lambda records: dump(body.example(FLIGHTS, Example(_columns(records), len(records))))
 
 
-_BODIES = {protocol: protocol.request[JSON] for protocol in PROTOCOLS if JSON in protocol.request}
 LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
-    **{protocol.name: _in_form(body) for protocol, body in _BODIES.items() if isinstance(body, RequestBody)},
+    **{protocol.name: _in_form(body) for protocol, body in JSON_FORMS.items()},
     "dataframe_records": lambda records: dump({"dataframe_records": records}),
     "instances": lambda records: dump({"instances": records}),
     "inputs": lambda records: dump({"inputs": _columns(records)}),
@@ -144,16 +142,6 @@ INFER = _flights("/v2/models/flights/infer", "v2", b'"data":["yes"]')
 TF_PREDICT = _flights("/v1/models/flights:predict", "tfserving", b'{"predictions":[{"label":"yes",')
 
 
-def _derived() -> Iterator[Route]:
-    """Yield a route for each path of each protocol whose example depends on the model."""
-    for protocol in PROTOCOLS:
-        if protocol.name in LANGUAGES:
-            for path in protocol.paths:
-                for written in expand_path(path, "{{{}}}"):
-                    named = written.format(endpoint="flights", version="1", label="v")
-                    yield _flights(named, protocol.name, b"yes")
-
-
 _WRITTEN = (
     INVOCATIONS,
     _flights("/invocations", "dataframe_records", YES),
@@ -168,8 +156,13 @@ _WRITTEN = (
     TF_PREDICT,
     _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
 )
+_DERIVED = [
+    _flights(path, protocol.name, b"yes")
+    for protocol in JSON_FORMS
+    for path in protocol_paths(protocol, "flights", "1", "v")
+]
 _NAMES = {route.name for route in _WRITTEN}
-RECORDS = _WRITTEN + tuple(route for route in _derived() if route.name not in _NAMES)
+RECORDS = _WRITTEN + tuple(route for route in _DERIVED if route.name not in _NAMES)
 """The routes that accept a table of flights in JSON."""
 
 ARROW = _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes")

@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
+from mlflow_deploy_plugin.serve.http.openapi.document import describe_endpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
+from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from tests.support import servers
 from tests.support.handling import handle
+from tests.support.protocols import JSON_FORMS, protocol_paths
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -34,14 +38,11 @@ BODIES: list[tuple[str, Any]] = [
     ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]}),
     ("/predict", FLIGHT),
     ("/predict/batch", [FLIGHT, FLIGHT, FLIGHT]),
-    ("/endpoints/single/predict/batch", [{"a": 1, "b": 2, "c": 3}]),
-    ("/v2/models/single/infer", {"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
     ("/v2/models/tensor/infer", {"id": "mine", "inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "FP32",
                                                              "data": [1, 2, 3, 4]}]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
         {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
     ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),  # The response is large enough for compression.
-    ("/endpoints/stock/invocations", {"inputs": [[1.0, 2.0, 3.0]]}),
 ]  # fmt: skip
 
 
@@ -84,6 +85,25 @@ def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, do
         planned = plans.answer(request)
         assert planned is not None
         assert shown(planned, request) == shown(handle(server, request), request)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize("endpoint", ["mixed", "single", "tensor", "stock"])
+def test_each_protocol_has_plans_unless_its_body_may_name_the_endpoint(
+    shared: Server, protocol: Protocol, endpoint: str
+) -> None:
+    plans = PlanTable(shared)
+    described = describe_endpoint(shared, endpoint)
+    for path in protocol_paths(protocol, endpoint, "1", "v"):
+        if "/versions/" in path or "/labels/" in path:
+            assert not plans.covers(path)
+            continue
+        assert plans.covers(path) == (not protocol.may_name_endpoint)
+        if endpoint in path and protocol in JSON_FORMS:
+            request = post(path, JSON_FORMS[protocol].example(described.schema, described.example))
+            planned = plans.answer(request)
+            assert planned is not None
+            assert shown(planned, request) == shown(handle(shared, request), request)
 
 
 def table_of_flights() -> bytes:
