@@ -23,7 +23,8 @@ from tests.support.guides import README, ROOT, blocks, section
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = DOCS.parent / "mlflow_deploy_plugin"
-PAGES = [page for folder in (".", "docs", "docker", "docker/stack", "projects") for page in sorted((ROOT / folder).glob("*.md"))]
+FOLDERS = (".", "docs", "docker", "docker/stack", "projects")
+PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 
 
 def test_the_reference_page_is_the_one_that_the_code_makes() -> None:

@@ -56,11 +56,7 @@ _JARS = (
 )
 _GO_MODULES = ("google.golang.org/grpc", "google.golang.org/protobuf", "github.com/hashicorp/go-retryablehttp")
 LANGUAGES = (
-    Language(
-        "Java",
-        "java",
-        ("javac", "protoc", "grpc_java_plugin", *(f"{JARS / name}.jar" for name in _JARS)),
-    ),
+    Language("Java", "java", ("javac", "protoc", "grpc_java_plugin", *(f"{JARS / name}.jar" for name in _JARS))),
     Language(
         "Go",
         "go",

@@ -23,7 +23,8 @@ from tests.support.guides import ROOT
     ],
 )
 def test_the_page_states_the_limit(row: str, numbers: list[int]) -> None:
-    (limit,) = re.findall(rf"^\| {row}[^|]*\|([^|]*)\|", (ROOT / "docs" / "server-settings.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "server-settings.md").read_text()
+    (limit,) = re.findall(rf"^\| {row}[^|]*\|([^|]*)\|", page, re.MULTILINE)
     assert [int(number) for number in re.findall(r"\d+", limit)] == numbers
 
 
