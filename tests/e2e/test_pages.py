@@ -26,7 +26,7 @@ PAGES = {
         r"500 of 500 labelled rows are in the log",
         r"1 of 1 labelled rows are in the log",
         r"rows were answered, \d+ of them captured, 0 dropped",
-        r"^3 rows$",
+        r"^… and more rows: --limit is 3$",
         r'^\{"accepted":1\}$',
         r'^\{"accepted":2\}$',
     ],
