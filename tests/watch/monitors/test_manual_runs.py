@@ -365,7 +365,7 @@ def test_ten_commands_lead_from_a_notebook_to_an_alert(tmp_path: Path, new_datab
     assert mentions(served, "cancer version 1 has the alias @champion")
     assert re.search(r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", watched, re.MULTILINE)
     assert mentions(watched, "228 of 228")
-    assert re.search(r"^cancer drift \S+: drift$", alerted, re.MULTILINE)
+    assert re.search(r"^cancer: monitor drift \S+: drift; run", alerted, re.MULTILINE), alerted
     messages = [message["title"] + message["message"] for message in channel.got[""]]
     assert any(mentions(message, "cancer", "mean radius", "18.17") for message in messages), messages
     assert re.search(r"^cancer +drift +drift +2m +", listed, re.MULTILINE)
