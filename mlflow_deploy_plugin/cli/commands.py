@@ -75,11 +75,12 @@ _GROUPS = {
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that users need instead."""
+_BACKTEST = "onnxserve backtest NAME --against URI"
 _REMOVED_OPTIONS = {
     "log query --sql": "onnxserve log sql NAME STATEMENT",
-    "optimize --auto": "onnxserve auto-optimize MODEL_URI",
-    "replay --against": "onnxserve backtest NAME --against URI",
-    "retrain --list": "onnxserve retrainings",
+    **{f"optimize --{name}": "onnxserve auto-optimize MODEL_URI" for name in ("auto", "rows")},
+    **{f"replay --{name}": _BACKTEST for name in ("against", "since", "until", "window", "max-rows", "metric")},
+    **{f"retrain {name}": "onnxserve retrainings" for name in ("--list", "--output", "-o")},
 }
 """A removed option with its command → the command that replaces the option."""
 _NO_TELEMETRY = {

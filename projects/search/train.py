@@ -161,7 +161,7 @@ def search(options: Search) -> Any:
         print(f"{options.deploy} serves version {version} at {deployed['url']}", flush=True)
     elif options.deploy:
         # The command prints the progress of the rollout and the reason of a failure.
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--wait"]
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "start", options.deploy, "--wait"]
         command += ["--to", f"models:/{model}/{version}", "--steps", options.steps, "--every", options.every]
         command += ["--min-requests", str(options.min_requests), "--why", REASON]
         if status := subprocess.run(command, check=False).returncode:

@@ -102,13 +102,16 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, names
         ("render --for helm", ["-m MODEL_URI", "--spec FILE", "-n NAME"]),
         ("log query flights --sql x", ["--sql", "onnxserve log sql NAME STATEMENT"]),
         ("replay flights --against m", ["--against", "onnxserve backtest NAME --against URI"]),
+        ("replay flights --window 2026-01-01/1d --against m", ["--window", "onnxserve backtest NAME --against URI"]),
         ("batch -m m -i i -o o --device openvino", ["--device", "server.providers=OpenVINOExecutionProvider"]),
         ("retrain --list", ["--list", "onnxserve retrainings"]),
-        ("rollout flights --to 2", ["'flights'", "start", "status"]),
+        ("retrain -o json --list", ["-o", "onnxserve retrainings"]),
+        ("rollout flights --to 2", ["'flights'", "start", "`onnxserve rollout status flights`"]),
         ("monitor run flights --due -o json", ["--due", "--window", "-o", "--engine"]),
         ("monitor run flights --due --engine spark", ["--due", "--window", "-o", "--engine"]),
         ("optimize models:/m/1", ["--int8", "--fp16", "--prune SHARE", "auto-optimize"]),
         ("optimize models:/m/1 --auto", ["--auto", "onnxserve auto-optimize MODEL_URI"]),
+        ("optimize models:/m/1 --rows 8 --auto", ["--rows", "onnxserve auto-optimize MODEL_URI"]),
     ],
 )
 def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: str, names: list[str]) -> None:

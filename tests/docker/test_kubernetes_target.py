@@ -243,7 +243,7 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
     controller = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"])
     try:
         options = ["--steps", "20,100", "--every", "4s", "--min-requests", "50"]
-        begun = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "2", *options])
+        begun = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
         assert begun.exit_code == 0, begun.output
         with open_deployments(lambda line: None) as deployments:
             wait_until(lambda: deployments.store.rollouts(endpoint.name)[-1].state == "stepping", 120, "it has begun")
@@ -460,7 +460,7 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
         cluster.apply(one)
     monkeypatch.setenv("KUBECONFIG", config)
     options = ["--steps", "50,100", "--every", "1s", "--min-requests", "10", "--abort-on", "error_rate>1%", "--wait"]
-    done = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "2", *options])
+    done = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
     assert done.exit_code == 0, done.output
     back = CliRunner().invoke(main, ["rollback", endpoint.name, "--to", "1"])
     assert back.exit_code == 0, back.output
