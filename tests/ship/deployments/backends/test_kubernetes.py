@@ -1,6 +1,6 @@
 """Tests of the number of pods and of their MLflow URI. tests/docker/test_kubernetes_target.py uses a real cluster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -221,3 +221,30 @@ def test_pods_of_another_are_not_taken_for_the_endpoints(
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
     with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):
         ask(KubernetesBackend(Settings(), "ml"))
+
+
+class RestartingCluster:
+    """A cluster with one pod, whose log breaks twice, and which repeats earlier lines after a reconnect."""
+
+    def __init__(self, *_: object) -> None:
+        self.logs = [["1 loading", "2 ready"], [], ["2 ready", "3 answered"]]
+
+    def get(self, kind: str, name: str) -> Document | None:
+        """Return the pod until its log has ended."""
+        return {} if kind == "Pod" and self.logs else None
+
+    def find(self, kind: str, labels: object) -> list[Document]:
+        return [{"metadata": {"name": "f-1"}}]
+
+    def pod_log(self, pod: str, lines: int) -> list[str]:
+        return ["starting"]
+
+    def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
+        yield from self.logs.pop(0)
+
+
+def test_a_log_that_breaks_is_followed_without_missing_or_repeated_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "Cluster", RestartingCluster)
+    monkeypatch.setattr(kubernetes, "_POLL_SECONDS", 0)
+    lines = list(KubernetesBackend(Settings(), "ml").logs("f", 10, True))
+    assert lines == ["f-1: starting", "f-1: loading", "f-1: ready", "f-1: answered"]
