@@ -12,14 +12,17 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
-from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, load_stored_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
+from mlflow_deploy_plugin.ship.manifests.served import SPEC_FILE, SPEC_FOLDER
 
 _log = logging.getLogger(__name__)
+MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
+"""The spec in a pod or container of a manifest, such as the ConfigMap of an endpoint on Kubernetes."""
 
 
 @click.command()
@@ -87,9 +90,7 @@ def serve(
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError("--name requires -m; a spec contains the names of its endpoints")
-            is_stored = state_dir is not None and file.absolute() == absolute_path(state_dir) / SPEC
-            load = load_stored_specs if is_stored else load_specs
-            first, *others = load(read_text(file, "the spec"))
+            first, *others = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
     # A cloud platform specifies the port and sends requests from outside the container.
@@ -116,6 +117,12 @@ def serve(
         supervise(folder, not no_follow, click.echo, watched.refresh if watched is not None else None)
 
 
+def _is_stored(file: Path, state_dir: Path | None) -> bool:
+    """Return True for a spec that a version of onnxserve has written, which may be older than this version."""
+    of_server = absolute_path(state_dir) / SPEC if state_dir is not None else None
+    return file.absolute() in (MOUNTED_SPEC, of_server)
+
+
 class _WatchedSpec:
     """The spec file of a running server, whose changes are served. Only a change of `server` needs a restart.
 
@@ -130,7 +137,7 @@ class _WatchedSpec:
         """Pass a changed spec to the agent. If it cannot be read or written, log the error and keep the old spec."""
         try:
             if (text := read_text(self._path, "the spec")) != self._text:
-                first, *others = load_specs(text)
+                first, *others = load_specs(text, self._path.absolute() == MOUNTED_SPEC)
                 first = apply_config(first, self._changes)
                 if first.server != self._server:
                     _log.warning("%s: the change of `server` takes effect at the next start", self._path)

@@ -29,7 +29,8 @@ def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of
 ) -> None:
     monkeypatch.setattr(serve_command, "supervise", lambda *_: None)
     spec = tmp_path / "spec.yaml"
-    spec.write_text("name: flights\nvariants: {flights: {model: m}}\nserver: {io_binding: true}\n")
+    text = "name: flights\nvariants: {flights: {model: m}}\nserver: {io_binding: true}\n"
+    spec.write_text(text)
 
     refused = CliRunner().invoke(main, ["serve", "--spec", str(spec)])
     restarted = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)])
@@ -38,6 +39,33 @@ def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of
     assert mentions(refused.stderr, "server.io_binding was removed", "enable_cuda_graph")
     assert restarted.exit_code == 0, restarted.output
     assert "io_binding" not in spec.read_text()
+
+    spec.write_text("name: flights\nvariants: {}\n")
+    empty = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)])
+    assert empty.exit_code == 1
+    assert mentions(empty.stderr, "'flights'", "at least one variant")
+
+
+def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version has written the ConfigMap, and the image of the pod is newer."""
+    spec, state = tmp_path / "spec.yaml", tmp_path / "state"
+    text = "name: flights\nvariants: {{flights: {{model: {}}}}}\nserver: {{io_binding: true}}\n"
+
+    def change_while_served(_folder: Path, _follow: bool, _say: object, refresh: Callable[[], None]) -> None:
+        assert "model: old" in (state / "spec.yaml").read_text()
+        spec.write_text(text.format("new"))
+        refresh()
+
+    monkeypatch.setattr(serve_command, "supervise", change_while_served)
+    monkeypatch.setattr(serve_command, "MOUNTED_SPEC", spec)
+    spec.write_text(text.format("old"))
+
+    served = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(state)])
+
+    assert served.exit_code == 0, served.output
+    assert "model: new" in (state / "spec.yaml").read_text()
 
 
 @pytest.mark.long

@@ -63,15 +63,15 @@ _PARTS: Mapping[str, type[BaseModel]] = {
 _RETRAIN = ".retrain."
 
 
-def load_specs(text: str) -> list[EndpointSpec]:
-    """Return the endpoints of a user's YAML text, one per document, which share the server of the first document.
+def load_specs(text: str, is_stored: bool = False) -> list[EndpointSpec]:
+    """Return the endpoints of a YAML text, one per document, which share the server of the first document.
 
-    Raises InvalidConfig for any other text.
+    With `is_stored`, removed fields are dropped, as in `load_stored_specs`. Raises InvalidConfig for any other text.
     """
-    specs = [validate_spec(document) for document in _documents(text)]
+    specs = load_stored_specs(text) if is_stored else _read(_documents(text))
     if empty := [spec.name for spec in specs if not spec.variants]:
         raise InvalidConfig(f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`")
-    return _sharing_a_server(specs)
+    return specs
 
 
 def load_stored_specs(text: str) -> list[EndpointSpec]:
@@ -79,7 +79,7 @@ def load_stored_specs(text: str) -> list[EndpointSpec]:
 
     Raises InvalidConfig like `load_specs`, but endpoints may have no variants.
     """
-    return _sharing_a_server([validate_spec(without_removed(document)) for document in _documents(text)])
+    return _read([without_removed(document) for document in _documents(text)])
 
 
 def _documents(text: str) -> list[object]:
@@ -92,8 +92,9 @@ def _documents(text: str) -> list[object]:
     return documents
 
 
-def _sharing_a_server(specs: list[EndpointSpec]) -> list[EndpointSpec]:
+def _read(documents: list[object]) -> list[EndpointSpec]:
     """Return the specs. Raise InvalidConfig for a repeated endpoint, or an endpoint with another server."""
+    specs = [validate_spec(document) for document in documents]
     names = [spec.name for spec in specs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidConfig(f"endpoint {doubled[0]!r} is repeated in the spec")

@@ -57,3 +57,8 @@ def test_a_stored_spec_is_read_without_a_removed_field(
 def test_an_unset_field_is_dropped_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert load_stored_specs(yaml.safe_dump(document("server.io_binding", False))) == [SPEC]
     assert not caplog.messages
+
+
+def test_a_value_that_cannot_be_written_as_a_text_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match=r"^server\.device: "):
+        load_specs(f"name: flights\nvariants: {{}}\nserver: {{device: {{number: 0x1{'0' * 10_000}}}}}\n")
