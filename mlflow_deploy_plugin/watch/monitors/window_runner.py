@@ -179,12 +179,13 @@ class WindowRunner:
     def _judge(self, window: MonitorWindow, monitor: SelectedMonitor, notes: Sequence[str]) -> Attempt:
         store, settings = self.deployments.store, self.deployments.settings
         span = Window(window.start, window.end)
-        request = evaluation.request_from_store(store, settings, monitor, span, window.revision, notes)
-        (digest,) = files_digests(request.log, [window], monitor.spec)
+        log = evaluation.endpoint_log(settings, store.endpoint(window.endpoint))
+        (digest,) = files_digests(log, [window], monitor.spec)
         window = replace(window, log_digest=digest)
-        if not digest or not evaluation.has_rows(request.log, window.endpoint, span, monitor.spec.kind):
+        if not digest or not evaluation.has_rows(log, window.endpoint, span, monitor.spec.kind):
             reason = "; ".join([NO_ROWS, *notes])
             return Attempt(replace(window, state="judged", not_before=None, verdict="not judged", reason=reason))
+        request = evaluation.request_from_store(store, settings, monitor, span, window.revision, notes)
         result = self.evaluator.judge(request)
         if not self.by_hand:
             self._report(window, monitor.spec, result)

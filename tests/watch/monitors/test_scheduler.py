@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.tables import LeaseRow
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.watch.monitors.evaluation import count_rows
@@ -54,7 +56,17 @@ def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_noth
     assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
 
 
-def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(world: MonitoredWorld) -> None:
+def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(
+    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[datetime | None] = []
+    judged_windows = Monitors.judged_windows
+
+    def counted(monitors: Monitors, *arguments: Any, until: datetime | None = None, **options: Any) -> Any:
+        read.append(until)
+        return judged_windows(monitors, *arguments, until=until, **options)
+
+    monkeypatch.setattr(Monitors, "judged_windows", counted)
     world.endpoint(short={"every": "10m"})
     world.rows(NOON)
     world.now = NOON + timedelta(minutes=27)
@@ -64,6 +76,7 @@ def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(worl
 
     assert [asked.window.start for asked in world.asked] == [NOON]
     assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
+    assert {*read} == {NOON}  # The past of the window without rows is not read.
 
 
 def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWorld) -> None:
