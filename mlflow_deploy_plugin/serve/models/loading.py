@@ -111,7 +111,7 @@ def load_warm(
         try:
             feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
             model.try_out(feeds, timeout_seconds)
-            if placement.is_on_openvino and not has_random_nodes(model.artifact.onnx_file):
+            if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
                 _compare_with_cpu(model, feeds)
         except OnnxserveError as error:
             reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"

@@ -85,8 +85,15 @@ class Placement:
 
     @property
     def is_on_openvino(self) -> bool:
-        """True if OpenVINO computes all operators, so that its inputs and outputs are checked."""
+        """True if OpenVINO computes all operators, so that its inputs are checked."""
         return {*dict(self.providers)} == {OPENVINO}
+
+    @property
+    def must_equal_cpu(self) -> bool:
+        """True if OpenVINO computes all operators in float32 on a CPU, so that its outputs are the CPU provider's."""
+        options = dict(self.providers).get(OPENVINO, {})
+        is_default = options.get("device_type", "CPU") == "CPU" and options.get("precision", "FP32") == "FP32"
+        return self.is_on_openvino and is_default
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:

@@ -235,6 +235,21 @@ def test_a_listed_provider_that_would_not_be_used_is_refused(
         open_session(tmp_path / "model.onnx", Placement(listed=[{name: {}} for name in names]))
 
 
+@pytest.mark.parametrize(
+    ("listed", "must_equal_cpu"),
+    [
+        ([{OPENVINO: {}}], True),
+        ([{OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": 2}}], True),
+        ([{OPENVINO: {"precision": "FP16"}}], False),
+        ([{OPENVINO: {"device_type": "GPU"}}], False),
+        ([{OPENVINO: {}}, {"CPUExecutionProvider": {}}], False),
+        ([], False),
+    ],
+)
+def test_openvino_must_equal_the_cpu_only_in_float32(listed: list[Any], must_equal_cpu: bool) -> None:
+    assert Placement(listed=listed).must_equal_cpu is must_equal_cpu
+
+
 def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:
     tensorrt, cuda = Placement("tensorrt", 1, ALL, Path("/state/engines")).providers
     assert tensorrt == (
