@@ -31,7 +31,8 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if finding.check != "criterion":
-        return False if "" in outcomes and window.state != "not judged" else None
+        is_of_earlier_release = not outcomes and len(window.evidence.alarms) > 0
+        return False if is_of_earlier_release or ("" in outcomes and window.state != "not judged") else None
     if finding.key in outcomes:
         return None if outcomes[finding.key].state in UNDECIDED else False
     # Data quality has findings only for columns that violate a requirement, so other columns were not an alarm.

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, State, WindowRequest, describe_span
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.statistics.intervals import overall_state
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
@@ -205,6 +205,13 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
 
     assert [finding.since[8:10] for finding in told(result, windows)] == ["08", "10", "10"]
     assert told(result_of(9, temperature=1.0), windows) == [*result_of(9, temperature=1.0).findings]
+
+
+def test_a_window_of_an_earlier_release_ends_a_row_unless_the_column_was_an_alarm() -> None:
+    """Earlier releases have stored the alarms of a window, but not its outcomes."""
+    stored = [JudgedWindow(FIRST + day * DAY, "drift", Evidence(alarms=(name,))) for day, name in ((6, "a"), (7, "b"))]
+    found = told(result_of(8, a=9.0, b=9.0), stored)
+    assert [(finding.since[8:10], finding.in_a_row) for finding in found] == [("09", 1), ("08", 2)]
 
 
 def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:

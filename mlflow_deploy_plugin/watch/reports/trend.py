@@ -145,6 +145,8 @@ def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
     """Return the outcome to draw. An exact check has the value 0 in judged windows in which it is not an alarm, and its
     value cannot be compared with scores."""
     outcome = window.evidence.outcomes.get(key)
+    if outcome is None and key in window.evidence.alarms:  # Earlier releases have stored only the alarms.
+        return Outcome(check, "not judged")
     if check in EXACT:
         if outcome is None or outcome.check != check:
             return Outcome(check, "no drift", None if window.state == "not judged" else 0.0, 0.0)

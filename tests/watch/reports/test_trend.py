@@ -114,14 +114,15 @@ def test_the_colour_of_a_window_is_the_state_of_its_own_requirement() -> None:
 
 def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
     gone = Finding("wind", "presence", "drift", "", 1.0, 0.0, change="gone")
-    past = result_of(7, wind=5.0), result_of(8, state="not judged")
+    of_earlier_release = result_of(8, state="drift", evidence=Evidence(alarms=("wind",)))
+    past = result_of(6, wind=5.0), result_of(7, state="not judged"), of_earlier_release
 
     *_, line = lines_of(result_of(9, findings=(gone,)), *past)
 
     assert line.title == "wind: gone"
-    assert (line.values[0], line.values[2], line.bounds) == (0.0, 1.0, [0.0, 0.0, 0.0])
-    assert math.isnan(line.values[1])
-    assert (line.colours[0], line.colours[2]) == ("#1a7f37", "#cf222e")
+    assert (line.values[0], line.values[3], line.bounds[:2]) == (0.0, 1.0, [0.0, 0.0])
+    assert [math.isnan(value) for value in line.values[1:3]] == [True, True]
+    assert (line.colours[0], line.colours[3]) == ("#1a7f37", "#cf222e")
 
 
 def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
