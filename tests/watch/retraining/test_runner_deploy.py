@@ -77,7 +77,7 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     proposed = world.take()
     assert proposed.state == "proposed"
     assert mentions(proposed.reason, "without an evaluation", "all good")
-    assert mentions(proposed.reason, f"`onnxserve rollout {ENDPOINT} --to 2`")
+    assert mentions(proposed.reason, f"`onnxserve rollout start {ENDPOINT} --to 2`")
     assert any(mentions(line, "version 2", "proposed") for line in told(world))
 
 
