@@ -66,23 +66,22 @@ class Settings(BaseModel):
     home: Path = Path("~/.onnxserve")
     """Folder for the default store, the logs, the model cache and the inference log."""
     store_uri: str = Field(default="", repr=False)  # may contain a password
-    """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db. {workspace} in the URI is replaced by the
-    name of the MLflow workspace, because each workspace has its own store. Default: SQLite in HOME."""
+    """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db. {workspace} is replaced by the name of
+    the MLflow workspace. Default: SQLite in HOME."""
     log_uri: str = ""
     """Folder or URI to which the inference log is written as Parquet. Default: HOME/inference_log."""
     log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
     """Encryption of the inference log's objects at s3://: AES256, aws:kms or aws:kms:KEY-ID. Default: the encryption of
     the bucket."""
     artifact_folders: str = ""
-    """Folders of this machine in which the files of a version may be if MLflow's server names a folder, separated by
-    commas, such as the server's `--default-artifact-root`. Default: none. A server on this machine may always name a
-    folder below `mlruns`."""
+    """Folders of this machine, besides a local server's `mlruns`, in which MLflow's server may name a version's files;
+    separated by commas. Default: none."""
     keys_file: Path | None = None
-    """File with the valid API keys, for servers without a store, such as a mounted secret. `onnxserve keys export`
-    prints it. Default: the keys in the store."""
+    """File with the valid API keys, for servers without a store. `onnxserve keys export` prints it. Default: the keys
+    in the store."""
     secrets: Path | None = None
-    """Folder whose files set environment variables: the file name is the variable, the content its value. Use it for
-    Docker's secrets (/run/secrets) or systemd's credentials. A variable that is already set takes precedence."""
+    """Folder whose files set the environment variables of their names, such as Docker's /run/secrets or systemd's
+    credentials. A variable that is set takes precedence."""
     redis_url: str = Field(default="", repr=False)  # may contain a password
     """Redis server that stores rate limits and the response cache for all workers, such as redis://host:6379/0.
     Default: each worker has its own in memory."""
@@ -96,13 +95,13 @@ class Settings(BaseModel):
     """Model that `onnxserve serve` serves if neither an option nor a spec specifies a model; it is set in images that
     follow the registry."""
     listener: Path | None = None
-    """Unix socket from which a server receives a listening socket. The server shares that socket with the server that
-    it replaces, and also listens at 127.0.0.1. The docker target sets this."""
+    """Unix socket from which a server receives its predecessor's listening socket. It also listens at 127.0.0.1. The
+    docker target sets it."""
     insecure: bool = False
     """As `onnxserve serve --insecure`; for containers behind a gateway that authenticates callers."""
     poll_seconds: float = Field(default=30.0, ge=0.1, le=3600)
     """Seconds between two polls of the registry for a followed reference. An MLflow server with `--app-name onnxserve`
-    sends changes immediately, and is polled once per hour."""
+    sends changes, and is polled once per hour."""
     log_format: Literal["text", "ecs"] = "text"
     """Log format of servers and controllers: text for people, or JSON in the Elastic Common Schema."""
     log_requests: bool = False
@@ -124,15 +123,15 @@ class Settings(BaseModel):
     webhook_secret: str = Field(default="", repr=False)
     """Secret with which MLflow signs the webhooks for `onnxserve controller --webhook-port`."""
     mlflow_url: str = ""
-    """Address of an MLflow server with `--app-name onnxserve` for the processes that its page starts. Default: its own
-    port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without a *."""
+    """Address of an MLflow server for the processes that its page starts. Default: its port, or the browser's address
+    if `--allowed-hosts` lists it without *."""
 
     mlflow_app: str = ""
     """Login of `mlflow server --app-name onnxserve`: the name of an app of the entry point group `mlflow.app`, such as
     basic-auth or oidc-auth. Default: no accounts."""
     user_header: str = ""
-    """Header in which a proxy sends the name of the caller to MLflow's server, such as X-Forwarded-User. Requests
-    without it are refused, except health checks. Default: no accounts."""
+    """Header with the caller's name from a proxy before MLflow's server, such as X-Forwarded-User. Only health checks
+    may lack it. Default: no accounts."""
     groups_header: str = ""
     """Header in which the proxy sends the groups of the caller, separated by commas, such as X-Forwarded-Groups."""
     trusted_proxies: str = ""
@@ -140,8 +139,8 @@ class Settings(BaseModel):
     admin_groups: str = ""
     """Groups in ONNXSERVE_GROUPS_HEADER whose members are administrators of the console, separated by commas."""
     edit_groups: str = ""
-    """Groups in ONNXSERVE_GROUPS_HEADER whose members may change models and runs, separated by commas. All other
-    callers may read and, as members of a policy's groups, decide about requests. Default: every named caller."""
+    """Groups in ONNXSERVE_GROUPS_HEADER that may change models and runs, separated by commas. Others may read and, in a
+    policy's groups, decide. Default: every named caller."""
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 

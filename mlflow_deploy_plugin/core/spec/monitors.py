@@ -207,8 +207,8 @@ class RetrainSpec(SpecPart):
     entry_point: str = Field(default="train", min_length=1)
     """Entry point of the project."""
     mode: Literal["full", "incremental"] = "full"
-    """full: train a new model on all labelled rows; incremental: continue training of the served model on the window's
-    rows, and on the rows that `sample` selects."""
+    """full: train a new model on all labelled rows; incremental: train the served model further on the window's rows
+    and those that `sample` selects."""
     sample: SampleSpec | None = None
     """Rows before the window for an incremental retraining."""
     parameters: dict[str, str | float] = Field(default_factory=dict)
@@ -254,8 +254,8 @@ class MonitorSpec(SpecPart):
     false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted."""
     season: Length | None = None
-    """Length of the cycle of the rows: 7d, 1d. It is a multiple of `every`. With alarms.false_per_year, the cycle is
-    removed before windows are compared over time. Default: 7d."""
+    """Cycle of the rows, a multiple of `every`: 7d, 1d. With alarms.false_per_year, it is removed before windows are
+    compared over time. Default: 7d."""
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
     columns: TextList = ()
@@ -270,8 +270,8 @@ class MonitorSpec(SpecPart):
     labels_within: Length | None = None
     """performance: time to wait for labels after the end of a window."""
     labels: Literal["sampled", "reported", "late"] | None = None
-    """performance: how rows get their labels. sampled: a random sample of the rows; reported: mostly rows with a
-    certain outcome, such as complaints; late: all rows in the end. Default: the rows and their answers decide."""
+    """performance: which rows get labels. sampled: a random sample; reported: mostly one outcome, such as complaints;
+    late: all. Default: the rows and answers decide."""
     estimate: Literal["informs", "decides"] = "informs"
     """performance: use of an estimate if labels are missing. informs: the estimate is only reported; decides: it may
     also raise an alarm."""

@@ -114,7 +114,7 @@ class ServerSpec(SpecPart):
     """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
     providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
     """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
-    In a spec file, each may have options. All except CPUExecutionProvider must compute a part of every model."""
+    All except CPUExecutionProvider must compute a part of every model."""
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
         default=(), max_length=64
     )
@@ -124,14 +124,14 @@ class ServerSpec(SpecPart):
     """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc. Default: the available cores
     divided by the workers."""
     max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
-    """Memory limit of a worker. A version that would exceed it is refused, and the previous version is still served.
-    Default: the worker's share of the memory limit of its container or unit, if there is a limit."""
+    """Memory limit of a worker. A version that would exceed it is refused. Default: the worker's share of its
+    container's or unit's limit."""
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """Maximum size of a request body. It is also the maximum number of values (rows × outputs) in a response, which is
-    at least 16777216. Above the limit, the response is 413."""
+    """Maximum size of a request body, and (at least 16777216) of the values of a response. Above the limit, the
+    response is 413."""
     max_text_characters: int = Field(default=1_000_000, ge=1000)
-    """Maximum number of characters of a request that a text model tokenizes, which takes up to two seconds. Only the
-    start of a long text counts if the model truncates it. Above the limit, the response is 413."""
+    """Maximum number of characters that a text model tokenizes per request, without a truncated end. Above the limit,
+    the response is 413."""
     request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
     """Timeout to receive a request, and of a pyfunc's prediction. A worker that is silent for this time is replaced."""
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
@@ -152,8 +152,8 @@ class ServerSpec(SpecPart):
     max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
     """Maximum number of requests that wait for a batch of a version. Above the limit, the response is 429."""
     default_timeout_microseconds: int = Field(default=0, ge=0)
-    """Timeout until the computation of a request starts. After it, the response is 504; 0 disables the timeout. A
-    request may set a shorter time (parameter `timeout`)."""
+    """Timeout until the computation of a request starts (0: none). After it, the response is 504. The parameter
+    `timeout` of a request shortens it."""
     max_concurrent_requests: int | None = Field(default=None, ge=1, le=1000)
     """Maximum number of predict requests in flight per worker. Above the limit, the response is 429. A gthread worker
     has at most `threads` requests."""
@@ -251,15 +251,15 @@ class ContainerSpec(SpecPart):
     """Environment variable whose value is not in the spec. On docker, the path of a file with the value; on kubernetes,
     SECRET/KEY in the namespace."""
     secret_files: dict[VariableName, str] = Field(default={})
-    """Environment variable with the path of a file that is mounted, e.g. GOOGLE_APPLICATION_CREDENTIALS. On docker, the
-    path of the file; on kubernetes, SECRET/KEY in the namespace."""
+    """Environment variable with the path of a mounted file, e.g. GOOGLE_APPLICATION_CREDENTIALS. On docker, the path of
+    the file; on kubernetes, SECRET/KEY in the namespace."""
     restart: Literal["unless-stopped", "on-failure", "no"] = "unless-stopped"
     """Docker's restart policy. Kubernetes always restarts."""
     pids: int = Field(default=1024, ge=32, le=65536)
     """Docker's limit of processes and threads in the container."""
     network: str | None = Field(default=None, pattern=NETWORK)
-    """Docker network on which containers reach each other by name; host: the network of this machine. Default: a
-    network on which only this machine reaches the server."""
+    """Docker network on which containers reach each other by name; host: this machine's network. Default: a network on
+    which only this machine reaches the server."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "ContainerSpec":
@@ -296,8 +296,8 @@ class CaptureSpec(SpecPart):
     """Additional columns of requests, such as customer_id. They are captured to match labels with rows, and are not
     passed to the model."""
     retention: Length | None = None
-    """Maximum age of rows and labels in the log: 90d. The controller deletes older rows and labels, except those that a
-    monitor still needs. Default: no limit."""
+    """Maximum age of rows and labels in the log: 90d. The controller deletes older ones, except those that a monitor
+    still needs. Default: no limit."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":
@@ -334,8 +334,8 @@ class KubernetesSpec(SpecPart):
     max_replicas: int | None = Field(default=None, ge=2, le=1000)
     """Maximum number of pods of a HorizontalPodAutoscaler (needs container.cpus) or of KEDA. Default: no autoscaler."""
     target_cpu_percent: int = Field(default=70, ge=1, le=100)
-    """Target CPU utilization of the autoscaler, in percent of container.cpus. A worker with a small model uses at most
-    one core. With fewer workers than cores, the target may never be reached."""
+    """Target CPU utilization of the autoscaler, in percent of container.cpus. It may never be reached with small models
+    and fewer workers than cores."""
     requests_per_second: float | None = Field(default=None, ge=0.001, le=1_000_000)
     """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
     prometheus_url: str = Field(default="http://prometheus-operated.monitoring.svc:9090", pattern=HTTP_URL)
@@ -393,8 +393,8 @@ class AlarmsSpec(SpecPart):
     """The alarms of all monitors of an endpoint together."""
 
     false_per_year: float | None = Field(default=None, ge=0.1, le=365)
-    """Number of false alarms per year that all monitors of the endpoint together may raise. Default: no budget; the
-    false_alarm_rate of each monitor applies to its windows."""
+    """Number of false alarms per year that all monitors of the endpoint together may raise. Default: no budget, but
+    each monitor's false_alarm_rate per window."""
 
 
 class EndpointSpec(SpecPart):
