@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +27,8 @@ SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
 STDOUT, STATUS = b"\1", b"\3"
 """The channels of a command in a pod."""
 Answer = tuple[int, dict[str, Any]]
+CUT = 0
+"""The status of an answer that never comes, because the connection is cut."""
 
 
 class ScriptedApi:
@@ -58,6 +60,8 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
                 self.stream()
                 return
             status, body = made.next_answer(self.path)
+            if status == CUT:
+                return
             content = json.dumps(body).encode()
             self.send_response(status)
             if status == 429:
@@ -99,10 +103,20 @@ def conflict(*managers: str) -> Answer:
     return 409, {"message": f"Apply failed with {len(managers)} conflicts: {causes}"}
 
 
-def test_what_is_busy_or_broken_is_asked_again(api: ScriptedApi) -> None:
-    api.script = [(429, {}), (500, {}), (503, {}), (200, {"kind": "Service"})]
-    assert Cluster("ml").get("Service", "flights") == {"kind": "Service"}
-    assert api.asked == ["GET /api/v1/namespaces/ml/services/flights"] * 4
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("GET", lambda cluster: cluster.get("Service", "flights")),
+        ("PATCH", lambda cluster: cluster.apply(SERVICE)),
+        ("DELETE", lambda cluster: cluster.delete("Service", "flights")),
+    ],
+)
+def test_what_is_busy_or_broken_is_asked_again(
+    api: ScriptedApi, method: str, call: Callable[[Cluster], object]
+) -> None:
+    api.script = [(429, {}), (500, {}), (CUT, {}), (503, {}), (200, SERVICE)]
+    call(Cluster("ml"))
+    assert [line.split()[0] for line in api.asked] == [method] * 5
 
 
 def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> None:
