@@ -1,5 +1,5 @@
-"""A server in front of another server. It counts the requests, and can be slow, hang, refuse, send garbage, or change
-the answers."""
+"""A server in front of another server. It counts the requests, and can hang, refuse, send garbage, or change the
+answers."""
 
 import http.client
 import math
@@ -18,8 +18,8 @@ class Proxy:
     """A rule for requests whose path contains `where`.
 
     Attributes:
-        mood: "honest" forwards requests; "slow" forwards them after `seconds`; "hang" reads and never responds;
-            "refuse" closes the connection; any other text is the response, with `status`.
+        mood: "honest" forwards requests; "hang" reads and never responds; "refuse" closes the connection; any other
+            text is the response, with `status`.
         asked: the method and path of each request, in order of arrival.
         credentials: the header Authorization of each request that has it.
         most: the number of requests that are answered; the connections of later requests are closed.
@@ -31,7 +31,6 @@ class Proxy:
     mood: str = "honest"
     where: str = ""
     status: int = 200
-    seconds: float = 0.0
     url: str = ""
     asked: list[str] = field(default_factory=list)
     credentials: list[str] = field(default_factory=list)
@@ -39,11 +38,8 @@ class Proxy:
     ended: threading.Event = field(default_factory=threading.Event)
     rewrite: Callable[[bytes], bytes] = bytes
 
-    def turn(
-        self, mood: str, where: str = "", status: int = 200, seconds: float = 0.0, kind: str = "text/html"
-    ) -> None:
-        self.where, self.status, self.seconds, self.content_type = where, status, seconds, kind
-        self.mood = mood
+    def turn(self, mood: str, where: str = "", status: int = 200) -> None:
+        self.where, self.status, self.mood = where, status, mood
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,16 +53,14 @@ class _Handler(BaseHTTPRequestHandler):
         proxy.credentials += self.headers.get_all("Authorization") or []
         mood = proxy.mood if proxy.where in self.path else "honest"
         mood = mood if len(proxy.asked) <= proxy.most else "refuse"
-        if mood == "slow":
-            proxy.ended.wait(proxy.seconds)
-        elif mood == "hang":
+        if mood == "hang":
             until = time.monotonic() + 300
             while proxy.mood == "hang" and time.monotonic() < until and not proxy.ended.wait(0.05):
                 pass
         if mood in ("hang", "refuse"):
             self.close_connection = True
             return
-        if mood not in ("honest", "slow"):
+        if mood != "honest":
             self._send(proxy.status, [("Content-Type", "application/json")], mood.encode())
             return
         connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=120)
