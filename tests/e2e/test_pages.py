@@ -26,7 +26,7 @@ PAGES = {
         r"500 of 500 labelled rows are in the log",
         r"1 of 1 labelled rows are in the log",
         r"rows were answered, \d+ of them captured, 0 dropped",
-        r"^… and more rows: --limit is 3$",
+        r"^1 row$|^… and more rows: --limit is \d+$",
         r'^\{"accepted":1\}\{"accepted":2\}$',
     ],
     "monitor.md": [r"^flights daily 2013-07-04/2013-07-05: (no )?drift$"],
