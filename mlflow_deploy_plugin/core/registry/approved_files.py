@@ -6,8 +6,11 @@
 Tags are not asked, because other people may write to MLflow's database and artifacts.
 """
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import app_document, registry_client, registry_errors
 
@@ -55,7 +58,7 @@ def approval_of(model: str, version: str) -> Approval:
     Raises NotFound, RegistryRefused and RegistryUnavailable.
     """
     query = {"model": model, "version": version}
-    document = app_document(_WHAT, APPROVED, "GET", query, _SECONDS, is_optional=True)
+    document = _read(APPROVED, query, _SECONDS)
     if document is not None:
         return Approval.model_validate(document)
     with registry_errors(f"model {model}"):
@@ -65,5 +68,15 @@ def approval_of(model: str, version: str) -> Approval:
 
 def changed_files() -> list[ChangedFiles]:
     """Return the changed files that MLflow's server finds now; an empty list without the app."""
-    document = app_document(_WHAT, CHANGED_FILES, "GET", {}, _READING_SECONDS, is_optional=True)
+    document = _read(CHANGED_FILES, {}, _READING_SECONDS)
     return TypeAdapter(list[ChangedFiles]).validate_python(document or [])
+
+
+def _read(path: str, query: dict[str, str], seconds: float) -> Any:
+    """Return the answer of MLflow's server, or None without the app. Any failure of the app is RegistryUnavailable."""
+    try:
+        return app_document(_WHAT, path, "GET", query, seconds, is_optional=True)
+    except OnnxserveError as error:
+        if error.http_status < 500 or isinstance(error, RegistryUnavailable):
+            raise
+        raise RegistryUnavailable(error.message) from None

@@ -332,7 +332,7 @@ def app_document(
             does not have the app, whose own refusals are JSON documents with an error code.
 
     Raises:
-        OnnxserveError: the error of the app, with the class of its status (RegistryUnavailable from 500 on).
+        OnnxserveError: the error of the app, with the class of its status.
         RegistryRefused, RegistryUnavailable: another answer, or none.
     """
     with registry_errors(what):
@@ -345,8 +345,7 @@ def app_document(
         if "error_code" not in error:
             is_refused = 400 <= answer.status_code < 500
             return None if is_optional and is_refused else checked_json(answer, path)
-    is_outage = answer.status_code >= 500
-    raise (RegistryUnavailable if is_outage else error_of_status(answer.status_code))(error["message"])
+    raise error_of_status(answer.status_code)(error["message"])
 
 
 def login_name() -> str:

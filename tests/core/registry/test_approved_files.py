@@ -69,6 +69,7 @@ def test_without_the_app_a_model_with_approvals_has_no_approved_version(
     [
         (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "there is no version 6"}, NotFound),
         (403, {"error_code": "PERMISSION_DENIED", "message": "you may not read it"}, OnnxserveError),
+        (500, {"error_code": "INTERNAL_ERROR", "message": "a bug"}, RegistryUnavailable),
         (503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the store is down"}, RegistryUnavailable),
         (502, "bad gateway", RegistryUnavailable),
     ],

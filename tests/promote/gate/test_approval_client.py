@@ -84,6 +84,7 @@ def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
         (401, "UNAUTHENTICATED", Unauthenticated),
         (403, "PERMISSION_DENIED", ScopeMissing),
         (404, "RESOURCE_DOES_NOT_EXIST", NotFound),
+        (500, "INTERNAL_ERROR", OnnxserveError),
         (503, "TEMPORARILY_UNAVAILABLE", OnnxserveError),
     ],
 )
