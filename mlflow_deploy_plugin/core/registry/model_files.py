@@ -133,23 +133,24 @@ def refuse_links(folder: Path) -> None:
 
 def fetch(location: str, destination: Path, what: str) -> Path:
     """Download a file or folder, called `what` in messages, and return the copy. Raises the errors of `download`."""
+    scheme = urlparse(location).scheme
+    # Both clients would follow `..` out of the folder of a run, or of the copy.
+    if scheme != "file" and ".." in unquote(location).split("/"):
+        raise InvalidConfig(
+            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
+        )
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
             return client.download(location, destination)
     # The import takes a second, and a model in a local folder does not need it.
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
-    scheme, host = urlparse(location).scheme, urlparse(connection.redact_credentials(location)).netloc
+    host = urlparse(connection.redact_credentials(location)).netloc
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "s3, gs and other schemes are supported")
         raise InvalidConfig(f"{what}: MLflow has no artifact store for {scheme}:…{hint}")
-    # MLflow's client would follow `..` out of the folder of a run on this machine.
-    if scheme != "file" and ".." in unquote(location).split("/"):
-        raise InvalidConfig(
-            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
-        )
     try:
         with warnings.catch_warnings(), connection.no_request_timeout:
             connection.ignore_warnings()

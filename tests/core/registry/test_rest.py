@@ -159,6 +159,16 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("location", ["mlflow-artifacts:/1/..", "mlflow-artifacts:/1/%2e%2e/model"])
+def test_an_address_that_leads_out_of_the_folder_is_refused(
+    location: str, proxy: Proxy, of_agent: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proxy.rewrite = lambda _: b'{"files": [{"path": "file"}]}'
+    with refused(InvalidConfig, "the files", "segment .."):
+        fetch(location, tmp_path / "copy", "the files")
+    assert [*tmp_path.rglob("file")] == []
+
+
 AGENT = """
 import sys
 from pathlib import Path
