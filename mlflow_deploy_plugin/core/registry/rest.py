@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
@@ -52,6 +52,13 @@ def _boolean(text: str) -> str:
 _Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
+def _header_text(text: str) -> str:
+    """Refuse the characters that a header cannot contain, because the error of requests would contain the token."""
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("only printable ASCII characters are expected, without a line break at the end")
+    return text
+
+
 class HttpSettings(BaseModel):
     """The variables MLFLOW_… of MLflow's HTTP client, with MLflow's defaults and bounds."""
 
@@ -67,7 +74,7 @@ class HttpSettings(BaseModel):
     enable_proxy_multipart_download: _Boolean = False
     tracking_username: str = ""
     tracking_password: str = Field(default="", repr=False)
-    tracking_token: str = Field(default="", repr=False)
+    tracking_token: Annotated[str, AfterValidator(_header_text)] = Field(default="", repr=False)
     tracking_auth: str = ""
     tracking_aws_sigv4: _Boolean = False
     tracking_insecure_tls: _Boolean = False
@@ -98,7 +105,8 @@ def http_settings() -> HttpSettings:
         first = error.errors()[0]
         variable = f"{_PREFIX}{first['loc'][0]}".upper()
         reason = first["msg"].removeprefix("Value error, ")
-        raise InvalidConfig(f"{variable}: {reason} (got {first['input']!r})") from None
+        is_secret = not HttpSettings.model_fields[str(first["loc"][0])].repr
+        raise InvalidConfig(f"{variable}: {reason}" + ("" if is_secret else f" (got {first['input']!r})")) from None
     if settings.tracking_insecure_tls and settings.tracking_server_cert_path:
         raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one")
     return settings

@@ -199,3 +199,14 @@ def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(monkeypatch: p
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "11")
     with refused(InvalidConfig, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "'11'"):
         http_settings()
+
+
+@pytest.mark.parametrize("text", ["s3cret\n", "s3cret\r\nHost: x", "s3cretø"])
+def test_a_token_that_no_header_can_contain_is_refused_without_its_value(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", text)
+    with pytest.raises(InvalidConfig) as raised:
+        http_settings()
+    assert raised.value.message.startswith("MLFLOW_TRACKING_TOKEN: only printable")
+    assert "s3cret" not in raised.value.message
