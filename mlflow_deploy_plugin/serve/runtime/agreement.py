@@ -95,7 +95,7 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
     want, got = np.atleast_1d(want, got)
     are_numbers = tolerance.applies_to(want, got)
     if want.shape != got.shape:
-        everywhere = np.full(len(want), np.inf)
+        everywhere = np.full(len(want) or 1, np.inf)  # Without rows, the outputs would agree.
         return Agreement(everywhere, everywhere, are_numbers)
     equal = want == got
     if tolerance.has_signed_zeros and are_numbers:

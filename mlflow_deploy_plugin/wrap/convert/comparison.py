@@ -61,7 +61,8 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
     sizes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
-    return largest_of_rows(agreement.differences / np.maximum(sizes, _TINY))
+    with np.errstate(over="ignore"):
+        return largest_of_rows(agreement.differences / np.maximum(sizes, _TINY))
 
 
 def answer_spread(answers: Array) -> Array:

@@ -85,6 +85,7 @@ def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
         ([1, 2], ["1", "2"], EXACT, [1.0, 1.0], [False, False]),
         (1.0, 1.5, EXACT, [0.5], [False]),
         ([[1.0], [2.0]], [[1.0, 1.0], [2.0, 2.0]], Tolerance(9.0), [np.inf, np.inf], [False, False]),
+        ([], [1.0, 2.0], Tolerance(9.0), [np.inf], [False]),
     ],
 )
 def test_values_are_numbers_or_labels(want: Any, got: Any, tolerance: Tolerance, differences: Any, same: Any) -> None:

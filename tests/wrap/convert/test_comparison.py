@@ -43,6 +43,7 @@ def test_values_near_zero_are_measured_on_the_spread() -> None:
     assert agreement.excess[0] == pytest.approx(1.0)
 
 
+@pytest.mark.filterwarnings("error")
 def test_relative_errors_are_shares_of_the_original() -> None:
     want = np.array([[100.0, 2.0], [np.nan, 5.0]])
     got = np.array([[101.0, 2.5], [3.0, 5.0]])
@@ -50,6 +51,8 @@ def test_relative_errors_are_shares_of_the_original() -> None:
     errors = relative_errors(compare(want, got), want)
 
     np.testing.assert_allclose(errors, [0.25, np.inf])
+    tiny, huge = np.array([0.0]), np.array([1e300])
+    assert relative_errors(compare(tiny, huge), tiny).tolist() == [np.inf]
     labels = np.array([[1, 0], [1, 1]])
     assert relative_errors(compare(labels, labels[::-1]), labels).tolist() == [1.0, 1.0]
 
