@@ -38,6 +38,9 @@ BODIES: list[tuple[str, Any]] = [
     ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]}),
     ("/predict", FLIGHT),
     ("/predict/batch", [FLIGHT, FLIGHT, FLIGHT]),
+    ("/score", {"input_data": SPLIT}),
+    ("/score", {"input_data": [FLIGHT, FLIGHT], "params": {}}),
+    ("/v1/models/mixed:predict", {"instances": [FLIGHT, FLIGHT], "signature_name": "serving_default"}),
     ("/v2/models/tensor/infer", {"id": "mine", "inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "FP32",
                                                              "data": [1, 2, 3, 4]}]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
