@@ -19,6 +19,7 @@ import psutil
 import pytest
 from xdist.remote import Producer
 
+from mlflow_deploy_plugin.core.registry import connection
 from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import Served, servers_below
@@ -100,6 +101,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("ONNXSERVE_HOME", str(folder / "onnxserve"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         yield
+
+
+@pytest.fixture(autouse=True)
+def process_of_a_user() -> None:
+    """Each test begins as in a process of a user, because a command that an earlier test ran declares our process."""
+    connection._process.is_own = False
+    connection._process.imports_mlflow = True
 
 
 @pytest.fixture(scope="session")
