@@ -17,6 +17,7 @@ from flask import Flask
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.connection import own_process
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
@@ -42,6 +43,7 @@ def _create(name: str) -> "Flask | FastAPI":
     from mlflow.server.fastapi_app import create_fastapi_app
     from starlette.routing import Mount
 
+    own_process()
     other, login = _app_and_login(name)
     served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other or app
     inner = served if isinstance(served, Flask) else app

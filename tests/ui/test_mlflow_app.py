@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from flask import Flask
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.ui import mlflow_app as apps
 from mlflow_deploy_plugin.ui.logins import login as logins
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -90,6 +91,7 @@ def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
 ) -> None:
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "gunicorn")
     assert apps.create_app() is mlflow_app.app
+    assert connection._process.is_own  # The server reads files from hosts that authors of models choose.
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
     assert isinstance(apps.create_app(), FastAPI)
 
