@@ -334,6 +334,9 @@ class PyfuncModel:
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
     """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown `device` in `model_config`."""
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
-    placement = Placement(cast(Device, str(config["device"])))
+    try:
+        placement = Placement(cast(Device, str(config["device"])))
+    except InvalidConfig as error:
+        raise InvalidConfig(f"model_config: {error.message}") from None
     threads = int(cast(int | None, config["intra_op_num_threads"]) or available_cores())
     return PyfuncModel(OnnxModel.load(Path(path), placement, threads))
