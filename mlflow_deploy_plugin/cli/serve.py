@@ -137,7 +137,7 @@ class _WatchedSpec:
         """Pass a changed spec to the agent. If it cannot be read or written, log the error and keep the old spec."""
         try:
             if (text := read_text(self._path, "the spec")) != self._text:
-                first, *others = load_specs(text, self._path.absolute() == MOUNTED_SPEC)
+                first, *others = load_specs(text, _is_stored(self._path, self._folder))
                 first = apply_config(first, self._changes)
                 if first.server != self._server:
                     _log.warning("%s: the change of `server` takes effect at the next start", self._path)

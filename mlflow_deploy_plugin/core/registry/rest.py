@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _API = "/api/2.0/mlflow"
 _FILES = "/api/2.0/mlflow-artifacts/artifacts"
 _SERVER_INFO = ("/api/3.0/mlflow/server-info", "/api/3.0/mlflow/server-features")
-"""The routes that tell if a server has workspaces. An older server has only the second one."""
+"""The routes that show whether a server has workspaces. An older server has only the second one."""
 _PREFIX = "MLFLOW_"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})

@@ -112,7 +112,7 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
         differences = np.abs(want - got)
         excess = differences / _allowed(want, got, tolerance)
     for errors in (differences, excess):
-        np.copyto(errors, np.inf, where=np.isnan(errors))  # One value is NaN or infinite, or nothing is allowed.
+        np.copyto(errors, np.inf, where=np.isnan(errors))  # One value is NaN or infinite, or the tolerance is 0.
         np.copyto(errors, 0.0, where=equal)
     return Agreement(differences, excess, are_numbers)
 
